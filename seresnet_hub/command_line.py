@@ -1,0 +1,38 @@
+"""What every script shares: JSON as the last line of standard output, and one clear line where the input was wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from seresnet_hub.errors import InputError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def run(main: Callable[[Sequence[str]], dict[str, Any] | None], arguments: Sequence[str] | None = None) -> int:
+    """Run `main` on the arguments and return the exit code: 0, 2 on bad input, 130 on Ctrl-C.
+
+    What `main` returns is printed as one JSON line on standard output; whatever it or a library prints goes to
+    standard error. `None` (on the processes that are not the main one) prints nothing.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            result = main(sys.argv[1:] if arguments is None else arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    if result is not None:
+        try:
+            print(json.dumps(result, ensure_ascii=False, allow_nan=False), flush=True)
+        except BrokenPipeError:  # the reader has gone; keep the interpreter from failing again while it flushes
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
