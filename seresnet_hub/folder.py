@@ -72,7 +72,7 @@ def config_text(
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, CONFIG_NAME)
         try:
-            model.pretrained_cfg = {**original, **pretrained_cfg}  # type: ignore[dict-item]
+            model.pretrained_cfg = {**original, **pretrained_cfg}  # type: ignore[dict-item, assignment]
             save_config_for_hf(model, path, model_config=model_config, model_args=dict(model_args or {}))
         except (TypeError, ValueError) as error:
             raise InputError(f"cannot describe the model in {CONFIG_NAME}: {error}") from error

@@ -45,7 +45,7 @@ class CifarResNet(ResNet):  # type: ignore[misc]
         self.conv1 = nn.Conv2d(in_chans, 16, kernel_size=3, padding=1, bias=False, **factory)
         self.maxpool = nn.Identity()
         self.layer4 = nn.Sequential()
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             {**info, "reduction": max(1, info["reduction"] // 4)}
             for info in self.feature_info
         ]  # fmt: skip
@@ -118,7 +118,7 @@ for _variant in CIFAR_VARIANTS:
     _register(
         _variant.name,
         partial(_build_cifar, _variant),
-        f"{'SE-' if _variant.se else ''}ResNet for 32 x 32 images (He et al., CIFAR); keyword arguments as for timm's ResNet.",
+        f"{'SE-' if _variant.se else ''}ResNet for 32 x 32 images (He et al.); keyword arguments as for timm's ResNet.",
     )
 
 

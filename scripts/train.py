@@ -1,0 +1,40 @@
+"""Train a recipe; see --help. The last line of standard output is one JSON object."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import PartialState
+
+from seresnet_hub.command_line import run
+from seresnet_hub.recipes import RECIPES, get_recipe, override
+from seresnet_hub.training import train
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any] | None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="digits", help=f"one of: {', '.join(RECIPES)} (default: digits)")
+    parser.add_argument("--data", metavar="DIR_OR_HUB_ID", help="data set to train on (default: the recipe's own)")
+    parser.add_argument("--output", metavar="DIR", help="folder for the model (default: runs/RECIPE)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", nargs="+", help="replace fields of the recipe"
+    )
+    options = parser.parse_args(arguments)
+    recipe = override(get_recipe(options.recipe), [assignment for group in options.set for assignment in group])
+    result = train(
+        recipe,
+        output=options.output or f"runs/{recipe.name}",
+        data=options.data,
+        resume=options.resume,
+        max_steps=options.max_steps,
+    )
+    return result if PartialState().is_main_process else None
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,77 @@
+"""Measure a model on a labelled split: every image once, counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from seresnet_hub.data import Loader, Split, evaluation_loader
+from seresnet_hub.errors import InputError
+from seresnet_hub.images import model_transform, normalize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Accuracies in percent over exactly `seen` images, and how fast they were seen."""
+
+    seen: int
+    top1: float
+    top5: float
+    images_per_second: float
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    *,
+    batch_size: int = 128,
+    workers: int = 2,
+    rank: int = 0,
+    world_size: int = 1,
+    total: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> Accuracy:
+    """Return top-1 and top-5 accuracy of `model` on every image of `split`, each counted once.
+
+    Ranks share the batches; `total` sums a tensor over them. Errors: `InputError` where a label lies outside the
+    model's classes or a row cannot be read; `RuntimeError` if not every image was counted.
+    """
+    if split.rows == 0:
+        raise InputError(f"split {split.name!r} of {split.source} is empty")
+    num_classes: int = model.num_classes  # type: ignore[assignment]
+    if split.class_names and len(split.class_names) != num_classes:
+        raise InputError(f"{split.source} has {len(split.class_names)} classes, the model {num_classes}")
+    transform, config = model_transform(model)
+    batches: Loader = evaluation_loader(
+        split, None, transform, batch_size=batch_size, num_classes=num_classes, rank=rank, world_size=world_size,
+        workers=workers,
+    )  # fmt: skip
+    device = next(model.parameters()).device
+    counts = torch.zeros(3, dtype=torch.int64, device=device)
+    was_training = model.training
+    model.eval()
+    start = time.perf_counter()
+    try:
+        with torch.inference_mode():
+            for batch in tqdm(batches, desc=f"evaluating {split.name}", disable=rank != 0, leave=False):
+                images = normalize(batch.images.to(device), mean=config["mean"], std=config["std"])
+                labels, mask = batch.labels.to(device), batch.mask.to(device)
+                best = model(images).topk(min(5, num_classes), dim=1).indices
+                hits = (best == labels[:, None]) & mask[:, None]
+                counts += torch.stack([hits[:, 0].sum(), hits.sum(), mask.sum()])
+    finally:
+        model.train(was_training)
+    counts = total(counts) if total else counts
+    top1, top5, seen = counts.tolist()
+    if seen != split.rows:
+        raise RuntimeError(f"{seen} of the {split.rows} images of split {split.name!r} of {split.source} were counted")
+    return Accuracy(
+        seen=seen,
+        top1=100 * top1 / seen,
+        top5=100 * top5 / seen,
+        images_per_second=seen / (time.perf_counter() - start),
+    )

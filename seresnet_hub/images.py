@@ -1,0 +1,166 @@
+"""Read pictures as a viewer shows them, and turn them into the tensors a model takes."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data import create_transform, resolve_model_data_config
+from torch import nn
+from torchvision import transforms
+
+from seresnet_hub.errors import InputError
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+def read_image(source: bytes | str | Path | Image.Image) -> Image.Image:
+    """Return the picture as 8-bit RGB, as a viewer shows it.
+
+    EXIF rotation is applied, transparency is laid over white, 16-bit grey is scaled to 8 bits, CMYK and palettes are
+    converted. Errors: `InputError` where the file is missing, is no image, or ends too early.
+    """
+    if isinstance(source, Image.Image):
+        return _as_shown(source)
+    name = "" if isinstance(source, bytes) else f"{source}: "
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise InputError(f"{name}{error.strerror or error}") from error
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return _as_shown(image)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise almost anything on broken bytes
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else f"not a whole image ({error})"
+        raise InputError(f"{name}{reason}") from error
+
+
+def _as_shown(image: Image.Image) -> Image.Image:
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        # Pillow clips these to 255 when it converts; a viewer shows the whole 16-bit range.
+        levels = np.asarray(image, dtype=np.float64)
+        scale = 257.0 if levels.max(initial=0) > 255 else 1.0
+        image = Image.fromarray(np.clip(levels / scale, 0, 255).round().astype(np.uint8), mode=None)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def image_files(paths: Sequence[str | Path]) -> list[Path]:
+    """Return the files named by `paths`, with folders replaced by the images inside them, in sorted order.
+
+    Errors: `InputError` where a path does not exist or a folder holds no image.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                raise InputError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
+            files += inside
+        elif path.exists():
+            files.append(path)
+        else:
+            raise InputError(f"{path}: no such file or folder")
+    return files
+
+
+def evaluation_transform(
+    *, input_size: Sequence[int], interpolation: str, crop_pct: float, crop_mode: str = "center", **_: Any
+) -> Transform:
+    """Return timm's evaluation transform, stopped before normalisation: picture to uint8 `(3, height, width)`.
+
+    Takes the keys of `timm.data.resolve_model_data_config` (mean and std are applied later, by `normalize`).
+    """
+    transform: Transform = create_transform(
+        tuple(input_size), interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, normalize=False
+    )
+    return transform
+
+
+def training_transform(
+    *,
+    crop: str,
+    input_size: Sequence[int],
+    interpolation: str,
+    crop_padding: int,
+    scale: tuple[float, float],
+    horizontal_flip: float,
+) -> Transform:
+    """Return the training transform, stopped before normalisation: picture to uint8 `(3, height, width)`.
+
+    `crop="resized"` is timm's RandomResizedCrop over `scale` of the area; `crop="pad"` resizes to the input size, pads
+    by `crop_padding` black pixels on each side and crops back (arXiv 1512.03385, section 4.2).
+    """
+    if crop == "resized":
+        transform: Transform = create_transform(
+            tuple(input_size), is_training=True, scale=scale, hflip=horizontal_flip, color_jitter=0.0,
+            interpolation=interpolation, normalize=False,
+        )  # fmt: skip
+        return transform
+    size = tuple(input_size)[-2:]
+    composed: Transform = transforms.Compose(
+        [
+            transforms.Resize(size, interpolation=transforms.InterpolationMode(interpolation)),
+            transforms.RandomCrop(size, padding=crop_padding or None),
+            transforms.RandomHorizontalFlip(horizontal_flip),
+            transforms.PILToTensor(),
+        ]
+    )
+    return composed
+
+
+def normalize(images: torch.Tensor, *, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Return uint8 images `(batch, 3, height, width)` as floats in [0, 1], less `mean`, over `std`."""
+    shape = (1, -1, 1, 1)
+    center = torch.tensor(mean, device=images.device).view(shape)
+    spread = torch.tensor(std, device=images.device).view(shape)
+    return images.float().div_(255).sub_(center).div_(spread)
+
+
+def model_transform(model: nn.Module, **overrides: Any) -> tuple[Transform, dict[str, Any]]:
+    """Return the evaluation transform that a model's own config asks for, and that config."""
+    config: dict[str, Any] = resolve_model_data_config(model, args=overrides or None)
+    if config["input_size"][0] != 3:
+        raise InputError(f"the model takes {config['input_size'][0]} channels; pictures have 3 (RGB)")
+    return evaluation_transform(**config), config
+
+
+def seed_from(*entropy: int) -> int:
+    """Return a seed in [0, 2**63) that depends on all of `entropy`, well mixed."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) % 2**63
+
+
+@contextlib.contextmanager
+def seeded(*entropy: int) -> Iterator[None]:
+    """Draw random numbers from a stream that depends on `entropy` alone, and give back the old streams afterwards.
+
+    Covers the three generators that timm's and torchvision's transforms draw from: random, NumPy, torch (CPU).
+    """
+    generator = torch.default_generator
+    before = random.getstate(), np.random.get_state(), generator.get_state()
+    seed = seed_from(*entropy)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        generator.set_state(before[2])

@@ -1,0 +1,123 @@
+"""Name what pictures show, and take features out of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import nn
+
+from seresnet_hub.errors import InputError
+from seresnet_hub.images import Transform, model_transform, normalize, read_image
+from seresnet_hub.models import create
+
+BATCH_SIZE = 32
+
+Picture = str | Path | bytes | Image.Image
+
+
+def predict(model: nn.Module | str, images: Picture | Sequence[Picture], topk: int = 5) -> list[list[dict[str, Any]]]:
+    """Return the `topk` most probable classes of each image, best first, as `{index, name, score}`.
+
+    `images` is one picture or a list of them (path, encoded bytes, or Pillow image); scores are softmax probabilities
+    in [0, 1]. Works in batches on the model's device, in eval mode, with the model's own preprocessing. Errors:
+    `InputError` where a picture cannot be read, or the model has no classifier.
+    """
+    model = create(model) if isinstance(model, str) else model
+    if topk < 1:
+        raise InputError(f"topk={topk}: must be at least 1")
+    if not getattr(model, "num_classes", 0):
+        raise InputError("the model has no classifier: create it with num_classes > 0, or use extract_features")
+    names = class_names(model)
+    results: list[list[dict[str, Any]]] = []
+    for logits in _in_batches(model, images, model):
+        scores, indices = logits.float().softmax(dim=-1).topk(min(topk, logits.shape[-1]))
+        for row_scores, row_indices in zip(scores.tolist(), indices.tolist(), strict=True):
+            results.append(
+                [
+                    {"index": index, "name": names[index] if names else str(index), "score": score}
+                    for index, score in zip(row_indices, row_scores, strict=True)
+                ]
+            )
+    return results
+
+
+def extract_features(
+    model: nn.Module | str, images: Picture | Sequence[Picture], stage: int | None = None
+) -> torch.Tensor:
+    """Return pooled features `(batch, channels)`, or with `stage` the map `(batch, channels, height, width)`.
+
+    Stages count as in timm's `feature_info`: 0 is the stem, then one for each stage; negative ones count from the end.
+    The result is on the model's device. Errors: `InputError` as for `predict`, and where there is no such stage.
+    """
+    model = create(model) if isinstance(model, str) else model
+    if stage is None:
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            features: torch.Tensor = model.forward_head(model.forward_features(x), pre_logits=True)  # type: ignore[operator]
+            return features
+    else:
+        stages = len(model.feature_info)  # type: ignore[arg-type]
+        if not -stages <= stage < stages:
+            raise InputError(f"stage={stage}: the model has stages 0 to {stages - 1}")
+        wanted = stage % stages
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            maps: list[torch.Tensor] = model.forward_intermediates(  # type: ignore[operator]
+                x, indices=[wanted], intermediates_only=True
+            )
+            return maps[0]
+
+    return torch.cat(list(_in_batches(model, images, forward)))
+
+
+def _in_batches(model: nn.Module, images: Picture | Sequence[Picture], forward: Any) -> list[torch.Tensor]:
+    """Run `forward` over the images in batches, in eval mode on the model's device; the model's mode is restored."""
+    pictures: Sequence[Picture] = [images] if isinstance(images, (str, Path, bytes, Image.Image)) else images
+    if not pictures:
+        raise InputError("no images were given")
+    transform, config = model_transform(model)
+    parameter = next(model.parameters())
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            outputs = []
+            for start in range(0, len(pictures), BATCH_SIZE):
+                batch = _load(pictures[start : start + BATCH_SIZE], transform).to(parameter.device)
+                floats = normalize(batch, mean=config["mean"], std=config["std"]).to(parameter.dtype)
+                outputs.append(forward(floats))
+            return outputs
+    finally:
+        model.train(was_training)
+
+
+def _load(pictures: Sequence[Picture], transform: Transform) -> torch.Tensor:
+    return torch.stack([transform(read_image(picture)) for picture in pictures])
+
+
+def class_names(model: nn.Module) -> list[str] | None:
+    """Return the class names in the model's config, ImageNet's from timm's tables where it has none, or `None`."""
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    num_classes = getattr(model, "num_classes", 0)
+    names, descriptions = config.get("label_names"), config.get("label_descriptions") or {}
+    if names and len(names) == num_classes:
+        ordered = [names[str(k)] if str(k) in names else names[k] for k in range(num_classes)] if isinstance(
+            names, dict
+        ) else list(names)  # fmt: skip
+        return [descriptions.get(name, name) for name in ordered]
+    subset = infer_imagenet_subset(model)
+    if subset and not names:
+        return _imagenet_names(subset)
+    return None
+
+
+@cache
+def _imagenet_names(subset: str) -> list[str]:
+    names: list[str] = ImageNetInfo(subset).label_descriptions()
+    return names

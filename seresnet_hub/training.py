@@ -1,0 +1,298 @@
+"""Train a model by a recipe, on as many processes as were started."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import distribute_bn
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from seresnet_hub.data import Split, loader, open_split
+from seresnet_hub.errors import InputError
+from seresnet_hub.evaluation import Accuracy, evaluate
+from seresnet_hub.folder import config_text, replacing, write_model
+from seresnet_hub.images import normalize, seed_from
+from seresnet_hub.recipes import Recipe
+
+STATE_NAME = Path("training", "state.pt")
+
+
+def train(
+    recipe: Recipe,
+    *,
+    output: str | Path,
+    data: str | None = None,
+    resume: bool = False,
+    max_steps: int | None = None,
+) -> dict[str, Any]:
+    """Train `recipe` on `data` (default: the recipe's own) into the folder `output`, and return the measured result.
+
+    `output` gets `model.safetensors`, `config.json` and `README.md` for timm, and `training/` with what `resume` needs,
+    after each epoch. `max_steps` ends the run early, counted from its very start. Runs on every process that the
+    launcher started. Errors: `InputError` on a bad argument or data set, before anything is written.
+    """
+    output = Path(output)
+
+    # ------------------------------------------------------------------ arguments
+    source = data or recipe.data
+    if source is None:
+        raise InputError(f"recipe {recipe.name!r} has no data set of its own: name one with --data")
+    if max_steps is not None and max_steps < 1:
+        raise InputError(f"max_steps={max_steps}: must be at least 1")
+    if not timm.is_model(recipe.model.split(".")[0]):
+        raise InputError(f"recipe {recipe.name!r}: timm knows no model {recipe.model!r}")
+    if resume and not (output / STATE_NAME).is_file():
+        raise InputError(f"nothing to resume: {output / STATE_NAME} does not exist")
+    if not resume and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} already exists: continue it with --resume, or choose another --output")
+
+    # ------------------------------------------------------------------ processes
+    accelerator = Accelerator()
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    main = accelerator.is_main_process
+
+    def say(line: str) -> None:
+        if main:
+            tqdm.write(line, file=sys.stderr)
+
+    say(f"{world_size} process{'es' if world_size > 1 else ''} on {accelerator.device.type}")
+    if world_size == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        say(
+            "warning: the launcher was asked for more processes but started only this one; "
+            "on CPUs start them with: torchrun --nproc_per_node N scripts/train.py"
+        )
+    if recipe.batch_size < world_size:
+        raise InputError(f"batch_size={recipe.batch_size} cannot be shared by {world_size} processes")
+
+    # ------------------------------------------------------------------ data
+    with accelerator.main_process_first():
+        train_split = open_split(source, recipe.train_split)
+    eval_split = open_split(source, recipe.eval_split)
+    num_classes = _num_classes(recipe, train_split)
+    steps_per_epoch = math.ceil(train_split.rows / recipe.batch_size)
+    if steps_per_epoch == 0:
+        raise InputError(f"split {train_split.name!r} of {source} is empty")
+    total_steps = recipe.epochs * steps_per_epoch
+    last_step = min(total_steps, max_steps or total_steps)
+    say(
+        f"{train_split.rows:,} training and {eval_split.rows:,} {eval_split.name} images of {num_classes} classes, "
+        f"{steps_per_epoch} steps an epoch, {last_step:,} steps"
+    )
+
+    # ------------------------------------------------------------------ model
+    torch.manual_seed(recipe.seed)  # the same start on every process
+    model: nn.Module = timm.create_model(recipe.model, num_classes=num_classes)
+    config = {**model.pretrained_cfg, **_data_config(recipe, model)}  # type: ignore[dict-item]
+    model.pretrained_cfg = config  # type: ignore[assignment]  # evaluation reads its transform from here, as a user of the saved model does
+    optimizer = create_optimizer_v2(
+        model, recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
+        filter_bias_and_bn=not recipe.decay_all,
+    )  # fmt: skip
+    schedule = CosineLRScheduler(
+        optimizer, t_initial=total_steps, warmup_t=recipe.warmup_epochs * steps_per_epoch, warmup_prefix=False,
+        t_in_epochs=False,
+    )  # fmt: skip
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+
+    # ------------------------------------------------------------------ resume
+    step, seen = 0, 0
+    if resume:
+        state = _read_state(output / STATE_NAME, recipe, source)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, seen = state["step"], state["seen"]
+        say(f"resuming {output} at step {step:,}")
+
+    # ------------------------------------------------------------------ loop
+    accuracy: Accuracy | None = None
+    trained, seconds = 0, 0.0
+    bar = tqdm(total=last_step, initial=step, desc=f"training {recipe.model}", unit="step", disable=not main)
+    while step < last_step:
+        epoch, position = divmod(step, steps_per_epoch)
+        batches = loader(
+            train_split, None, recipe, rank=rank, world_size=world_size, workers=recipe.workers, seed=recipe.seed,
+            epoch=epoch, position=position,
+        )  # fmt: skip
+        prepared.train()
+        start = time.perf_counter()
+        for batch in batches:
+            # Drop-outs draw from a stream of the step's own, so a resumed run draws what the uninterrupted one drew.
+            torch.manual_seed(seed_from(recipe.seed, step, rank))
+            schedule.step_update(step)
+            images = normalize(batch.images.to(accelerator.device), mean=config["mean"], std=config["std"])
+            labels, mask = batch.labels.to(accelerator.device), batch.mask.to(accelerator.device)
+            with accelerator.autocast():
+                logits = prepared(images)
+            losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=recipe.label_smoothing)
+            # Processes average their gradients; scaled so, that average is the mean over the whole batch.
+            loss = (losses * mask).sum() * (world_size / batch.total)
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            optimizer.step()
+            step, seen, trained = step + 1, seen + batch.total, trained + batch.total
+            bar.update()
+            if step % 10 == 0 and main:
+                bar.set_postfix(epoch=epoch + 1, loss=f"{loss.item():.3f}", refresh=False)
+            if step == last_step:
+                break
+        seconds += time.perf_counter() - start
+
+        # -------------------------------------------------------------- end of an epoch, or of the run
+        if world_size > 1:
+            distribute_bn(model, world_size, reduce=True)
+        digest = _same_on_all_ranks(model)
+        accuracy = _evaluate(model, eval_split, recipe, accelerator)
+        say(
+            f"epoch {epoch + 1}/{recipe.epochs}: {accuracy.top1:.2f} % top-1, {accuracy.top5:.2f} % top-5 over "
+            f"{accuracy.seen:,} {eval_split.name} images; weights {digest[:12]} on {world_size} process(es)"
+        )
+        if main:
+            _save(output, model, optimizer, recipe, source, train_split, accuracy, step=step, seen=seen)
+        accelerator.wait_for_everyone()
+    bar.close()
+    if accuracy is None:  # a finished run was resumed
+        accuracy = _evaluate(model, eval_split, recipe, accelerator)
+    accelerator.end_training()
+    return {
+        "output": str(output),
+        "recipe": recipe.name,
+        "model": recipe.model,
+        "steps": step,
+        "epochs": round(step / steps_per_epoch, 4),
+        "seen": seen,
+        "top1": round(accuracy.top1, 4),
+        "top5": round(accuracy.top5, 4),
+        "images_per_second": round(trained / seconds, 1) if trained else 0.0,
+    }
+
+
+def _num_classes(recipe: Recipe, split: Split) -> int:
+    named = len(split.class_names) if split.class_names else None
+    if recipe.num_classes and named and recipe.num_classes != named:
+        raise InputError(f"num_classes={recipe.num_classes}, but {split.source} has {named} classes")
+    number = recipe.num_classes or named
+    if not number:
+        raise InputError(f"{split.source} does not say how many classes it has: add --set num_classes=N")
+    return number
+
+
+def _data_config(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
+    """Return the preprocessing that belongs to the trained weights, as timm's config names it."""
+    given: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    pool = tuple(
+        side * recipe.input_size // full for side, full in zip(given["pool_size"], given["input_size"][1:], strict=True)
+    )
+    return {
+        "input_size": (3, recipe.input_size, recipe.input_size),
+        "pool_size": pool,
+        "interpolation": recipe.interpolation,
+        "crop_pct": recipe.crop_pct,
+        "mean": recipe.mean or given["mean"],
+        "std": recipe.std or given["std"],
+    }
+
+
+def _evaluate(model: nn.Module, split: Split, recipe: Recipe, accelerator: Accelerator) -> Accuracy:
+    def total(counts: torch.Tensor) -> torch.Tensor:
+        summed: torch.Tensor = accelerator.reduce(counts, reduction="sum")
+        return summed
+
+    return evaluate(
+        model, split, workers=recipe.workers, rank=accelerator.process_index, world_size=accelerator.num_processes,
+        total=total,
+    )  # fmt: skip
+
+
+def _same_on_all_ranks(model: nn.Module) -> str:
+    """Return the sha256 of the weights and buffers; `RuntimeError` if the processes hold different ones."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    digests = gather_object([digest.hexdigest()])
+    if len(set(digests)) != 1:
+        raise RuntimeError(f"the processes have drifted apart: {digests}")
+    return digest.hexdigest()
+
+
+def _read_state(path: Path, recipe: Recipe, source: str) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        saved = json.loads(state["recipe"])
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+        raise InputError(f"cannot resume: {path} is damaged ({type(error).__name__})") from error
+    wanted = json.loads(_recipe_json(recipe, source))
+    changed = [
+        f"{key} was {saved.get(key)!r}, now {value!r}" for key, value in wanted.items() if saved.get(key) != value
+    ]
+    if changed:
+        raise InputError(f"cannot resume with another recipe: {'; '.join(changed)}")
+    return state
+
+
+def _recipe_json(recipe: Recipe, source: str) -> str:
+    # Where the data lies and how many workers read it does not change what is learnt.
+    settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in ("data", "workers")}
+    return json.dumps({**settings, "data": source})
+
+
+def _save(
+    output: Path,
+    model: nn.Module,
+    optimizer: Any,
+    recipe: Recipe,
+    source: str,
+    split: Split,
+    accuracy: Accuracy,
+    *,
+    step: int,
+    seen: int,
+) -> None:
+    """Write the model folder, then the training state that belongs to it."""
+    write_model(
+        output,
+        model.state_dict(),
+        config=config_text(model, pretrained_cfg={"num_classes": model.num_classes}, label_names=split.class_names),
+        card=_card(recipe, source, accuracy, step=step, seen=seen),
+    )
+    with replacing(output / STATE_NAME) as temporary:
+        torch.save(
+            {
+                "recipe": _recipe_json(recipe, source),
+                "step": step,
+                "seen": seen,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            },
+            temporary,
+        )
+
+
+def _card(recipe: Recipe, source: str, accuracy: Accuracy, *, step: int, seen: int) -> str:
+    return f"""---
+library_name: timm
+pipeline_tag: image-classification
+license: apache-2.0
+---
+# {recipe.model}, trained on {source}
+
+`{recipe.model}` trained by seresnet_hub's recipe `{recipe.name}`: {step:,} steps, {seen:,} images seen.
+Measured on the {accuracy.seen:,} images of split `{recipe.eval_split}`: {accuracy.top1:.2f} % top-1,
+{accuracy.top5:.2f} % top-5.
+"""
