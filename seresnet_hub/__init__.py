@@ -1,6 +1,38 @@
 """SE-ResNets for timm and the Hugging Face Hub; importing this package registers its models with timm."""
 
-from seresnet_hub.errors import InputError
-from seresnet_hub.models import list_models
+from importlib import import_module
+from typing import Any
 
-__all__ = ["InputError", "list_models"]
+from seresnet_hub.errors import InputError
+from seresnet_hub.inference import extract_features, predict
+from seresnet_hub.models import create, list_models
+
+# Rooms that load `datasets` or `accelerate` open when they are asked for.
+_LATE = {
+    "evaluate": "seresnet_hub.evaluation",
+    "loader": "seresnet_hub.data",
+    "open_split": "seresnet_hub.data",
+    "train": "seresnet_hub.training",
+}
+
+__all__ = [
+    "InputError",
+    "create",
+    "evaluate",
+    "extract_features",
+    "list_models",
+    "loader",
+    "open_split",
+    "predict",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return getattr(import_module(_LATE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

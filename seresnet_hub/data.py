@@ -90,10 +90,12 @@ def open_split(source: str, split: str | None) -> Split:
     name = split or _default_split(source, list(streams))
     if name not in streams:
         raise InputError(f"data set {source!r} has no split {name!r}; it has: {', '.join(streams)}")
-    stream = streams[name].decode(False).reshard()
-    features = stream.features or _peek_features(source, stream)
+    features = streams[name].features
+    if features is None:
+        raise InputError(f"data set {source!r} declares no columns, so no images can be told from other data")
     image_column, label_column = _columns(source, features)
     label = features[label_column]
+    stream = streams[name].decode(False).reshard()
     return Split(
         source=source,
         name=name,
@@ -118,13 +120,6 @@ def _default_split(source: str, names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     raise InputError(f"data set {source!r} has neither a validation nor a test split; name one of: {', '.join(names)}")
-
-
-def _peek_features(source: str, stream: IterableDataset) -> Features:
-    features = stream._resolve_features().features  # datasets' own way to infer them from the first rows
-    if features is None:
-        raise InputError(f"data set {source!r} does not say which columns it has")
-    return features
 
 
 def _columns(source: str, features: Features) -> tuple[str, str]:

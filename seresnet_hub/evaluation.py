@@ -59,6 +59,7 @@ def evaluate(
         with torch.inference_mode():
             for batch in tqdm(batches, desc=f"evaluating {split.name}", disable=rank != 0, leave=False):
                 images = normalize(batch.images.to(device), mean=config["mean"], std=config["std"])
+                images = images.contiguous(memory_format=torch.channels_last)
                 labels, mask = batch.labels.to(device), batch.mask.to(device)
                 best = model(images).topk(min(5, num_classes), dim=1).indices
                 hits = (best == labels[:, None]) & mask[:, None]

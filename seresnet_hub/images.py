@@ -49,11 +49,10 @@ def read_image(source: bytes | str | Path | Image.Image) -> Image.Image:
 def _as_shown(image: Image.Image) -> Image.Image:
     image.load()
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        # Pillow clips these to 255 when it converts; a viewer shows the whole 16-bit range.
-        levels = np.asarray(image, dtype=np.float64)
-        scale = 257.0 if levels.max(initial=0) > 255 else 1.0
-        image = Image.fromarray(np.clip(levels / scale, 0, 255).round().astype(np.uint8), mode=None)
+    if image.mode.startswith("I"):
+        # Pillow clips 16-bit grey to 255 when it converts; a viewer shows the whole range.
+        levels = np.asarray(image, dtype=np.float64) / 257
+        image = Image.fromarray(np.clip(levels, 0, 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -136,8 +135,9 @@ def normalize(images: torch.Tensor, *, mean: Sequence[float], std: Sequence[floa
 def model_transform(model: nn.Module, **overrides: Any) -> tuple[Transform, dict[str, Any]]:
     """Return the evaluation transform that a model's own config asks for, and that config."""
     config: dict[str, Any] = resolve_model_data_config(model, args=overrides or None)
-    if config["input_size"][0] != 3:
-        raise InputError(f"the model takes {config['input_size'][0]} channels; pictures have 3 (RGB)")
+    channels = getattr(model, "in_chans", config["input_size"][0])
+    if channels != 3:
+        raise InputError(f"the model takes {channels} channels; pictures have 3 (RGB)")
     return evaluation_transform(**config), config
 
 

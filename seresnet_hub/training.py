@@ -64,6 +64,7 @@ def train(
 
     # ------------------------------------------------------------------ processes
     accelerator = Accelerator()
+    _share_cores(accelerator)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     main = accelerator.is_main_process
 
@@ -98,6 +99,7 @@ def train(
     # ------------------------------------------------------------------ model
     torch.manual_seed(recipe.seed)  # the same start on every process
     model: nn.Module = timm.create_model(recipe.model, num_classes=num_classes)
+    model = model.to(memory_format=torch.channels_last)
     config = {**model.pretrained_cfg, **_data_config(recipe, model)}  # type: ignore[dict-item]
     model.pretrained_cfg = config  # type: ignore[assignment]  # evaluation reads its transform from here, as a user of the saved model does
     optimizer = create_optimizer_v2(
@@ -136,6 +138,7 @@ def train(
             torch.manual_seed(seed_from(recipe.seed, step, rank))
             schedule.step_update(step)
             images = normalize(batch.images.to(accelerator.device), mean=config["mean"], std=config["std"])
+            images = images.contiguous(memory_format=torch.channels_last)
             labels, mask = batch.labels.to(accelerator.device), batch.mask.to(accelerator.device)
             with accelerator.autocast():
                 logits = prepared(images)
@@ -180,6 +183,17 @@ def train(
         "top5": round(accuracy.top5, 4),
         "images_per_second": round(trained / seconds, 1) if trained else 0.0,
     }
+
+
+def _share_cores(accelerator: Accelerator) -> None:
+    """Let the processes on this machine share its cores, where a launcher has left each of them a single thread.
+
+    `accelerate launch` and `torchrun` set OMP_NUM_THREADS=1 on their own; a person's own setting is kept otherwise.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if accelerator.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_processes))
 
 
 def _num_classes(recipe: Recipe, split: Split) -> int:

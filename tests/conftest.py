@@ -1,0 +1,114 @@
+"""Shared ground of the tests: no network but loopback, a private cache, and small data sets made on the spot."""
+
+from __future__ import annotations
+
+import os
+
+# Read by huggingface_hub and datasets when they are imported, so before anything else.
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["SERESNET_HUB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    datasets.disable_progress_bars()
+
+
+def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def numbered_picture(number: int, size: int = 8) -> bytes:
+    """A PNG whose every pixel spells `number`, so that a batch tells which rows it holds."""
+    return encode(Image.new("RGB", (size, size), (number % 256, number // 256 % 256, number // 65536)))
+
+
+def numbers_in(images: object) -> list[int]:
+    """Read the numbers back from a uint8 batch of unaugmented numbered pictures."""
+    pixels = images[:, :, 0, 0].long()  # type: ignore[index]
+    return (pixels[:, 0] + 256 * pixels[:, 1] + 65536 * pixels[:, 2]).tolist()
+
+
+WriteSplit = Callable[..., Path]
+
+
+@pytest.fixture
+def write_split(tmp_path: Path) -> WriteSplit:
+    """Return a function that writes numbered pictures as parquet shards: one inner sequence a shard, of row groups."""
+
+    def write(
+        shards: Sequence[Sequence[int]],
+        *,
+        split: str = "train",
+        classes: int = 10,
+        folder: str = "numbers",
+        images: Sequence[bytes] | None = None,
+        labels: Sequence[int] | None = None,
+    ) -> Path:
+        root = tmp_path / folder
+        root.mkdir(exist_ok=True)
+        rows = sum(map(sum, shards))
+        images = images or [numbered_picture(k) for k in range(rows)]
+        labels = labels or [k % classes for k in range(rows)]
+        features = datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=[f"class {k}" for k in range(classes)])}
+        )
+        start = 0
+        for shard, groups in enumerate(shards):
+            stop = start + sum(groups)
+            column = [{"bytes": images[k], "path": f"{k}.png"} for k in range(start, stop)]
+            table = datasets.Dataset.from_dict({"image": column, "label": list(labels[start:stop])}, features=features)
+            arrow = table.with_format("arrow")[:]
+            path = root / f"{split}-{shard:05d}-of-{len(shards):05d}.parquet"
+            with pyarrow.parquet.ParquetWriter(path, arrow.schema) as writer:
+                at = 0
+                for group in groups:
+                    writer.write_table(arrow.slice(at, group), row_group_size=max(group, 1))
+                    at += group
+            start = stop
+        return root
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def cifar10_copy() -> Path:
+    return _shared("cifar10")
+
+
+@pytest.fixture(scope="session")
+def imagenet_sample() -> Path:
+    return _shared("imagenet-sample")
+
+
+def _shared(name: str) -> Path:
+    folder = SHARED_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here: this test runs on real images that are not part of the project")
+    return folder
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    """A picture with structure in every channel, 40 x 30."""
+    x, y = np.meshgrid(np.arange(40), np.arange(30))
+    pixels = np.stack([x * 6, y * 8, (x + y) * 3], axis=-1)
+    return Image.fromarray(pixels.astype(np.uint8))

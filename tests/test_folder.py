@@ -1,0 +1,94 @@
+"""A model folder must load in plain timm, appear whole or not at all, and leave what stood there when it fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors
+import timm
+import torch
+
+import seresnet_hub  # noqa: F401
+from seresnet_hub import folder
+from seresnet_hub.errors import InputError
+
+
+def write(directory: Path, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    model = timm.create_model("seresnet20_cifar", num_classes=4).eval()
+    config = folder.config_text(
+        model,
+        pretrained_cfg={"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "input_size": (3, 24, 24), "crop_pct": 0.9,
+                        "interpolation": "bicubic"},
+        label_names=["a", "b", "c", "d"],
+    )  # fmt: skip
+    folder.write_model(directory, model.state_dict(), config=config, card="# card\n", metadata={"origin": "here"})
+    return model
+
+
+def test_timm_reads_back_weights_and_preprocessing(tmp_path: Path) -> None:
+    model = write(tmp_path / "model")
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    x = torch.randn(2, 3, 24, 24)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+    config = timm.data.resolve_model_data_config(loaded)
+    assert {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()} == {
+        "input_size": [3, 24, 24], "interpolation": "bicubic", "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6],
+        "crop_pct": 0.9, "crop_mode": "center",
+    }  # fmt: skip
+    stored = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (stored["architecture"], stored["num_classes"]) == ("seresnet20_cifar", 4)
+    assert stored["label_names"] == ["a", "b", "c", "d"]
+    with safetensors.safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "origin": "here"}
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_the_model_itself_is_not_changed(tmp_path: Path) -> None:
+    model = timm.create_model("seresnet20_cifar")
+    before = dict(model.pretrained_cfg)
+    folder.config_text(model, pretrained_cfg={"crop_pct": 0.5})
+    assert dict(model.pretrained_cfg) == before
+
+
+def test_an_argument_that_json_cannot_hold_is_named() -> None:
+    model = timm.create_model("seresnet20_cifar")
+    with pytest.raises(InputError, match="config.json"):
+        folder.config_text(model, pretrained_cfg={}, model_args={"act_layer": torch.nn.ReLU})
+
+
+def test_a_failed_write_leaves_no_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(folder, "save_file", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        write(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "model", seed=0)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
+
+    def half(tensors: object, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr(folder, "save_file", half)
+    with pytest.raises(InputError):
+        write(tmp_path / "model", seed=1)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before
+
+
+def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    folder.write_text(target, "old")
+    with pytest.raises(KeyError), folder.replacing(target) as temporary:  # noqa: PT012
+        temporary.write_text("new")
+        raise KeyError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]

@@ -1,0 +1,61 @@
+"""The package must stay layered and light: imports run downwards only, and importing it loads no training stack."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import seresnet_hub
+
+FLOORS = [
+    {"errors"},
+    {"variants", "weights", "recipes"},
+    {"blocks", "images", "folder", "checkpoints", "command_line"},
+    {"models", "digits", "convert", "fuse", "cards"},
+    {"data", "inference"},
+    {"evaluation", "mmpretrain"},
+    {"training", "hub"},
+]
+PACKAGE = Path(seresnet_hub.__file__).parent
+
+
+def floor_of(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
+def test_imports_run_downwards(path: Path) -> None:
+    if path.stem == "__init__":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("seresnet_hub."):
+            room = node.module.removeprefix("seresnet_hub.")
+            assert floor_of(room) < floor_of(path.stem), f"{path.stem} (floor {floor_of(path.stem)}) imports {room}"
+
+
+def test_the_facts_need_only_the_standard_library() -> None:
+    for room in FLOORS[0] | FLOORS[1]:
+        path = PACKAGE / f"{room}.py"
+        if not path.exists():
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                top = (name or "").split(".")[0]
+                assert top in sys.stdlib_module_names or top == "seresnet_hub", f"{room} imports {name}"
+
+
+def test_importing_the_package_loads_no_training_stack() -> None:
+    code = (
+        "import sys, seresnet_hub; loaded = {'datasets', 'accelerate', 'sklearn', 'pyarrow'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+        "assert set(seresnet_hub.__all__) <= set(dir(seresnet_hub))\n"
+        "assert callable(seresnet_hub.train) and callable(seresnet_hub.loader)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

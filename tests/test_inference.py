@@ -1,0 +1,128 @@
+"""Predictions and features must be the model's own, in its own preprocessing, whatever form the pictures come in."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import timm
+import timm.data
+import torch
+from conftest import encode
+from PIL import Image
+from torch import nn
+
+import seresnet_hub
+from seresnet_hub.errors import InputError
+from seresnet_hub.inference import BATCH_SIZE, class_names, extract_features, predict
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("seresnet20_cifar", num_classes=7).eval()
+
+
+@pytest.fixture(scope="module")
+def imagenet_model() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("seresnet18").eval()
+
+
+def reference_input(model: nn.Module, picture: Image.Image) -> torch.Tensor:
+    """The picture as timm's own documented recipe prepares it."""
+    config = timm.data.resolve_model_data_config(model)
+    return timm.data.create_transform(**config, is_training=False)(picture)[None]
+
+
+def test_scores_are_timms_softmax(imagenet_model: nn.Module, photo: Image.Image) -> None:
+    with torch.no_grad():
+        expected = imagenet_model(reference_input(imagenet_model, photo)).softmax(-1)[0]
+    found = predict(imagenet_model, photo, topk=4)[0]
+    assert [c["index"] for c in found] == expected.topk(4).indices.tolist()
+    torch.testing.assert_close(torch.tensor([c["score"] for c in found]), expected.topk(4).values)
+    descriptions = timm.data.ImageNetInfo().label_descriptions()
+    assert [c["name"] for c in found] == [descriptions[c["index"]] for c in found]
+
+
+def test_one_picture_or_many_in_any_form(model: nn.Module, photo: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    photo.save(path)
+    alone = predict(model, photo)
+    assert len(alone) == 1
+    for form in (path, str(path), encode(photo), [photo]):
+        assert predict(model, form) == alone
+    pictures = [photo.rotate(k) for k in range(BATCH_SIZE + 3)]
+    batched = predict(model, pictures, topk=1)
+    single = [predict(model, picture, topk=1)[0] for picture in pictures]
+    assert [b[0]["index"] for b in batched] == [s[0]["index"] for s in single]
+
+
+def test_features_are_timms(imagenet_model: nn.Module, photo: Image.Image) -> None:
+    x = reference_input(imagenet_model, photo)
+    with torch.no_grad():
+        maps = [imagenet_model.act1(imagenet_model.bn1(imagenet_model.conv1(x)))]
+        y = imagenet_model.maxpool(maps[0])
+        for layer in (imagenet_model.layer1, imagenet_model.layer2, imagenet_model.layer3, imagenet_model.layer4):
+            y = layer(y)
+            maps.append(y)
+    torch.testing.assert_close(extract_features(imagenet_model, photo), maps[-1].mean((2, 3)))
+    for stage, expected in enumerate(maps):
+        torch.testing.assert_close(extract_features(imagenet_model, photo, stage=stage), expected)
+    torch.testing.assert_close(
+        extract_features(imagenet_model, [photo, photo], stage=-1), maps[-1].expand(2, -1, -1, -1)
+    )
+
+
+def test_the_models_mode_is_left_as_it_was(model: nn.Module, photo: Image.Image) -> None:
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    predict(model, photo)
+    extract_features(model, photo)
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    model.eval()
+
+
+def test_class_names_come_from_the_config(model: nn.Module) -> None:
+    assert class_names(model) is None
+    original = model.pretrained_cfg
+    names = [f"n{k}" for k in range(7)]
+    for given in (names, dict(enumerate(names)), {str(k): name for k, name in enumerate(names)}):
+        model.pretrained_cfg = {**original, "label_names": given}
+        assert class_names(model) == names
+    model.pretrained_cfg = {**original, "label_names": names, "label_descriptions": {"n3": "a thing"}}
+    assert class_names(model)[3] == "a thing"
+    model.pretrained_cfg = {**original, "label_names": names[:3]}  # another head's names are nobody's names
+    assert class_names(model) is None
+    model.pretrained_cfg = original
+
+
+def test_what_cannot_be_done_is_said(model: nn.Module, photo: Image.Image) -> None:
+    with pytest.raises(InputError, match="no images"):
+        predict(model, [])
+    with pytest.raises(InputError, match="topk=0"):
+        predict(model, photo, topk=0)
+    assert len(predict(model, photo, topk=50)[0]) == 7
+    with pytest.raises(InputError, match="stage=4: the model has stages 0 to 3"):
+        extract_features(model, photo, stage=4)
+    with pytest.raises(InputError, match="no classifier"):
+        predict(timm.create_model("seresnet20_cifar", num_classes=0), photo)
+    with pytest.raises(InputError, match="1 channels"):
+        predict(timm.create_model("seresnet20_cifar", in_chans=1), photo)
+
+
+def test_the_public_names_are_these() -> None:
+    assert seresnet_hub.predict is predict
+    assert seresnet_hub.extract_features is extract_features
+    assert list(inspect.signature(predict).parameters) == ["model", "images", "topk"]
+    assert list(inspect.signature(extract_features).parameters) == ["model", "images", "stage"]
+
+
+def test_half_precision_models_predict(photo: Image.Image) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("seresnet20_cifar").eval()
+    expected = predict(model, photo)[0][0]
+    found = predict(model.to(torch.bfloat16), photo)[0]
+    assert abs(next(c["score"] for c in found if c["index"] == expected["index"]) - expected["score"]) < 0.05

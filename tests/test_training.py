@@ -1,0 +1,147 @@
+"""Training must learn, write what timm loads, refuse what would be lost, and continue to the bit after a stop."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from conftest import WriteSplit
+
+import seresnet_hub
+from seresnet_hub import training
+from seresnet_hub.errors import InputError
+from seresnet_hub.recipes import Recipe, get_recipe
+
+KEYS = ["output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", "images_per_second"]
+SMALL = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0)
+
+
+@pytest.fixture
+def numbers(write_split: WriteSplit) -> str:
+    """33 training images (4 steps an epoch, the last of 3 images) and 7 validation images."""
+    write_split([[9, 8], [16]])
+    return str(write_split([[7]], split="validation"))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def same(a: Path, b: Path) -> bool:
+    first, second = weights(a), weights(b)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_digits_are_learnt_and_named(tmp_path: Path) -> None:
+    recipe = replace(get_recipe("digits"), epochs=4, batch_size=32, workers=0, input_size=8)
+    result = seresnet_hub.train(recipe, output=tmp_path / "model")
+    assert list(result) == KEYS
+    assert (result["steps"], result["epochs"], result["seen"]) == (4 * 45, 4, 4 * 1437)
+    assert result["top1"] > 50
+    assert result["top5"] > result["top1"]
+    model = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
+    split = seresnet_hub.open_split("digits", None)
+    measured = seresnet_hub.evaluate(model, split, workers=0)
+    assert (round(measured.top1, 4), round(measured.top5, 4), measured.seen) == (result["top1"], result["top5"], 360)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["label_names"] == list("0123456789")
+    assert config["pretrained_cfg"]["input_size"] == [3, 8, 8]
+    assert f"{result['top1']:.2f} % top-1" in " ".join((tmp_path / "model" / "README.md").read_text().split())
+
+
+def test_equal_runs_give_equal_weights(tmp_path: Path, numbers: str) -> None:
+    for name in ("a", "b"):
+        training.train(SMALL, data=numbers, output=tmp_path / name)
+    assert same(tmp_path / "a", tmp_path / "b")
+    training.train(replace(SMALL, seed=1), data=numbers, output=tmp_path / "c")
+    assert not same(tmp_path / "a", tmp_path / "c")
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, 7])
+def test_a_stopped_run_continues_to_the_bit(tmp_path: Path, numbers: str, stop: int) -> None:
+    recipe = replace(SMALL, crop_padding=2, horizontal_flip=0.5)
+    whole = training.train(recipe, data=numbers, output=tmp_path / "whole")
+    partial = training.train(recipe, data=numbers, output=tmp_path / "parts", max_steps=stop)
+    assert partial["steps"] == stop
+    resumed = training.train(recipe, data=numbers, output=tmp_path / "parts", resume=True)
+    assert (resumed["steps"], resumed["seen"]) == (whole["steps"], whole["seen"]) == (8, 66)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resuming_a_finished_run_measures_it_again(tmp_path: Path, numbers: str) -> None:
+    first = training.train(SMALL, data=numbers, output=tmp_path / "run")
+    again = training.train(SMALL, data=numbers, output=tmp_path / "run", resume=True)
+    assert {**again, "images_per_second": 0} == {**first, "images_per_second": 0}
+
+
+def test_the_learning_rate_follows_the_cosine(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = torch.optim.SGD.step
+
+    def record(self: torch.optim.SGD, *args: object) -> object:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", record)
+    training.train(SMALL, data=numbers, output=tmp_path / "run")
+    expected = [0.05 * (1 + torch.cos(torch.tensor(torch.pi * k / 8)).item()) for k in range(8)]
+    assert rates == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_model_that_timm_knows_needs_no_plugin(tmp_path: Path, numbers: str) -> None:
+    recipe = replace(SMALL, model="seresnet18", input_size=32, epochs=1)
+    training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=1)
+    code = (
+        "import sys, timm, torch\n"
+        f"model = timm.create_model('local-dir:{tmp_path / 'run'}', pretrained=True).eval()\n"
+        "assert 'seresnet_hub' not in sys.modules\n"
+        "torch.manual_seed(0); print(model(torch.randn(1, 3, 32, 32)).double().sum().item())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        expected = model(torch.randn(1, 3, 32, 32)).double().sum().item()
+    assert float(done.stdout) == pytest.approx(expected, rel=1e-5)
+
+
+def refused(message: str, recipe: Recipe = SMALL, **arguments: object) -> None:
+    with pytest.raises(InputError, match=message):
+        training.train(recipe, **arguments)  # type: ignore[arg-type]
+
+
+def test_what_cannot_work_is_refused_and_writes_nothing(tmp_path: Path, numbers: str) -> None:
+    out = tmp_path / "run"
+    refused("the folder does not exist", data=str(tmp_path / "nowhere"), output=out)
+    refused("has no split 'test'", replace(SMALL, eval_split="test"), data=numbers, output=out)
+    refused("timm knows no model 'seresnet9000'", replace(SMALL, model="seresnet9000"), data=numbers, output=out)
+    refused("nothing to resume", data=numbers, output=out, resume=True)
+    refused("max_steps=0", data=numbers, output=out, max_steps=0)
+    refused("num_classes=3, but .* has 10 classes", replace(SMALL, num_classes=3), data=numbers, output=out)
+    refused("no data set of its own", replace(SMALL, data=None), output=out)
+    assert not out.exists()
+
+
+def test_an_existing_folder_is_left_alone(tmp_path: Path, numbers: str) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    refused("already exists: continue it with --resume, or choose another --output", data=numbers, output=out)
+    assert [p.name for p in out.iterdir()] == ["thesis.txt"]
+
+
+def test_resume_refuses_another_recipe_and_a_damaged_state(tmp_path: Path, numbers: str) -> None:
+    out = tmp_path / "run"
+    training.train(SMALL, data=numbers, output=out, max_steps=1)
+    refused("learning_rate was 0.1, now 0.2", replace(SMALL, learning_rate=0.2), data=numbers, output=out, resume=True)
+    state = out / training.STATE_NAME
+    state.write_bytes(state.read_bytes()[:1000])
+    refused("state.pt is damaged", data=numbers, output=out, resume=True)
