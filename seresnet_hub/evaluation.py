@@ -56,8 +56,9 @@ def evaluate(
     model.eval()
     start = time.perf_counter()
     try:
-        with torch.inference_mode():
-            for batch in tqdm(batches, desc=f"evaluating {split.name}", disable=rank != 0, leave=False):
+        progress = tqdm(batches, desc=f"evaluating {split.name}", disable=rank != 0, leave=False)
+        with torch.inference_mode(), progress:
+            for batch in progress:
                 images = normalize(batch.images.to(device), mean=config["mean"], std=config["std"])
                 images = images.contiguous(memory_format=torch.channels_last)
                 labels, mask = batch.labels.to(device), batch.mask.to(device)

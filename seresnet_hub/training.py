@@ -124,51 +124,52 @@ def train(
     # ------------------------------------------------------------------ loop
     accuracy: Accuracy | None = None
     trained, seconds = 0, 0.0
-    bar = tqdm(total=last_step, initial=step, desc=f"training {recipe.model}", unit="step", disable=not main)
-    while step < last_step:
-        epoch, position = divmod(step, steps_per_epoch)
-        batches = loader(
-            train_split, None, recipe, rank=rank, world_size=world_size, workers=recipe.workers, seed=recipe.seed,
-            epoch=epoch, position=position,
-        )  # fmt: skip
-        prepared.train()
-        start = time.perf_counter()
-        for batch in batches:
-            # Drop-outs draw from a stream of the step's own, so a resumed run draws what the uninterrupted one drew.
-            torch.manual_seed(seed_from(recipe.seed, step, rank))
-            schedule.step_update(step)
-            images = normalize(batch.images.to(accelerator.device), mean=config["mean"], std=config["std"])
-            images = images.contiguous(memory_format=torch.channels_last)
-            labels, mask = batch.labels.to(accelerator.device), batch.mask.to(accelerator.device)
-            with accelerator.autocast():
-                logits = prepared(images)
-            losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=recipe.label_smoothing)
-            # Processes average their gradients; scaled so, that average is the mean over the whole batch.
-            loss = (losses * mask).sum() * (world_size / batch.total)
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            optimizer.step()
-            step, seen, trained = step + 1, seen + batch.total, trained + batch.total
-            bar.update()
-            if step % 10 == 0 and main:
-                bar.set_postfix(epoch=epoch + 1, loss=f"{loss.item():.3f}", refresh=False)
-            if step == last_step:
-                break
-        seconds += time.perf_counter() - start
+    with tqdm(total=last_step, initial=step, desc=f"training {recipe.model}", unit="step", disable=not main) as bar:
+        while step < last_step:
+            epoch, position = divmod(step, steps_per_epoch)
+            batches = loader(
+                train_split, None, recipe, rank=rank, world_size=world_size, workers=recipe.workers, seed=recipe.seed,
+                epoch=epoch, position=position,
+            )  # fmt: skip
+            prepared.train()
+            start = time.perf_counter()
+            for batch in batches:
+                # Drop-outs draw from the step's own stream, so a resumed run draws what the uninterrupted one drew.
+                torch.manual_seed(seed_from(recipe.seed, step, rank))
+                schedule.step_update(step)
+                images = normalize(batch.images.to(accelerator.device), mean=config["mean"], std=config["std"])
+                images = images.contiguous(memory_format=torch.channels_last)
+                labels, mask = batch.labels.to(accelerator.device), batch.mask.to(accelerator.device)
+                with accelerator.autocast():
+                    logits = prepared(images)
+                losses = F.cross_entropy(
+                    logits.float(), labels, reduction="none", label_smoothing=recipe.label_smoothing
+                )
+                # Processes average their gradients; scaled so, that average is the mean over the whole batch.
+                loss = (losses * mask).sum() * (world_size / batch.total)
+                optimizer.zero_grad()
+                accelerator.backward(loss)
+                optimizer.step()
+                step, seen, trained = step + 1, seen + batch.total, trained + batch.total
+                bar.update()
+                if step % 10 == 0 and main:
+                    bar.set_postfix(epoch=epoch + 1, loss=f"{loss.item():.3f}", refresh=False)
+                if step == last_step:
+                    break
+            seconds += time.perf_counter() - start
 
-        # -------------------------------------------------------------- end of an epoch, or of the run
-        if world_size > 1:
-            distribute_bn(model, world_size, reduce=True)
-        digest = _same_on_all_ranks(model)
-        accuracy = _evaluate(model, eval_split, recipe, accelerator)
-        say(
-            f"epoch {epoch + 1}/{recipe.epochs}: {accuracy.top1:.2f} % top-1, {accuracy.top5:.2f} % top-5 over "
-            f"{accuracy.seen:,} {eval_split.name} images; weights {digest[:12]} on {world_size} process(es)"
-        )
-        if main:
-            _save(output, model, optimizer, recipe, source, train_split, accuracy, step=step, seen=seen)
-        accelerator.wait_for_everyone()
-    bar.close()
+            # -------------------------------------------------------------- end of an epoch, or of the run
+            if world_size > 1:
+                distribute_bn(model, world_size, reduce=True)
+            digest = _same_on_all_ranks(model)
+            accuracy = _evaluate(model, eval_split, recipe, accelerator)
+            say(
+                f"epoch {epoch + 1}/{recipe.epochs}: {accuracy.top1:.2f} % top-1, {accuracy.top5:.2f} % top-5 over "
+                f"{accuracy.seen:,} {eval_split.name} images; weights {digest[:12]} on {world_size} process(es)"
+            )
+            if main:
+                _save(output, model, optimizer, recipe, source, train_split, accuracy, step=step, seen=seen)
+            accelerator.wait_for_everyone()
     if accuracy is None:  # a finished run was resumed
         accuracy = _evaluate(model, eval_split, recipe, accelerator)
     accelerator.end_training()

@@ -1,0 +1,160 @@
+"""The command line is a contract: these arguments, these JSON keys, one clear line and exit code 2 on bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import WriteSplit, encode
+from PIL import Image
+
+from seresnet_hub.command_line import run
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(name: str, *arguments: object, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = run(script(name).main, [str(argument) for argument in arguments])
+    return code, *capfd.readouterr()
+
+
+QUICK = ["--set", "input_size=8", "workers=0", "--max-steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "digits"
+    assert run(script("train").main, ["--output", str(output), *QUICK]) == 0
+    return output
+
+
+def test_train_prints_its_result(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call("train", "--output", tmp_path / "run", *QUICK, capfd=capfd)
+    assert code == 0
+    assert out.count("\n") == 1
+    result = json.loads(out)
+    assert list(result) == [
+        "output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", "images_per_second",
+    ]  # fmt: skip
+    assert (result["output"], result["recipe"], result["steps"], result["seen"]) == (
+        str(tmp_path / "run"), "digits", 2, 128,
+    )  # fmt: skip
+    assert "1 process on" in err
+    assert "training seresnet20_cifar" in err  # the progress bar
+
+
+def test_validate_prints_its_result(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call("validate", f"local-dir:{trained}", "--data", "digits", capfd=capfd)
+    assert code == 0
+    result = json.loads(out)
+    assert list(result) == ["model", "data", "split", "seen", "top1", "top5", "images_per_second"]
+    assert (result["split"], result["seen"]) == ("validation", 360)
+
+
+def test_predict_prints_its_result(
+    trained: Path, tmp_path: Path, photo: Image.Image, capfd: pytest.CaptureFixture[str]
+) -> None:
+    photo.save(tmp_path / "a.png")
+    photo.convert("L").save(tmp_path / "b.jpg")
+    code, out, err = call("predict", f"local-dir:{trained}", tmp_path, "--topk", 2, capfd=capfd)
+    assert code == 0
+    result = json.loads(out)
+    assert list(result) == ["model", "predictions"]
+    assert [Path(p["image"]).name for p in result["predictions"]] == ["a.png", "b.jpg"]
+    assert all(list(c) == ["index", "name", "score"] for p in result["predictions"] for c in p["classes"])
+    assert all(len(p["classes"]) == 2 for p in result["predictions"])
+    assert "a.png: " in err
+
+
+def test_predict_reads_standard_input(trained: Path, photo: Image.Image) -> None:
+    command = [sys.executable, str(SCRIPTS / "predict.py"), f"local-dir:{trained}", "-", "--topk", "1"]
+    done = subprocess.run(command, input=encode(photo), capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["predictions"][0]["image"] == "-"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("train", ["--recipe", "cifar100"], "no recipe 'cifar100'; there are: cifar10, digits"),
+        ("train", ["--set", "learningrate=1"], "--set learningrate: a recipe has no such field"),
+        ("train", ["--set", "epochs=many"], "--set epochs=many: expected a whole number"),
+        ("train", ["--data", "./nowhere"], "no data at ./nowhere: the folder does not exist"),
+        ("train", ["--resume"], "nothing to resume"),
+        ("validate", ["seresnet20_cifar", "--data", "./nowhere"], "no data at ./nowhere"),
+        ("validate", ["seresnet9000", "--data", "digits"], "cannot create model 'seresnet9000'"),
+        ("validate", ["local-dir:./nowhere", "--data", "digits"], "cannot create model 'local-dir:./nowhere'"),
+        ("predict", ["seresnet20_cifar", "missing.png"], "missing.png: no such file or folder"),
+        ("predict", ["local-dir:MODEL", "TEXT"], "notes.txt: not an image"),
+        ("predict", ["local-dir:MODEL", "CUT"], "cut.jpg: not a whole image"),
+    ],
+)
+def test_bad_input_is_one_line(
+    name: str, arguments: list[str], message: str, trained: Path, tmp_path: Path, photo: Image.Image,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "cut.jpg").write_bytes(encode(photo.resize((300, 300)), "JPEG")[:1500])
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    places = {"local-dir:MODEL": f"local-dir:{trained}", "TEXT": "notes.txt", "CUT": "cut.jpg"}
+    code, out, err = call(name, *(places.get(argument, argument) for argument in arguments), capfd=capfd)
+    assert (code, out) == (2, "")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_truncated_jpeg_in_a_shard_is_one_line(
+    write_split: WriteSplit, tmp_path: Path, photo: Image.Image, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = encode(photo.resize((200, 200)), "JPEG")
+    root = write_split([[8]], images=[*[whole] * 5, whole[:900], *[whole] * 2])
+    write_split([[4]], split="validation", images=[whole] * 4)
+    code, out, err = call("train", "--data", root, "--output", tmp_path / "run", "--set", "input_size=8", capfd=capfd)
+    assert (code, out) == (2, "")
+    last = err.strip().splitlines()[-1]
+    assert "error: row 5 of split 'train' of" in last
+    assert "not a whole image" in last
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "train.py"), "--output", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        heard = b""
+        while not re.search(rb"\| [1-9]\d*/460 ", heard):  # a step is done
+            piece = process.stderr.read1(200)
+            assert piece, heard
+            heard += piece
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == b""
+    assert err.strip().splitlines()[-1].endswith(b"interrupted")
+    assert b"Traceback" not in err
+    assert not (tmp_path / "run").exists()
