@@ -11,9 +11,11 @@ from __future__ import annotations
 import io
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, NamedTuple, cast
 
 import fsspec
@@ -310,6 +312,13 @@ class Loader:
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to report
     torch.set_num_threads(1)
+    sys.excepthook = _report_unless_hung_up
+
+
+def _report_unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an exception, unless it only says that the main process left while a batch was being handed over."""
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def loader(

@@ -135,7 +135,8 @@ def normalize(images: torch.Tensor, *, mean: Sequence[float], std: Sequence[floa
 def model_transform(model: nn.Module, **overrides: Any) -> tuple[Transform, dict[str, Any]]:
     """Return the evaluation transform that a model's own config asks for, and that config."""
     config: dict[str, Any] = resolve_model_data_config(model, args=overrides or None)
-    channels = getattr(model, "in_chans", config["input_size"][0])
+    stem = next((weight for weight in model.parameters() if weight.ndim == 4), None)
+    channels = config["input_size"][0] if stem is None else stem.shape[1]
     if channels != 3:
         raise InputError(f"the model takes {channels} channels; pictures have 3 (RGB)")
     return evaluation_transform(**config), config

@@ -134,6 +134,6 @@ def create(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
     """
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
-    except (RuntimeError, ValueError, OSError, AssertionError, KeyError, TypeError) as error:
+    except Exception as error:  # timm, safetensors, torch and huggingface_hub each raise their own
         raise InputError(f"cannot create model {name!r}: {error or type(error).__name__}") from error
     return model.eval()

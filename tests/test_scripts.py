@@ -155,6 +155,6 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == b""
-    assert err.strip().splitlines()[-1].endswith(b"interrupted")
+    assert err.strip().splitlines()[-1].endswith(b"interrupted"), err.decode()
     assert b"Traceback" not in err
     assert not (tmp_path / "run").exists()
