@@ -25,7 +25,9 @@ def run(main: Callable[[Sequence[str]], dict[str, Any] | None], arguments: Seque
         with contextlib.redirect_stdout(sys.stderr):
             result = main(sys.argv[1:] if arguments is None else arguments)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        where = "" if rank == "0" else f"process {rank}: "
+        print(f"{where}error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
