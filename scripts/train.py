@@ -7,14 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from accelerate import PartialState
-
 from seresnet_hub.command_line import run
 from seresnet_hub.recipes import RECIPES, get_recipe, override
 from seresnet_hub.training import train
 
 
-def main(arguments: Sequence[str]) -> dict[str, Any] | None:
+def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="digits", help=f"one of: {', '.join(RECIPES)} (default: digits)")
     parser.add_argument("--data", metavar="DIR_OR_HUB_ID", help="data set to train on (default: the recipe's own)")
@@ -26,14 +24,13 @@ def main(arguments: Sequence[str]) -> dict[str, Any] | None:
     )
     options = parser.parse_args(arguments)
     recipe = override(get_recipe(options.recipe), [assignment for group in options.set for assignment in group])
-    result = train(
+    return train(
         recipe,
         output=options.output or f"runs/{recipe.name}",
         data=options.data,
         resume=options.resume,
         max_steps=options.max_steps,
     )
-    return result if PartialState().is_main_process else None
 
 
 if __name__ == "__main__":

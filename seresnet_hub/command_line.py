@@ -15,26 +15,30 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
-def run(main: Callable[[Sequence[str]], dict[str, Any] | None], arguments: Sequence[str] | None = None) -> int:
+def run(main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str] | None = None) -> int:
     """Run `main` on the arguments and return the exit code: 0, 2 on bad input, 130 on Ctrl-C.
 
-    What `main` returns is printed as one JSON line on standard output; whatever it or a library prints goes to
-    standard error. `None` (on the processes that are not the main one) prints nothing.
+    What `main` returns is printed as one JSON line on standard output, by the first process where several run; whatever
+    it or a library prints goes to standard error.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):
             result = main(sys.argv[1:] if arguments is None else arguments)
     except InputError as error:
-        rank = os.environ.get("RANK", "0")
-        where = "" if rank == "0" else f"process {rank}: "
+        where = "" if _rank() == "0" else f"process {_rank()}: "
         print(f"{where}error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    if result is not None:
+    if _rank() == "0":
         try:
             print(json.dumps(result, ensure_ascii=False, allow_nan=False), flush=True)
         except BrokenPipeError:  # the reader has gone; keep the interpreter from failing again while it flushes
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _rank() -> str:
+    """Return this process's number among those a launcher started (torchrun's and accelerate's variable)."""
+    return os.environ.get("RANK", "0")

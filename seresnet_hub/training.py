@@ -63,7 +63,8 @@ def train(
         raise InputError(f"{output} already exists: continue it with --resume, or choose another --output")
 
     # ------------------------------------------------------------------ processes
-    accelerator = Accelerator()
+    # Accelerate joins CPU processes only when it is told that there is nothing but a CPU.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     _share_cores(accelerator)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     main = accelerator.is_main_process
@@ -73,6 +74,9 @@ def train(
             tqdm.write(line, file=sys.stderr)
 
     say(f"{world_size} process{'es' if world_size > 1 else ''} on {accelerator.device.type}")
+    asked = int(os.environ.get("WORLD_SIZE", world_size))
+    if asked != world_size:  # they would all write the same folder
+        raise InputError(f"the launcher started {asked} processes, but they were not joined: {world_size} runs here")
     if world_size == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         say(
             "warning: the launcher was asked for more processes but started only this one; "
@@ -286,17 +290,18 @@ def _save(
         config=config_text(model, pretrained_cfg={"num_classes": model.num_classes}, label_names=split.class_names),
         card=_card(recipe, source, accuracy, step=step, seen=seen),
     )
+    state = {
+        "recipe": _recipe_json(recipe, source),
+        "step": step,
+        "seen": seen,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
     with replacing(output / STATE_NAME) as temporary:
-        torch.save(
-            {
-                "recipe": _recipe_json(recipe, source),
-                "step": step,
-                "seen": seen,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            },
-            temporary,
-        )
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # how torch reports a full disk
+            raise OSError(str(error)) from error
 
 
 def _card(recipe: Recipe, source: str, accuracy: Accuracy, *, step: int, seen: int) -> str:

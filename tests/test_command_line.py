@@ -46,6 +46,7 @@ def test_a_fault_of_our_own_is_not_dressed_up_as_bad_input() -> None:
         run(main, [])
 
 
-def test_processes_without_a_result_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(lambda _: None, []) == 0
+def test_only_the_first_process_prints(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run(lambda _: {"top1": 1}, []) == 0
     assert capfd.readouterr().out == ""

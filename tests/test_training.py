@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -111,6 +112,56 @@ def test_a_model_that_timm_knows_needs_no_plugin(tmp_path: Path, numbers: str) -
     with torch.no_grad():
         expected = model(torch.randn(1, 3, 32, 32)).double().sum().item()
     assert float(done.stdout) == pytest.approx(expected, rel=1e-5)
+
+
+def test_two_processes_share_the_work(tmp_path: Path, numbers: str) -> None:
+    """Every image is trained on and measured once, one result is printed, and one process measures the same."""
+    script = Path(__file__).parents[1] / "scripts" / "train.py"
+    settings = ["input_size=8", "batch_size=10", "epochs=2", "workers=0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
+               "--data", numbers, "--output", str(tmp_path / "run"), "--set", *settings]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["steps"], result["seen"]) == (8, 66)
+    assert "2 processes on cpu" in done.stderr
+    assert "over 7 validation images; weights " in done.stderr
+    model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
+    measured = seresnet_hub.evaluate(model, seresnet_hub.open_split(numbers, None), workers=0)
+    assert (round(measured.top1, 4), round(measured.top5, 4)) == (result["top1"], result["top5"])
+
+
+def test_processes_that_drift_apart_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("seresnet20_cifar")
+    other = timm.create_model("seresnet20_cifar")
+    mine = training._same_on_all_ranks(model)
+    monkeypatch.setattr(training, "gather_object", lambda own: [*own, training_digest(other)])
+    with pytest.raises(RuntimeError, match="drifted apart"):
+        training._same_on_all_ranks(model)
+    monkeypatch.setattr(training, "gather_object", lambda own: [*own, mine])
+    assert training._same_on_all_ranks(model) == mine
+
+
+def training_digest(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_a_full_disk_keeps_the_last_state(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    training.train(SMALL, data=numbers, output=out, max_steps=4)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.parent.name == "training"}
+
+    def full(_: object, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/0")
+
+    monkeypatch.setattr(torch, "save", full)
+    refused("cannot write .*state.pt: .*failed writing", data=numbers, output=out, resume=True)
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.parent.name == "training"}
+    assert after == before
 
 
 def refused(message: str, recipe: Recipe = SMALL, **arguments: object) -> None:
