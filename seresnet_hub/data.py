@@ -68,7 +68,7 @@ class Row(NamedTuple):
 
     unit: int
     number: int
-    image: dict[str, Any]
+    image: dict[str, Any] | None
     label: Any
 
 
@@ -132,6 +132,9 @@ def _columns(source: str, features: Features) -> tuple[str, str]:
     if not images or not labels:
         missing = "image" if not images else "label"
         raise InputError(f"data set {source!r} has no {missing} column; its columns are: {', '.join(features)}")
+    label = features[labels[0]]
+    if not isinstance(label, ClassLabel) and not str(getattr(label, "dtype", "")).startswith(("int", "uint")):
+        raise InputError(f"data set {source!r}: column {labels[0]!r} holds {label.dtype}, not class numbers")
     return images[0], labels[0]
 
 
@@ -163,6 +166,8 @@ def _tables(stream: IterableDataset, unit: int) -> Iterable[Any]:
 def _read_unit(split: Split, unit: int) -> list[Row]:
     """Read one unit whole, so that no reader is ever left half-way (an open one can abort the interpreter at exit)."""
     rows: list[Row] = []
+    if split.unit_rows[unit] == 0:  # a row group may be empty, but cannot be read as a stream
+        return rows
     try:
         for table in _tables(split.dataset, unit):
             images = table.column(split.image_column).to_pylist()
@@ -264,8 +269,10 @@ class _Stream(TorchIterableDataset[Any]):
         return Batch(images, labels, mask, len(rows))
 
     def _image(self, row: Row) -> torch.Tensor:
-        data, path = row.image.get("bytes"), row.image.get("path")
+        data, path = (row.image.get("bytes"), row.image.get("path")) if row.image else (None, None)
         try:
+            if data is None and path is None:
+                raise InputError("there is no image in this row")
             if data is None:
                 with fsspec.open(path, "rb") as handle:
                     data = cast(io.BufferedIOBase, handle).read()

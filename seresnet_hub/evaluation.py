@@ -40,6 +40,8 @@ def evaluate(
     Ranks share the batches; `total` sums a tensor over them. Errors: `InputError` where a label lies outside the
     model's classes or a row cannot be read; `RuntimeError` if not every image was counted.
     """
+    if batch_size < world_size:
+        raise InputError(f"batch size {batch_size}: must be at least {world_size}, one image for each process")
     if split.rows == 0:
         raise InputError(f"split {split.name!r} of {split.source} is empty")
     num_classes: int = model.num_classes  # type: ignore[assignment]

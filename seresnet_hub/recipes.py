@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from dataclasses import dataclass, fields, replace
@@ -55,14 +56,18 @@ class Recipe:
         positive = ("epochs", "batch_size", "learning_rate", "input_size", "shuffle_window", "crop_pct")
         fractions = ("label_smoothing", "horizontal_flip", "momentum")
         for name in positive:
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}={getattr(self, name)}: must be greater than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name}={getattr(self, name)}: must be a finite number greater than 0")
         for name in ("weight_decay", "warmup_epochs", "crop_padding", "seed", "workers"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name}={getattr(self, name)}: must not be negative")
+            if not 0 <= getattr(self, name) < 2**63:
+                raise InputError(f"{name}={getattr(self, name)}: must not be negative, nor beyond 2**63")
         for name in fractions:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)}: must be between 0 and 1")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise InputError(f"scale={self.scale}: must be a range within 0 and 1, the smaller number first")
+        if self.std is not None and not all(0 < value < math.inf for value in self.std):
+            raise InputError(f"std={self.std}: must be greater than 0")
 
 
 DIGITS = Recipe(

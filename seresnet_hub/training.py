@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import math
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,7 @@ def train(
         raise InputError(f"recipe {recipe.name!r}: timm knows no model {recipe.model!r}")
     if resume and not (output / STATE_NAME).is_file():
         raise InputError(f"nothing to resume: {output / STATE_NAME} does not exist")
+    _require_writable(output)
     if not resume and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} already exists: continue it with --resume, or choose another --output")
 
@@ -106,10 +109,16 @@ def train(
     model = model.to(memory_format=torch.channels_last)
     config = {**model.pretrained_cfg, **_data_config(recipe, model)}  # type: ignore[dict-item]
     model.pretrained_cfg = config  # type: ignore[assignment]  # evaluation reads its transform from here, as a user of the saved model does
-    optimizer = create_optimizer_v2(
-        model, recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, momentum=recipe.momentum,
-        filter_bias_and_bn=not recipe.decay_all,
-    )  # fmt: skip
+    _require_trainable(
+        model, recipe, images=math.ceil((train_split.rows % recipe.batch_size or recipe.batch_size) / world_size)
+    )
+    try:
+        optimizer = create_optimizer_v2(
+            model, recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay,
+            momentum=recipe.momentum, filter_bias_and_bn=not recipe.decay_all,
+        )  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise InputError(f"optimizer={recipe.optimizer}: {error}") from error
     schedule = CosineLRScheduler(
         optimizer, t_initial=total_steps, warmup_t=recipe.warmup_epochs * steps_per_epoch, warmup_prefix=False,
         t_in_epochs=False,
@@ -166,6 +175,11 @@ def train(
             if world_size > 1:
                 distribute_bn(model, world_size, reduce=True)
             digest = _same_on_all_ranks(model)
+            if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+                raise InputError(
+                    f"the weights are no longer finite after step {step:,}: lower learning_rate={recipe.learning_rate} "
+                    "(nothing of this epoch was written)"
+                )
             accuracy = _evaluate(model, eval_split, recipe, accelerator)
             say(
                 f"epoch {epoch + 1}/{recipe.epochs}: {accuracy.top1:.2f} % top-1, {accuracy.top5:.2f} % top-5 over "
@@ -188,6 +202,28 @@ def train(
         "top5": round(accuracy.top5, 4),
         "images_per_second": round(trained / seconds, 1) if trained else 0.0,
     }
+
+
+def _require_writable(output: Path) -> None:
+    """Raise `InputError` where nothing could be written to `output` after an epoch's work."""
+    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to {output}: {error.strerror or error}") from error
+
+
+def _require_trainable(model: nn.Module, recipe: Recipe, *, images: int) -> None:
+    """Raise `InputError` where the model cannot take the smallest batch of the recipe's size; computes shapes only."""
+    try:
+        with torch.no_grad():
+            size = recipe.input_size
+            copy.deepcopy(model).to("meta").train()(torch.zeros(images, 3, size, size, device="meta"))
+    except Exception as error:  # whatever the model makes of it
+        raise InputError(
+            f"{recipe.model} cannot train on {images} images of {recipe.input_size} pixels: {error}"
+        ) from error
 
 
 def _share_cores(accelerator: Accelerator) -> None:
@@ -214,9 +250,10 @@ def _num_classes(recipe: Recipe, split: Split) -> int:
 def _data_config(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     """Return the preprocessing that belongs to the trained weights, as timm's config names it."""
     given: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    pool = tuple(
-        side * recipe.input_size // full for side, full in zip(given["pool_size"], given["input_size"][1:], strict=True)
-    )
+    # The size of the last map, where the model has one (it scales with the input).
+    pool = given.get("pool_size")
+    if pool:
+        pool = tuple(side * recipe.input_size // given["input_size"][-1] for side in pool)
     return {
         "input_size": (3, recipe.input_size, recipe.input_size),
         "pool_size": pool,

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from conftest import WriteSplit, encode, numbered_picture, numbers_in
@@ -165,6 +166,30 @@ def test_wrong_sources_are_refused(write_split: WriteSplit, tmp_path: Path) -> N
     (tmp_path / "broken" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 this is no parquet file PAR1")
     with pytest.raises(InputError, match=r"train-00000-of-00001.parquet|cannot open data set"):
         open_split(str(tmp_path / "broken"), "train")
+
+
+def test_rows_without_an_image_are_named(write_split: WriteSplit, tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a"])})
+    rows = datasets.Dataset.from_dict({"image": [None], "label": [0]}, features=features)
+    (tmp_path / "nulls").mkdir()
+    rows.to_parquet(tmp_path / "nulls" / "train.parquet")
+    with pytest.raises(InputError, match="row 0 of split 'train' .*there is no image"):
+        list(loader(str(tmp_path / "nulls"), "train", PLAIN))
+
+
+def test_labels_must_be_numbers(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    image = {"bytes": numbered_picture(0), "path": None}
+    rows = datasets.Dataset.from_dict({"image": [image], "label": ["cat"]}, features=features)
+    (tmp_path / "texts").mkdir()
+    rows.to_parquet(tmp_path / "texts" / "train.parquet")
+    with pytest.raises(InputError, match="column 'label' holds string, not class numbers"):
+        open_split(str(tmp_path / "texts"), "train")
+
+
+def test_empty_row_groups_are_passed_over(write_split: WriteSplit) -> None:
+    split = open_split(str(write_split([[0, 3], [0], [2, 0]])), "train")
+    assert sorted(n for batch in real_numbers(loader(split, None, PLAIN)) for n in batch) == list(range(5))
 
 
 def test_a_shard_cut_short_after_opening_is_refused(write_split: WriteSplit) -> None:

@@ -76,6 +76,8 @@ def test_a_lost_image_is_an_error(model: nn.Module, split: Split) -> None:
 def test_other_classes_are_refused(split: Split) -> None:
     with pytest.raises(InputError, match="has 10 classes, the model 7"):
         evaluate(timm.create_model("seresnet20_cifar", num_classes=7), split)
+    with pytest.raises(InputError, match="batch size 0"):
+        evaluate(timm.create_model("seresnet20_cifar"), split, batch_size=0)
     with pytest.raises(InputError, match="is empty"):
         evaluate(timm.create_model("seresnet20_cifar"), replace(split, unit_rows=()))
 

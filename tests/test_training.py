@@ -178,7 +178,24 @@ def test_what_cannot_work_is_refused_and_writes_nothing(tmp_path: Path, numbers:
     refused("max_steps=0", data=numbers, output=out, max_steps=0)
     refused("num_classes=3, but .* has 10 classes", replace(SMALL, num_classes=3), data=numbers, output=out)
     refused("no data set of its own", replace(SMALL, data=None), output=out)
+    refused("optimizer=sgdd: ", replace(SMALL, optimizer="sgdd"), data=numbers, output=out)
+    # The last batch holds one image, on which a network of stride 32 has one number a channel to normalise.
+    single = replace(SMALL, model="resnet18", batch_size=16)
+    refused(
+        "resnet18 cannot train on 1 images of 8 pixels: Expected more than 1 value", single, data=numbers, output=out
+    )
+    refused(
+        "vit_tiny_patch16_224 cannot train on", replace(SMALL, model="vit_tiny_patch16_224"), data=numbers, output=out
+    )
     assert not out.exists()
+    (tmp_path / "file").write_text("in the way")
+    refused("cannot write to .*file/run: Not a directory", data=numbers, output=tmp_path / "file" / "run")
+
+
+def test_weights_that_explode_are_not_written(tmp_path: Path, numbers: str) -> None:
+    exploding = replace(SMALL, learning_rate=1e38)
+    refused("no longer finite after step 4: lower learning_rate", exploding, data=numbers, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_existing_folder_is_left_alone(tmp_path: Path, numbers: str) -> None:
