@@ -5,7 +5,8 @@ from typing import Any
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference import extract_features, predict
-from seresnet_hub.models import create, list_models
+from seresnet_hub.mmpretrain import inference_model
+from seresnet_hub.models import create, get_model, list_models
 
 # Rooms that load `datasets` or `accelerate` open when they are asked for.
 _LATE = {
@@ -20,6 +21,8 @@ __all__ = [
     "create",
     "evaluate",
     "extract_features",
+    "get_model",
+    "inference_model",
     "list_models",
     "loader",
     "open_split",

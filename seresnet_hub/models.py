@@ -8,19 +8,22 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SEModule
-from timm.models import build_model_with_cfg, generate_default_cfgs, model_entrypoint, register_model
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
+from seresnet_hub import blocks
 from seresnet_hub.errors import InputError
-from seresnet_hub.variants import CIFAR_VARIANTS, CifarVariant
+from seresnet_hub.pretrained import VerifiedFile
+from seresnet_hub.registry import add_entrypoint, add_tag
+from seresnet_hub.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant
+from seresnet_hub.weights import WEIGHTS, Weights
 
 # Channel statistics of the CIFAR-10 training images in [0, 1], as commonly published.
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
-
-BLOCKS: dict[str, type[nn.Module]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 class CifarResNet(ResNet):  # type: ignore[misc]
@@ -77,14 +80,62 @@ def _stage_indices(indices: int | list[int] | tuple[int, ...] | None) -> list[in
     return resolved
 
 
+# How an entrypoint gets its SE units: the block class, and timm's `attn_layer` (None: nothing, or the block's own SE).
+Design = tuple[type[nn.Module], Callable[..., nn.Module | None] | None]
+
+PLACED_BLOCKS: dict[str, dict[str, type[nn.Module]]] = {
+    "basic": {
+        "pre": blocks.SEPreBasicBlock,
+        "post": blocks.SEPostBasicBlock,
+        "identity": blocks.SEIdentityBasicBlock,
+        "3x3": blocks.SE3x3BasicBlock,
+    },
+    "bottleneck": {
+        "pre": blocks.SEPreBottleneck,
+        "post": blocks.SEPostBottleneck,
+        "identity": blocks.SEIdentityBottleneck,
+        "3x3": blocks.SE3x3Bottleneck,
+    },
+}
+TIMM_BLOCKS: dict[str, type[nn.Module]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
+
+
+def _cifar_design(variant: CifarVariant) -> Design:
+    if variant.placement is None:
+        return TIMM_BLOCKS[variant.block], None
+    if variant.placement == "standard":
+        return TIMM_BLOCKS[variant.block], partial(SEModule, rd_ratio=1 / 16, rd_divisor=1)
+    return PLACED_BLOCKS[variant.block][variant.placement], None
+
+
+def _paper_design(variant: PaperVariant) -> Design:
+    if variant.placement != "standard":
+        return PLACED_BLOCKS["bottleneck"][variant.placement], None
+    if variant.stage is not None:
+        return Bottleneck, blocks.SEInOneStage(64 * 2 ** (variant.stage - 2) * Bottleneck.expansion)
+    if variant.squeeze == "max":
+        return Bottleneck, blocks.MaxSqueezeSE
+    return Bottleneck, partial(SEModule, rd_ratio=1 / variant.ratio, gate_layer=variant.gate)
+
+
 def _build_cifar(variant: CifarVariant, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    block_args = {"attn_layer": partial(SEModule, rd_ratio=1 / 16, rd_divisor=1)} if variant.se else {}
     layers = (variant.blocks_per_stage,) * 3
-    arguments = dict(block=BLOCKS[variant.block], layers=layers, block_args=block_args, **kwargs)
+    arguments = {**_arguments(_cifar_design(variant), layers), **kwargs}
     model: nn.Module = build_model_with_cfg(
         CifarResNet, variant.name, pretrained, feature_cfg={"out_indices": (0, 1, 2, 3)}, **arguments
     )
     return model
+
+
+def _build_paper(variant: PaperVariant, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    arguments = {**_arguments(_paper_design(variant), (3, 4, 6, 3)), **kwargs}
+    model: nn.Module = build_model_with_cfg(ResNet, variant.name, pretrained, **arguments)
+    return model
+
+
+def _arguments(design: Design, layers: tuple[int, ...]) -> dict[str, Any]:
+    block, attention = design
+    return {"block": block, "layers": layers, "block_args": {"attn_layer": attention} if attention else {}}
 
 
 def _cifar_cfg(variant: CifarVariant) -> dict[str, Any]:
@@ -92,48 +143,71 @@ def _cifar_cfg(variant: CifarVariant) -> dict[str, Any]:
         "url": "", "num_classes": variant.num_classes, "input_size": (3, 32, 32), "pool_size": (8, 8),
         "crop_pct": 1.0, "interpolation": "bilinear", "mean": CIFAR10_MEAN, "std": CIFAR10_STD,
         "first_conv": "conv1", "classifier": "fc", "license": "apache-2.0",
-        "paper_ids": "arXiv:1709.01507" if variant.se else "arXiv:1512.03385",
+        "paper_ids": "arXiv:1709.01507" if variant.placement else "arXiv:1512.03385",
     }  # fmt: skip
 
 
-default_cfgs = generate_default_cfgs({variant.name: _cifar_cfg(variant) for variant in CIFAR_VARIANTS})
+def _paper_cfg(_: PaperVariant) -> dict[str, Any]:
+    return {
+        "url": "", "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": (7, 7), "crop_pct": 0.875,
+        "interpolation": "bilinear", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "conv1", "classifier": "fc", "license": "apache-2.0", "paper_ids": "arXiv:1709.01507",
+    }  # fmt: skip
 
 
-def _register(name: str, build: Callable[..., nn.Module], doc: str) -> None:
-    """Register one entrypoint under `name`, unless an earlier import of this module already did."""
-    if timm.is_model(name):
-        if getattr(model_entrypoint(name), "__module__", "") != __name__:
-            raise ImportError(f"timm now has a model named {name!r}: seresnet_hub must not replace it; please update")
-        return
+def _tag_cfg(weights: Weights) -> PretrainedCfg:
+    return PretrainedCfg(
+        file=VerifiedFile(weights), architecture=weights.architecture, tag=weights.tag, num_classes=1000,
+        input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=weights.crop_pct, interpolation=weights.interpolation,
+        mean=weights.mean, std=weights.std, first_conv="conv1", classifier="fc", license=weights.license,
+        origin_url=weights.origin_url, paper_ids=weights.paper_ids,
+    )  # fmt: skip
 
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return build(pretrained=pretrained, **kwargs)
 
-    entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = doc
-    register_model(entrypoint)
+default_cfgs = generate_default_cfgs(
+    {
+        **{variant.name: _cifar_cfg(variant) for variant in CIFAR_VARIANTS},
+        **{variant.name: _paper_cfg(variant) for variant in PAPER_VARIANTS},
+    }
+)
+
+
+def _describe(variant: CifarVariant | PaperVariant) -> str:
+    kind = "Residual network for 32 x 32 images" if isinstance(variant, CifarVariant) else "SE-ResNet-50"
+    return f"{kind}, {WHERE[variant.placement]}; keyword arguments as for timm's ResNet."
 
 
 for _variant in CIFAR_VARIANTS:
-    _register(
-        _variant.name,
-        partial(_build_cifar, _variant),
-        f"{'SE-' if _variant.se else ''}ResNet for 32 x 32 images (He et al.); keyword arguments as for timm's ResNet.",
-    )
+    add_entrypoint(__name__, _variant.name, _describe(_variant), partial(_build_cifar, _variant))
+for _paper_variant in PAPER_VARIANTS:
+    add_entrypoint(__name__, _paper_variant.name, _describe(_paper_variant), partial(_build_paper, _paper_variant))
+for _weights in WEIGHTS:
+    add_tag(_weights.architecture, _weights.tag, _tag_cfg(_weights))
 
 
 def list_models() -> list[str]:
     """Return the names of the architectures that this package adds to timm."""
-    return [variant.name for variant in CIFAR_VARIANTS]
+    return [*(variant.name for variant in CIFAR_VARIANTS), *(variant.name for variant in PAPER_VARIANTS)]
+
+
+def resolve_name(name: str) -> str:
+    """Return timm's name for `name`: mmpretrain's model names become `architecture.tag`, others stay as they are."""
+    return next((weights.name for weights in WEIGHTS if weights.source_name == name), name)
 
 
 def create(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
-    """Create the model that `name` means to timm, in eval mode: a timm name, `hf-hub:NS/NAME[@rev]` or `local-dir:DIR`.
+    """Create the model that `name` means, in eval mode.
 
-    Raises `InputError` where there is no such model, folder or repository, or where its files cannot be loaded.
+    `name` is a timm name, `hf-hub:NS/NAME[@rev]`, `local-dir:DIR`, or mmpretrain's name of weights that this package
+    has. Errors: `InputError` where there is no such model, folder or repository, or its files cannot be loaded.
     """
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+        model: nn.Module = timm.create_model(resolve_name(name), pretrained=pretrained, **kwargs)
     except Exception as error:  # timm, safetensors, torch and huggingface_hub each raise their own
         raise InputError(f"cannot create model {name!r}: {error or type(error).__name__}") from error
     return model.eval()
+
+
+def get_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Create a model under mmpretrain's call: its names or timm's, random weights unless `pretrained`."""
+    return create(name, pretrained=pretrained, **kwargs)

@@ -30,6 +30,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation import Accuracy, evaluate
 from seresnet_hub.folder import config_text, replacing, write_model
 from seresnet_hub.images import normalize, seed_from
+from seresnet_hub.models import resolve_name
 from seresnet_hub.recipes import Recipe
 
 STATE_NAME = Path("training", "state.pt")
@@ -57,7 +58,7 @@ def train(
         raise InputError(f"recipe {recipe.name!r} has no data set of its own: name one with --data")
     if max_steps is not None and max_steps < 1:
         raise InputError(f"max_steps={max_steps}: must be at least 1")
-    if not timm.is_model(recipe.model.split(".")[0]):
+    if not timm.is_model(resolve_name(recipe.model).split(".")[0]):
         raise InputError(f"recipe {recipe.name!r}: timm knows no model {recipe.model!r}")
     if resume and not (output / STATE_NAME).is_file():
         raise InputError(f"nothing to resume: {output / STATE_NAME} does not exist")
@@ -105,7 +106,7 @@ def train(
 
     # ------------------------------------------------------------------ model
     torch.manual_seed(recipe.seed)  # the same start on every process
-    model: nn.Module = timm.create_model(recipe.model, num_classes=num_classes)
+    model: nn.Module = timm.create_model(resolve_name(recipe.model), num_classes=num_classes)
     model = model.to(memory_format=torch.channels_last)
     config = {**model.pretrained_cfg, **_data_config(recipe, model)}  # type: ignore[dict-item]
     model.pretrained_cfg = config  # type: ignore[assignment]  # evaluation reads its transform from here, as a user of the saved model does

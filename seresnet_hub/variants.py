@@ -5,29 +5,91 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Placement = Literal["standard", "pre", "post", "identity", "3x3"]
+
+WHERE: dict[Placement | None, str] = {
+    None: "no SE",
+    "standard": "after the last norm of the residual branch",
+    "pre": "on the input of the residual branch",
+    "post": "after the sum and its activation",
+    "identity": "on the identity branch",
+    "3x3": "after the 3×3 convolution",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class CifarVariant:
     """One CIFAR residual network of He et al. (arXiv 1512.03385, section 4.2), plain or with SE.
 
     Three stages of 16, 32 and 64 planes on 32 x 32 images; depth = 6n + 2 with basic blocks, 9n + 2 with bottlenecks.
-    `se` puts a squeeze-and-excitation module after the last BN of each block, squeeze width = channels // 16.
+    `placement` is where the SE unit sits (`None`: nowhere); its squeeze width is channels // 16.
     """
 
     name: str
     block: Literal["basic", "bottleneck"]
     blocks_per_stage: int
-    se: bool
+    placement: Placement | None
     num_classes: int = 10
 
 
+def _cifar(depth: int, block: Literal["basic", "bottleneck"]) -> tuple[CifarVariant, ...]:
+    blocks = (depth - 2) // (6 if block == "basic" else 9)
+    placements: dict[str, Placement | None] = {
+        f"resnet{depth}_cifar": None,
+        f"seresnet{depth}_cifar": "standard",
+        f"seresnet{depth}_cifar_pre": "pre",
+        f"seresnet{depth}_cifar_post": "post",
+        f"seresnet{depth}_cifar_identity": "identity",
+        f"seresnet{depth}_cifar_3x3": "3x3",
+    }
+    return tuple(
+        CifarVariant(name=name, block=block, blocks_per_stage=blocks, placement=placement)
+        for name, placement in placements.items()
+    )
+
+
 CIFAR_VARIANTS: tuple[CifarVariant, ...] = (
-    CifarVariant(name="resnet20_cifar", block="basic", blocks_per_stage=3, se=False),
-    CifarVariant(name="resnet56_cifar", block="basic", blocks_per_stage=9, se=False),
-    CifarVariant(name="resnet110_cifar", block="basic", blocks_per_stage=18, se=False),
-    CifarVariant(name="resnet164_cifar", block="bottleneck", blocks_per_stage=18, se=False),
-    CifarVariant(name="seresnet20_cifar", block="basic", blocks_per_stage=3, se=True),
-    CifarVariant(name="seresnet56_cifar", block="basic", blocks_per_stage=9, se=True),
-    CifarVariant(name="seresnet110_cifar", block="basic", blocks_per_stage=18, se=True),
-    CifarVariant(name="seresnet164_cifar", block="bottleneck", blocks_per_stage=18, se=True),
+    *_cifar(20, "basic"),
+    *_cifar(56, "basic"),
+    *_cifar(110, "basic"),
+    *_cifar(164, "bottleneck"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperVariant:
+    """One SE-ResNet-50 of the paper's ablation study (arXiv 1709.01507v4, section 6), for 224 x 224 images.
+
+    `ratio` is the reduction ratio r, `stage` the only stage with SE, counted as in the paper: stage 2 is conv2_x,
+    timm's `layer1`. `from_timm` is true where timm's own blocks, with arguments that Python can pass, make the network.
+    """
+
+    name: str
+    placement: Placement = "standard"
+    ratio: int = 16
+    squeeze: Literal["avg", "max"] = "avg"
+    gate: Literal["sigmoid", "relu", "tanh"] = "sigmoid"
+    stage: Literal[2, 3, 4] | None = None
+
+    @property
+    def from_timm(self) -> bool:
+        """Whether the network consists of timm's own blocks and SE module."""
+        return self.placement == "standard" and self.squeeze == "avg"
+
+
+PAPER_VARIANTS: tuple[PaperVariant, ...] = (
+    PaperVariant(name="seresnet50_pre", placement="pre"),
+    PaperVariant(name="seresnet50_post", placement="post"),
+    PaperVariant(name="seresnet50_identity", placement="identity"),
+    PaperVariant(name="seresnet50_3x3", placement="3x3"),
+    PaperVariant(name="seresnet50_r2", ratio=2),
+    PaperVariant(name="seresnet50_r4", ratio=4),
+    PaperVariant(name="seresnet50_r8", ratio=8),
+    PaperVariant(name="seresnet50_r32", ratio=32),
+    PaperVariant(name="seresnet50_max", squeeze="max"),
+    PaperVariant(name="seresnet50_relu", gate="relu"),
+    PaperVariant(name="seresnet50_tanh", gate="tanh"),
+    PaperVariant(name="seresnet50_stage2", stage=2),
+    PaperVariant(name="seresnet50_stage3", stage=3),
+    PaperVariant(name="seresnet50_stage4", stage=4),
 )

@@ -14,11 +14,11 @@ import seresnet_hub
 FLOORS = [
     {"errors"},
     {"variants", "weights", "recipes"},
-    {"blocks", "images", "folder", "checkpoints", "command_line"},
-    {"models", "digits", "convert", "fuse", "cards"},
-    {"data", "inference"},
-    {"evaluation", "mmpretrain"},
-    {"training", "hub"},
+    {"blocks", "images", "folder", "checkpoints", "command_line", "registry"},
+    {"pretrained", "digits"},
+    {"models", "data"},
+    {"inference", "evaluation"},
+    {"training", "mmpretrain"},
 ]
 PACKAGE = Path(seresnet_hub.__file__).parent
 

@@ -1,0 +1,207 @@
+"""Squeeze-and-excitation blocks that timm does not have: other places for the SE unit, and other squeezes.
+
+Source: arXiv 1709.01507v4, figure 5 and section 6 (ablation study). Every block takes the arguments of timm's
+`BasicBlock` or `Bottleneck` and has their tensor names, plus `se.fc1` and `se.fc2`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import SEModule
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import nn
+
+AttentionLayer = Callable[..., nn.Module]
+
+
+class MaxSqueezeSE(SEModule):  # type: ignore[misc]
+    """timm's SE module with global max pooling as its squeeze (arXiv 1709.01507v4, section 6)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `x` `(batch, channels, height, width)`, each channel scaled by its gate."""
+        squeezed = x.amax((2, 3), keepdim=True)
+        return x * self.gate(self.fc2(self.act(self.bn(self.fc1(squeezed)))))
+
+
+class SEInOneStage:
+    """An `attn_layer` for timm's blocks that builds SE where a block has `channels` outputs, and nothing elsewhere.
+
+    In a ResNet the number of output channels tells the stage.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+
+    def __call__(self, channels: int, **kwargs: Any) -> nn.Module | None:
+        return SEModule(channels, **kwargs) if channels == self.channels else None
+
+
+# SE units outside timm's usual place can be narrower than timm's divisor of 8 allows for.
+_se = partial(SEModule, rd_ratio=1 / 16, rd_divisor=1)
+
+
+def _device_and_dtype(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: kwargs[key] for key in ("device", "dtype") if key in kwargs}
+
+
+class _MovedSEBasicBlock(BasicBlock):  # type: ignore[misc]
+    """timm's basic block with its SE unit taken out of the branch; subclasses place it."""
+
+    def __init__(self, inplanes: int, planes: int, *args: Any, attn_layer: AttentionLayer = _se, **kwargs: Any) -> None:
+        super().__init__(inplanes, planes, *args, attn_layer=None, **kwargs)
+        self.se: nn.Module = attn_layer(self.se_channels(inplanes, planes), **_device_and_dtype(kwargs))
+
+    def se_channels(self, inplanes: int, planes: int) -> int:
+        """Return the number of channels where the SE unit sits."""
+        return planes * self.expansion
+
+    def branch(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the residual branch, up to its last norm and stochastic depth."""
+        x = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
+        x = self.bn2(self.conv2(x))
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        return x
+
+    def shortcut(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the identity branch, projected where the block changes shape."""
+        if self.downsample is not None:
+            x = self.downsample(x)
+        return x
+
+
+class _MovedSEBottleneck(Bottleneck):  # type: ignore[misc]
+    """timm's bottleneck with its SE unit taken out of its usual place; subclasses place it."""
+
+    def __init__(self, inplanes: int, planes: int, *args: Any, attn_layer: AttentionLayer = _se, **kwargs: Any) -> None:
+        super().__init__(inplanes, planes, *args, attn_layer=None, **kwargs)
+        self.se: nn.Module = attn_layer(self.se_channels(inplanes, planes), **_device_and_dtype(kwargs))
+
+    def se_channels(self, inplanes: int, planes: int) -> int:
+        """Return the number of channels where the SE unit sits."""
+        return planes * self.expansion
+
+    def branch(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the residual branch, up to its last norm and stochastic depth."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(x)))))
+        x = self.bn3(self.conv3(x))
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        return x
+
+    def shortcut(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the identity branch, projected where the block changes shape."""
+        if self.downsample is not None:
+            x = self.downsample(x)
+        return x
+
+
+class SEPreBasicBlock(_MovedSEBasicBlock):
+    """SE on the input of the residual branch; the identity branch keeps the input as it is (SE-PRE)."""
+
+    def se_channels(self, inplanes: int, planes: int) -> int:
+        """Return the number of input channels."""
+        return inplanes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return act(branch(se(x)) + shortcut(x))."""
+        return self.act2(self.branch(self.se(x)) + self.shortcut(x))
+
+
+class SEPostBasicBlock(_MovedSEBasicBlock):
+    """SE on the block's output, after the sum and its activation (SE-POST)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return se(act(branch(x) + shortcut(x)))."""
+        return self.se(self.act2(self.branch(x) + self.shortcut(x)))
+
+
+class SEIdentityBasicBlock(_MovedSEBasicBlock):
+    """SE on the identity branch, after its projection where there is one (SE-Identity)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return act(branch(x) + se(shortcut(x)))."""
+        return self.act2(self.branch(x) + self.se(self.shortcut(x)))
+
+
+class SE3x3BasicBlock(_MovedSEBasicBlock):
+    """SE directly after the first 3 x 3 convolution and its norm, before the activation.
+
+    The paper defines SE_3x3 for bottlenecks; a basic block has two 3 x 3 convolutions and its standard SE follows the
+    second, so this one follows the first.
+    """
+
+    def se_channels(self, inplanes: int, planes: int) -> int:
+        """Return the number of channels of the first convolution."""
+        channels: int = self.conv1.out_channels
+        return channels
+
+    def branch(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the residual branch, with SE between its convolutions."""
+        x = self.aa(self.act1(self.drop_block(self.se(self.bn1(self.conv1(x))))))
+        x = self.bn2(self.conv2(x))
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return act(branch(x) + shortcut(x))."""
+        return self.act2(self.branch(x) + self.shortcut(x))
+
+
+class SEPreBottleneck(_MovedSEBottleneck):
+    """SE on the input of the residual branch; the identity branch keeps the input as it is (SE-PRE)."""
+
+    def se_channels(self, inplanes: int, planes: int) -> int:
+        """Return the number of input channels."""
+        return inplanes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return act(branch(se(x)) + shortcut(x))."""
+        return self.act3(self.branch(self.se(x)) + self.shortcut(x))
+
+
+class SEPostBottleneck(_MovedSEBottleneck):
+    """SE on the block's output, after the sum and its activation (SE-POST)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return se(act(branch(x) + shortcut(x)))."""
+        return self.se(self.act3(self.branch(x) + self.shortcut(x)))
+
+
+class SEIdentityBottleneck(_MovedSEBottleneck):
+    """SE on the identity branch, after its projection where there is one (SE-Identity)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return act(branch(x) + se(shortcut(x)))."""
+        return self.act3(self.branch(x) + self.se(self.shortcut(x)))
+
+
+class SE3x3Bottleneck(_MovedSEBottleneck):
+    """SE directly after the 3 x 3 convolution and its norm, before the activation (SE_3x3).
+
+    As in the standard block, the squeeze reads the norm's output; the narrower map makes a smaller SE unit.
+    """
+
+    def se_channels(self, inplanes: int, planes: int) -> int:
+        """Return the width of the bottleneck."""
+        channels: int = self.conv2.out_channels
+        return channels
+
+    def branch(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the residual branch, with SE after its 3 x 3 convolution."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.aa(self.act2(self.drop_block(self.se(self.bn2(self.conv2(x))))))
+        x = self.bn3(self.conv3(x))
+        if self.drop_path is not None:
+            x = self.drop_path(x)
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return act(branch(x) + shortcut(x))."""
+        return self.act3(self.branch(x) + self.shortcut(x))

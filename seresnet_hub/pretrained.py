@@ -1,0 +1,92 @@
+"""Fetch published weights, check their bytes, and hand them to timm as a file."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors.torch import save_file
+
+from seresnet_hub.checkpoints import from_mmpretrain, read_tensors
+from seresnet_hub.errors import InputError
+from seresnet_hub.folder import WEIGHTS_NAME, replacing, sha256_of
+from seresnet_hub.weights import Weights
+
+NAMESPACE_VARIABLE = "SERESNET_HUB_NAMESPACE"
+HUB_NAMESPACE: str | None = None  # none is owned yet, and a name that anybody could take must not be trusted
+
+
+class VerifiedFile(os.PathLike[str]):
+    """The path of a set of weights that comes into being when it is first opened: fetched, verified, converted.
+
+    timm opens a pretrained config's `file` when, and only when, it loads the weights.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+
+    def __fspath__(self) -> str:
+        return str(fetch(self.weights))
+
+    def __str__(self) -> str:  # timm reads the format from the ending
+        return f"{self.weights.name}.safetensors"
+
+    __repr__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, VerifiedFile) and other.weights == self.weights
+
+    def __hash__(self) -> int:
+        return hash(self.weights)
+
+
+@cache
+def fetch(weights: Weights) -> Path:
+    """Return a safetensors file of `weights` under timm's names, once a process.
+
+    Tried in this order: the Hub namespace, where one is set (`SERESNET_HUB_NAMESPACE`); the original file, in
+    `torch.hub`'s checkpoint folder or from its server, checked against the sha256 in its name and converted. Errors:
+    `InputError` says what was tried and why it failed.
+    """
+    tried: list[str] = []
+    namespace = os.environ.get(NAMESPACE_VARIABLE) or HUB_NAMESPACE
+    if namespace:
+        repository = f"{namespace}/{weights.name}"
+        try:
+            return Path(hf_hub_download(repository, WEIGHTS_NAME))
+        except Exception as error:  # huggingface_hub raises its client's errors, which change with its major version
+            tried.append(f"{repository} on the Hub ({_line(error)})")
+    cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[-1])
+    try:
+        original = _verified_original(weights, cached)
+    except Exception as error:  # urllib, the socket and the disk each raise their own
+        tried.append(f"{weights.url} ({_line(error)})")
+        raise InputError(
+            f"cannot get the weights {weights.name}: tried {' and '.join(tried)}. If you have the original file, "
+            f"put it at {cached}"
+        ) from error
+    converted = from_mmpretrain(read_tensors(original))
+    # Converted anew by each process, so that only bytes whose hash was just checked are ever loaded.
+    target = cached.with_suffix(".safetensors")
+    metadata = {"format": "pt", "source_url": weights.url, "source_sha256": sha256_of(original)}
+    with replacing(target) as temporary:
+        save_file({name: converted[name].contiguous() for name in sorted(converted)}, temporary, metadata=metadata)
+    return target
+
+
+def _verified_original(weights: Weights, cached: Path) -> Path:
+    if cached.is_file():
+        found = sha256_of(cached)
+        if not found.startswith(weights.sha256_prefix):
+            raise InputError(f"{cached} has sha256 {found[:16]}…, not {weights.sha256_prefix}…: delete it")
+        return cached
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    torch.hub.download_url_to_file(weights.url, str(cached), hash_prefix=weights.sha256_prefix)
+    return cached
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

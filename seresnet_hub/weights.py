@@ -1,0 +1,65 @@
+"""The pretrained weights this package adds to timm's own architectures, one row each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """One set of ImageNet-1k weights as its authors published it, and the preprocessing that belongs to it.
+
+    `top1` and `top5` are the accuracies its authors publish, in percent, single centre crop of 224 from a short edge of
+    256; `params_millions` and `gflops` (multiply-adds) likewise. `sha256_prefix` is the hash in the file's own name.
+    """
+
+    architecture: str
+    tag: str
+    source_name: str
+    url: str
+    sha256_prefix: str
+    top1: float
+    top5: float
+    params_millions: float
+    gflops: float
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # 123.675, 116.28, 103.53 over 255
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # 58.395, 57.12, 57.375 over 255
+    interpolation: str = "bilinear"
+    crop_pct: float = 0.875
+    license: str = "apache-2.0"
+    paper_ids: str = "arXiv:1709.01507"
+    origin_url: str = "https://github.com/open-mmlab/mmpretrain"
+
+    @property
+    def name(self) -> str:
+        """The name timm knows the weights by: `architecture.tag`."""
+        return f"{self.architecture}.{self.tag}"
+
+
+_OPENMMLAB = "https://download.openmmlab.com/mmclassification/v0/se-resnet"
+
+# Source: mmpretrain, configs/seresnet (metafile.yml and README).
+WEIGHTS: tuple[Weights, ...] = (
+    Weights(
+        architecture="seresnet50",
+        tag="mm_in1k",
+        source_name="seresnet50_8xb32_in1k",
+        url=f"{_OPENMMLAB}/se-resnet50_batch256_imagenet_20200804-ae206104.pth",
+        sha256_prefix="ae206104",
+        top1=77.74,
+        top5=93.84,
+        params_millions=28.09,
+        gflops=4.13,
+    ),
+    Weights(
+        architecture="seresnet101",
+        tag="mm_in1k",
+        source_name="seresnet101_8xb32_in1k",
+        url=f"{_OPENMMLAB}/se-resnet101_batch256_imagenet_20200804-ba5b51d4.pth",
+        sha256_prefix="ba5b51d4",
+        top1=78.26,
+        top5=94.07,
+        params_millions=49.33,
+        gflops=7.86,
+    ),
+)
