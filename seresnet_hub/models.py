@@ -48,10 +48,8 @@ class CifarResNet(ResNet):  # type: ignore[misc]
         self.conv1 = nn.Conv2d(in_chans, 16, kernel_size=3, padding=1, bias=False, **factory)
         self.maxpool = nn.Identity()
         self.layer4 = nn.Sequential()
-        self.feature_info: list[dict[str, Any]] = [
-            {**info, "reduction": max(1, info["reduction"] // 4)}
-            for info in self.feature_info
-        ]  # fmt: skip
+        taps = self.feature_info  # type: ignore[has-type]
+        self.feature_info = [{**tap, "reduction": max(1, tap["reduction"] // 4)} for tap in taps]
         self.init_weights(zero_init_last=zero_init_last)
 
     def forward_intermediates(self, x: torch.Tensor, indices: int | list[int] | None = None, **kwargs: Any) -> Any:

@@ -1,0 +1,121 @@
+"""The variants must have exactly the sizes the papers give, and consist of what the table says they do."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import timm
+import torch
+from timm.layers import SEModule
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import seresnet_hub  # noqa: F401
+from seresnet_hub.variants import CIFAR_VARIANTS, PAPER_VARIANTS
+from seresnet_hub.weights import WEIGHTS
+
+
+def parameters(name: str) -> int:
+    return sum(p.numel() for p in timm.create_model(name).parameters())
+
+
+def multiply_adds(name: str) -> int:
+    """Convolutions and linear layers, counted by torch."""
+    model = timm.create_model(name)
+    size = model.pretrained_cfg["input_size"]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.to("meta").eval()(torch.zeros(1, *size, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+# arXiv 1512.03385 for the plain ones with projection shortcuts; imgclsmob's table for the ones with SE.
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("resnet20_cifar", 272_474), ("seresnet20_cifar", 274_847), ("seresnet56_cifar", 862_889),
+     ("seresnet110_cifar", 1_744_952), ("seresnet164_cifar", 1_906_258)],
+)  # fmt: skip
+def test_cifar_parameter_counts(name: str, count: int) -> None:
+    assert parameters(name) == count
+
+
+# arXiv 1709.01507v4, tables 10, 13 and 14, in millions. The paper rounds up throughout: 35.636 is given as 35.7.
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("seresnet50_r2", 45.7), ("seresnet50_r4", 35.7), ("seresnet50_r8", 30.7), ("seresnet50", 28.1),
+     ("seresnet50_r32", 26.9)],
+)  # fmt: skip
+def test_ratio_parameter_counts(name: str, millions: float) -> None:
+    assert math.ceil(parameters(name) / 1e5) / 10 == millions
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda w: w.name)
+def test_published_sizes_of_the_pretrained(weights: object) -> None:
+    """mmpretrain's parameter and operation counts; its counter adds norms (2), ReLUs and pools to the multiply-adds."""
+    model = timm.create_model(weights.architecture)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == weights.params_millions
+    elementwise = 0
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], _: object) -> None:
+        nonlocal elementwise
+        elementwise += inputs[0].numel() * (2 if isinstance(module, nn.BatchNorm2d) else 1)
+
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, SEModule)):  # an SE unit pools its input
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model.to("meta").eval()(torch.zeros(1, 3, 224, 224, device="meta"))
+    assert round((multiply_adds(weights.architecture) + elementwise) / 1e9, 2) == weights.gflops
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar", "resnet56_cifar", "resnet110_cifar"])
+def test_cifar_multiply_adds_by_hand(name: str) -> None:
+    """Every convolution of He et al.'s design has k x k x in x out x height x width multiply-adds."""
+    n = next(v.blocks_per_stage for v in CIFAR_VARIANTS if v.name == name)
+    expected = 9 * 3 * 16 * 32 * 32 + 64 * 10
+    expected += 2 * n * 9 * 16 * 16 * 32 * 32
+    for width, side in ((32, 16), (64, 8)):
+        first = 9 * (width // 2) * width + (width // 2) * width  # the strided convolution and the projection
+        expected += (first + (2 * n - 1) * 9 * width * width) * side * side
+    assert multiply_adds(name) == expected
+
+
+@pytest.mark.parametrize("variant", PAPER_VARIANTS, ids=lambda v: v.name)
+def test_from_timm_means_timms_own_modules(variant: object) -> None:
+    model = timm.create_model(variant.name)
+    ours = {
+        type(module)
+        for module in model.modules()
+        if (isinstance(module, Bottleneck) and type(module) is not Bottleneck)
+        or (isinstance(module, SEModule) and type(module) is not SEModule)
+    }
+    assert (not ours) == variant.from_timm
+    assert type(model) is timm.models.resnet.ResNet
+
+
+@pytest.mark.parametrize("stage", [2, 3, 4])
+def test_a_stage_variant_has_se_in_that_stage_alone(stage: int) -> None:
+    model = timm.create_model(f"seresnet50_stage{stage}")
+    # The paper calls conv2_x stage 2; timm calls it layer1.
+    with_se = [k for k in (1, 2, 3, 4) if all(block.se is not None for block in getattr(model, f"layer{k}"))]
+    without = [k for k in (1, 2, 3, 4) if all(block.se is None for block in getattr(model, f"layer{k}"))]
+    assert (with_se, len(without)) == ([stage - 1], 3)
+
+
+@pytest.mark.parametrize("ratio", [2, 4, 8, 32])
+def test_a_ratio_variant_divides_every_squeeze(ratio: int) -> None:
+    model = timm.create_model(f"seresnet50_r{ratio}")
+    for module in model.modules():
+        if isinstance(module, SEModule):
+            assert module.fc1.out_channels * ratio == module.fc1.in_channels
+
+
+def test_plain_twins_have_no_se_and_timms_blocks() -> None:
+    for variant in CIFAR_VARIANTS:
+        kinds = {type(m) for m in timm.create_model(variant.name).modules() if isinstance(m, (BasicBlock, Bottleneck))}
+        assert len(kinds) == 1
+        if variant.placement in (None, "standard"):
+            assert kinds <= {BasicBlock, Bottleneck}
+        has_se = any(isinstance(m, SEModule) for m in timm.create_model(variant.name).modules())
+        assert has_se == (variant.placement is not None)
