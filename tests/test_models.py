@@ -18,8 +18,11 @@ from seresnet_hub.errors import InputError
 
 NAMES = seresnet_hub.list_models()
 # Those whose only difference from another is a number: a depth, a ratio, a stage, a gate.
-LIKE_ANOTHER = [name for name in NAMES if any(part in name for part in ("56", "110", "_r2", "_r4", "_r32", "tanh"))]
-LIKE_ANOTHER += ["seresnet50_stage2", "seresnet50_stage4", "resnet164_cifar", "seresnet164_cifar_identity"]
+LIKE_ANOTHER = [
+    name for name in NAMES if any(part in name for part in ("56", "110", "_r2", "_r4", "_r32", "tanh", "relu"))
+]
+LIKE_ANOTHER += ["seresnet50_stage2", "seresnet50_stage4", "resnet164_cifar"]
+LIKE_ANOTHER += ["seresnet164_cifar_pre", "seresnet164_cifar_post", "seresnet164_cifar_identity", "seresnet50_identity"]
 DESIGNS = [pytest.param(name, marks=pytest.mark.slow if name in LIKE_ANOTHER else ()) for name in NAMES]
 SMALL_DESIGNS = [name for name in NAMES if "20_cifar" in name] + [
     "seresnet50_pre",
