@@ -11,11 +11,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import SEModule
+from timm.layers import SEModule, create_attn
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-AttentionLayer = Callable[..., nn.Module]
+AttentionLayer = Callable[..., nn.Module] | str | None
 
 
 class MaxSqueezeSE(SEModule):  # type: ignore[misc]
@@ -44,16 +44,18 @@ class SEInOneStage:
 _se = partial(SEModule, rd_ratio=1 / 16, rd_divisor=1)
 
 
-def _device_and_dtype(kwargs: dict[str, Any]) -> dict[str, Any]:
+def _factory(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {key: kwargs[key] for key in ("device", "dtype") if key in kwargs}
 
 
 class _MovedSEBasicBlock(BasicBlock):  # type: ignore[misc]
     """timm's basic block with its SE unit taken out of the branch; subclasses place it."""
 
-    def __init__(self, inplanes: int, planes: int, *args: Any, attn_layer: AttentionLayer = _se, **kwargs: Any) -> None:
+    def __init__(
+        self, inplanes: int, planes: int, *args: Any, attn_layer: AttentionLayer = None, **kwargs: Any
+    ) -> None:
         super().__init__(inplanes, planes, *args, attn_layer=None, **kwargs)
-        self.se: nn.Module = attn_layer(self.se_channels(inplanes, planes), **_device_and_dtype(kwargs))
+        self.se: nn.Module = create_attn(attn_layer or _se, self.se_channels(inplanes, planes), **_factory(kwargs))
 
     def se_channels(self, inplanes: int, planes: int) -> int:
         """Return the number of channels where the SE unit sits."""
@@ -77,9 +79,11 @@ class _MovedSEBasicBlock(BasicBlock):  # type: ignore[misc]
 class _MovedSEBottleneck(Bottleneck):  # type: ignore[misc]
     """timm's bottleneck with its SE unit taken out of its usual place; subclasses place it."""
 
-    def __init__(self, inplanes: int, planes: int, *args: Any, attn_layer: AttentionLayer = _se, **kwargs: Any) -> None:
+    def __init__(
+        self, inplanes: int, planes: int, *args: Any, attn_layer: AttentionLayer = None, **kwargs: Any
+    ) -> None:
         super().__init__(inplanes, planes, *args, attn_layer=None, **kwargs)
-        self.se: nn.Module = attn_layer(self.se_channels(inplanes, planes), **_device_and_dtype(kwargs))
+        self.se: nn.Module = create_attn(attn_layer or _se, self.se_channels(inplanes, planes), **_factory(kwargs))
 
     def se_channels(self, inplanes: int, planes: int) -> int:
         """Return the number of channels where the SE unit sits."""

@@ -18,7 +18,7 @@ FLOORS = [
     {"pretrained", "digits"},
     {"models", "data"},
     {"inference", "evaluation"},
-    {"training", "mmpretrain"},
+    {"training", "mmpretrain", "tables"},
 ]
 PACKAGE = Path(seresnet_hub.__file__).parent
 

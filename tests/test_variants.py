@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -12,21 +17,26 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import seresnet_hub  # noqa: F401
+from seresnet_hub import blocks, folder
 from seresnet_hub.variants import CIFAR_VARIANTS, PAPER_VARIANTS
 from seresnet_hub.weights import WEIGHTS
 
 
+def shapes(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return timm.create_model(name).eval()
+
+
 def parameters(name: str) -> int:
-    return sum(p.numel() for p in timm.create_model(name).parameters())
+    return sum(p.numel() for p in shapes(name).parameters())
 
 
 def multiply_adds(name: str) -> int:
     """Convolutions and linear layers, counted by torch."""
-    model = timm.create_model(name)
+    model = shapes(name)
     size = model.pretrained_cfg["input_size"]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.to("meta").eval()(torch.zeros(1, *size, device="meta"))
+        model(torch.zeros(1, *size, device="meta"))
     return counter.get_total_flops() // 2
 
 
@@ -53,7 +63,7 @@ def test_ratio_parameter_counts(name: str, millions: float) -> None:
 @pytest.mark.parametrize("weights", WEIGHTS, ids=lambda w: w.name)
 def test_published_sizes_of_the_pretrained(weights: object) -> None:
     """mmpretrain's parameter and operation counts; its counter adds norms (2), ReLUs and pools to the multiply-adds."""
-    model = timm.create_model(weights.architecture)
+    model = shapes(weights.architecture)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == weights.params_millions
     elementwise = 0
 
@@ -65,7 +75,7 @@ def test_published_sizes_of_the_pretrained(weights: object) -> None:
         if isinstance(module, (nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, SEModule)):  # an SE unit pools its input
             module.register_forward_hook(count)
     with torch.no_grad():
-        model.to("meta").eval()(torch.zeros(1, 3, 224, 224, device="meta"))
+        model(torch.zeros(1, 3, 224, 224, device="meta"))
     assert round((multiply_adds(weights.architecture) + elementwise) / 1e9, 2) == weights.gflops
 
 
@@ -83,7 +93,7 @@ def test_cifar_multiply_adds_by_hand(name: str) -> None:
 
 @pytest.mark.parametrize("variant", PAPER_VARIANTS, ids=lambda v: v.name)
 def test_from_timm_means_timms_own_modules(variant: object) -> None:
-    model = timm.create_model(variant.name)
+    model = shapes(variant.name)
     ours = {
         type(module)
         for module in model.modules()
@@ -96,7 +106,7 @@ def test_from_timm_means_timms_own_modules(variant: object) -> None:
 
 @pytest.mark.parametrize("stage", [2, 3, 4])
 def test_a_stage_variant_has_se_in_that_stage_alone(stage: int) -> None:
-    model = timm.create_model(f"seresnet50_stage{stage}")
+    model = shapes(f"seresnet50_stage{stage}")
     # The paper calls conv2_x stage 2; timm calls it layer1.
     with_se = [k for k in (1, 2, 3, 4) if all(block.se is not None for block in getattr(model, f"layer{k}"))]
     without = [k for k in (1, 2, 3, 4) if all(block.se is None for block in getattr(model, f"layer{k}"))]
@@ -105,7 +115,7 @@ def test_a_stage_variant_has_se_in_that_stage_alone(stage: int) -> None:
 
 @pytest.mark.parametrize("ratio", [2, 4, 8, 32])
 def test_a_ratio_variant_divides_every_squeeze(ratio: int) -> None:
-    model = timm.create_model(f"seresnet50_r{ratio}")
+    model = shapes(f"seresnet50_r{ratio}")
     for module in model.modules():
         if isinstance(module, SEModule):
             assert module.fc1.out_channels * ratio == module.fc1.in_channels
@@ -113,9 +123,64 @@ def test_a_ratio_variant_divides_every_squeeze(ratio: int) -> None:
 
 def test_plain_twins_have_no_se_and_timms_blocks() -> None:
     for variant in CIFAR_VARIANTS:
-        kinds = {type(m) for m in timm.create_model(variant.name).modules() if isinstance(m, (BasicBlock, Bottleneck))}
+        model = shapes(variant.name)
+        kinds = {type(module) for module in model.modules() if isinstance(module, (BasicBlock, Bottleneck))}
         assert len(kinds) == 1
         if variant.placement in (None, "standard"):
             assert kinds <= {BasicBlock, Bottleneck}
-        has_se = any(isinstance(m, SEModule) for m in timm.create_model(variant.name).modules())
+        has_se = any(isinstance(module, SEModule) for module in model.modules())
         assert has_se == (variant.placement is not None)
+
+
+PLAIN_TIMM = """
+import hashlib, json, sys, timm, torch
+from functools import partial
+from timm.layers import SEModule
+designs = {
+    "seresnet50_r8": partial(SEModule, rd_ratio=1 / 8),
+    "seresnet50_tanh": partial(SEModule, gate_layer="tanh"),
+    "seresnet50_stage3": lambda channels, **kw: SEModule(channels, **kw) if channels == 512 else None,
+}
+found = {}
+for name, attention in designs.items():
+    torch.manual_seed(0)
+    model = timm.create_model("seresnet50", block_args={"attn_layer": attention}, zero_init_last=False).eval()
+    found[name] = hashlib.sha256(model(torch.ones(1, 3, 64, 64)).detach().numpy().tobytes()).hexdigest()
+assert "seresnet_hub" not in sys.modules
+try:
+    timm.create_model("local-dir:" + sys.argv[1], pretrained=True)
+except RuntimeError as error:
+    found["folder"] = str(error)
+print(json.dumps(found))
+"""
+
+
+def test_plain_timm_makes_the_same_networks_from_python_arguments(tmp_path: Path) -> None:
+    """What the README's table says of plain timm, in a process without the plugin."""
+    model = timm.create_model("seresnet20_cifar")
+    folder.write_model(tmp_path / "m", model.state_dict(), config=folder.config_text(model, pretrained_cfg={}), card="")
+    command = [sys.executable, "-c", PLAIN_TIMM, str(tmp_path / "m")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "Unknown model" in found.pop("folder")
+    for name, digest in found.items():
+        assert next(v for v in PAPER_VARIANTS if v.name == name).from_timm
+        torch.manual_seed(0)
+        ours = timm.create_model(name, zero_init_last=False).eval()(torch.ones(1, 3, 64, 64))
+        assert hashlib.sha256(ours.detach().numpy().tobytes()).hexdigest() == digest, name
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [("seresnet50_pre", blocks.SEPreBottleneck), ("seresnet50_identity", blocks.SEIdentityBottleneck)],
+)
+def test_the_blocks_are_reached_through_timms_arguments(name: str, block: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    entrypoint = timm.create_model(name, zero_init_last=False).eval()
+    torch.manual_seed(0)
+    built = timm.create_model("resnet50", block=block, zero_init_last=False).eval()
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(built(x), entrypoint(x))
+    se_resnet = timm.create_model("seresnet50", block=block)
+    assert se_resnet.state_dict().keys() == entrypoint.state_dict().keys()

@@ -1,0 +1,35 @@
+"""Render the README's tables from the tables of facts; --check only says whether they are current."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seresnet_hub.command_line import run
+from seresnet_hub.errors import InputError
+from seresnet_hub.folder import write_text
+from seresnet_hub.tables import TABLES, fill
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", nargs="?", default="README.md", type=Path, help="Markdown file (default: README.md)")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is stale")
+    options = parser.parse_args(arguments)
+    try:
+        text = options.file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{options.file}: {error.strerror}") from error
+    current = fill(text)
+    if options.check and current != text:
+        raise InputError(f"the tables in {options.file} are stale: run python scripts/tables.py")
+    if current != text:
+        write_text(options.file, current)
+    return {"file": str(options.file), "tables": list(TABLES), "changed": current != text}
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

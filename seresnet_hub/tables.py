@@ -1,0 +1,107 @@
+"""Render the README's tables from the tables of facts, with sizes counted on the models themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from seresnet_hub.errors import InputError
+from seresnet_hub.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant
+from seresnet_hub.weights import WEIGHTS
+
+# mmpretrain's call, ours or timm's, and what to know.
+MIGRATION: tuple[tuple[str, str, str], ...] = (
+    ("`get_model('seresnet50_8xb32_in1k', pretrained=True)`",
+     "`timm.create_model('seresnet50.mm_in1k', pretrained=True)` after `import seresnet_hub`, or "
+     "`seresnet_hub.get_model('seresnet50_8xb32_in1k', pretrained=True)`", "same weights, same logits, in eval mode"),
+    ("`inference_model(model, image)`", "`seresnet_hub.inference_model(model, image)`",
+     "`pred_label`, `pred_score`, `pred_class`; no `pred_scores` array: use `predict(…, topk=1000)`"),
+    ("`model.extract_feat(inputs, stage='neck')`", "`seresnet_hub.extract_features(model, image)`",
+     "pooled features; takes pictures and prepares them"),
+    ("`model.extract_feat(inputs, stage='backbone')`", "`seresnet_hub.extract_features(model, image, stage=-1)`",
+     "stages count from the stem, 0; mmpretrain's `out_indices=(0, 1, 2, 3)` are 1 to 4"),
+    ("`ImageClassificationInferencer(model)(images, batch_size=…)`", "`seresnet_hub.predict(model, images)`",
+     "batched, on the model's device"),
+    ("`list_models('seresnet')`", "`timm.list_models('seresnet*')`, `timm.list_pretrained('seresnet*')`", ""),
+    ("`mim test mmpretrain CONFIG --checkpoint …`", "`python scripts/validate.py MODEL --data DIR_OR_HUB_ID`", ""),
+    ("`mim train mmpretrain CONFIG`", "`accelerate launch scripts/train.py --recipe NAME`", ""),
+)  # fmt: skip
+
+
+@cache
+def sizes(name: str) -> tuple[int, int]:
+    """Return a model's parameters, and the multiply-adds of its convolutions and linear layers for one image."""
+    with torch.device("meta"):  # shapes alone: nothing is initialised or computed
+        model = timm.create_model(name).eval()
+        image = torch.zeros(1, *model.pretrained_cfg["input_size"])
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    return parameters, counter.get_total_flops() // 2
+
+
+def variants() -> str:
+    """Return the table of the architectures that this package adds."""
+    rows = [*map(_variant_row, PAPER_VARIANTS), *map(_variant_row, CIFAR_VARIANTS)]
+    return _table(("model", "params (M)", "MACs (G)", "where SE sits", "otherwise", "in plain timm"), rows)
+
+
+def _variant_row(variant: PaperVariant | CifarVariant) -> tuple[str, ...]:
+    parameters, multiply_adds = sizes(variant.name)
+    where, otherwise = WHERE[variant.placement], ""
+    in_timm = "no"
+    if isinstance(variant, PaperVariant):
+        if variant.stage is not None:
+            where += f", in stage {variant.stage} (`layer{variant.stage - 1}`) alone"
+        differences = {
+            f"r = {variant.ratio}": variant.ratio != 16,
+            f"{variant.squeeze} squeeze": variant.squeeze != "avg",
+            f"{variant.gate} gate": variant.gate != "sigmoid",
+        }
+        otherwise = ", ".join(text for text, differs in differences.items() if differs)
+        in_timm = "Python arguments" if variant.from_timm else "no"
+    return f"`{variant.name}`", f"{parameters / 1e6:.3f}", f"{multiply_adds / 1e9:.3f}", where, otherwise, in_timm
+
+
+def weights() -> str:
+    """Return the table of the pretrained tags that this package adds, with the accuracy their authors publish."""
+    rows = []
+    for row in WEIGHTS:
+        parameters, multiply_adds = sizes(row.architecture)
+        rows.append(
+            (f"`{row.name}`", f"`{row.source_name}`", f"{parameters / 1e6:.2f}", f"{multiply_adds / 1e9:.2f}",
+             f"{row.top1:.2f}", f"{row.top5:.2f}", f"{row.license}", f"[{row.url.rsplit('/', 1)[-1]}]({row.url})")
+        )  # fmt: skip
+    header = ("timm name", "mmpretrain's name", "params (M)", "MACs (G)", "top-1 (published)", "top-5 (published)",
+              "licence", "original file")  # fmt: skip
+    return _table(header, rows)
+
+
+def migration() -> str:
+    """Return the table that takes mmpretrain's users to our calls and timm's."""
+    return _table(("mmpretrain", "here", ""), MIGRATION)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"variants": variants, "weights": weights, "migration": migration}
+
+
+def fill(text: str) -> str:
+    """Return a Markdown text with each table between `<!-- table NAME -->` and `<!-- end -->` rendered anew.
+
+    Errors: `InputError` where a mark names no table, or a table has no mark.
+    """
+    marked = re.compile(r"(<!-- table (\w+) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
+    names = [match.group(2) for match in marked.finditer(text)]
+    if set(names) != set(TABLES):
+        raise InputError(f"the text has marks for {sorted(names)}, and there are tables for {sorted(TABLES)}")
+    return marked.sub(lambda match: f"{match.group(1)}{TABLES[match.group(2)]()}\n<!-- end -->", text)

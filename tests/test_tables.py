@@ -1,0 +1,47 @@
+"""The README's tables must say what the code does now."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+import seresnet_hub
+from seresnet_hub import tables
+from seresnet_hub.errors import InputError
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_readme_is_current() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert tables.fill(text) == text, "run: python scripts/tables.py"
+
+
+def test_every_model_has_a_row() -> None:
+    rendered = tables.variants()
+    assert all(f"| `{name}` |" in rendered for name in seresnet_hub.list_models())
+
+
+def test_stale_tables_are_replaced_and_the_rest_is_kept() -> None:
+    marks = "\n".join(f"FIRST\n<!-- table {name} -->\nSTALE\n<!-- end -->\nLAST" for name in tables.TABLES)
+    filled = tables.fill(marks)
+    assert "STALE" not in filled
+    assert filled.count("FIRST") == filled.count("LAST") == len(tables.TABLES)
+    assert tables.fill(filled) == filled
+
+
+def test_a_missing_mark_is_an_error() -> None:
+    with pytest.raises(InputError, match="has marks for"):
+        tables.fill("no tables here")
+
+
+def test_the_calls_in_the_migration_table_exist() -> None:
+    for _, here, _ in tables.MIGRATION:
+        for call in here.split("`")[1::2]:
+            module, _, rest = call.partition(".")
+            if module in ("timm", "seresnet_hub"):
+                assert callable(getattr(importlib.import_module(module), rest.split("(")[0])), call
+            elif module != "import seresnet_hub":
+                assert (README.parent / "scripts" / call.split("scripts/")[1].split()[0]).is_file()
