@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+import timm
 import torch
 from huggingface_hub import hf_hub_download
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from seresnet_hub.checkpoints import from_mmpretrain, read_tensors
@@ -56,7 +59,9 @@ def fetch(weights: Weights) -> Path:
     if namespace:
         repository = f"{namespace}/{weights.name}"
         try:
-            return Path(hf_hub_download(repository, WEIGHTS_NAME))
+            downloaded = Path(hf_hub_download(repository, WEIGHTS_NAME))
+            _require_fit(_shapes_in(downloaded), weights)
+            return downloaded
         except Exception as error:  # huggingface_hub raises its client's errors, which change with its major version
             tried.append(f"{repository} on the Hub ({_line(error)})")
     cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[-1])
@@ -68,7 +73,12 @@ def fetch(weights: Weights) -> Path:
             f"cannot get the weights {weights.name}: tried {' and '.join(tried)}. If you have the original file, "
             f"put it at {cached}"
         ) from error
-    converted = from_mmpretrain(read_tensors(original))
+    tensors = read_tensors(original)
+    try:
+        converted = from_mmpretrain(tensors)
+        _require_fit({name: tuple(tensor.shape) for name, tensor in converted.items()}, weights)
+    except InputError as error:
+        raise InputError(f"{original} from {weights.url}: {error}") from error
     # Converted anew by each process, so that only bytes whose hash was just checked are ever loaded.
     target = cached.with_suffix(".safetensors")
     metadata = {"format": "pt", "source_url": weights.url, "source_sha256": sha256_of(original)}
@@ -86,6 +96,30 @@ def _verified_original(weights: Weights, cached: Path) -> Path:
     cached.parent.mkdir(parents=True, exist_ok=True)
     torch.hub.download_url_to_file(weights.url, str(cached), hash_prefix=weights.sha256_prefix)
     return cached
+
+
+def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _require_fit(shapes: Mapping[str, tuple[int, ...]], weights: Weights) -> None:
+    """Raise `InputError` unless the tensors are exactly those of the architecture as it was published.
+
+    timm loads without strictness where the number of classes differs or only features are wanted, so that a file of
+    other tensors would leave the network random, in part or whole.
+    """
+    with torch.device("meta"):
+        published = {
+            name: tuple(tensor.shape) for name, tensor in timm.create_model(weights.architecture).state_dict().items()
+        }
+    wrong = [name for name in {**published, **shapes} if published.get(name) != shapes.get(name)]
+    if wrong:
+        was, wanted = shapes.get(wrong[0], "missing"), published.get(wrong[0], "no such tensor")
+        raise InputError(
+            f"not the tensors of {weights.architecture}: {wrong[0]!r} is {was}, expected {wanted} "
+            f"({len(wrong)} tensors differ)"
+        )
 
 
 def _line(error: Exception) -> str:

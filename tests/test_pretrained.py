@@ -212,6 +212,43 @@ def test_a_namespace_is_asked_first_and_only_if_set(
     assert set(asked) == {("somebody/seresnet18.test", "model.safetensors")}  # never a pickle
 
 
+ADAPTATIONS = [{}, {"num_classes": 7}, {"features_only": True}, {"in_chans": 1}]
+
+
+@pytest.mark.parametrize("kwargs", ADAPTATIONS, ids=str)
+@pytest.mark.parametrize("damage", ["foreign", "missing", "shape"])
+def test_a_file_of_other_tensors_never_leaves_a_random_network(
+    kwargs: dict[str, object], damage: str, server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm loads without strictness where the head differs or only features are wanted: the file must fit before."""
+    state = dict(randomized("seresnet18").state_dict())
+    if damage == "foreign":
+        state = {"backbone.conv1.weight": torch.ones(2)}
+    elif damage == "missing":
+        del state["layer2.0.conv1.weight"]
+    else:
+        state["layer2.0.conv1.weight"] = torch.ones(3, 3)
+    weights = publish({"state_dict": {}}, *server)
+    (server[1] / weights.url.rsplit("/", 1)[-1]).unlink()  # the original cannot be had either
+    save_file(state, tmp_path / "from_hub.safetensors")
+    monkeypatch.setattr(pretrained, "hf_hub_download", lambda *_: str(tmp_path / "from_hub.safetensors"))
+    monkeypatch.setenv(pretrained.NAMESPACE_VARIABLE, "somebody")
+    culprit = "conv1.weight" if damage == "foreign" else "layer2.0.conv1.weight"
+    with pytest.raises(InputError, match=rf"tried somebody/seresnet18.test on the Hub \(.*{culprit}.*and http.*404"):
+        load(weights, **kwargs)
+
+
+@pytest.mark.parametrize("kwargs", ADAPTATIONS, ids=str)
+def test_an_original_with_a_tensor_missing_is_refused_with_its_name(
+    kwargs: dict[str, object], server: tuple[str, Path]
+) -> None:
+    tensors = as_mmpretrain(randomized("seresnet18"))
+    del tensors["backbone.layer3.1.bn2.weight"]
+    weights = publish({"state_dict": tensors}, *server)
+    with pytest.raises(InputError, match=r"model-\w{8}\.pth.*layer3\.1\.bn2\.weight"):
+        load(weights, **kwargs)
+
+
 def test_a_namespace_that_fails_leads_to_the_original(
     server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
