@@ -48,13 +48,15 @@ def sizes(name: str) -> tuple[int, int]:
 def variants() -> str:
     """Return the table of the architectures that this package adds."""
     rows = [*map(_variant_row, PAPER_VARIANTS), *map(_variant_row, CIFAR_VARIANTS)]
-    return _table(("model", "params (M)", "MACs (G)", "where SE sits", "otherwise", "in plain timm"), rows)
+    header = ("model", "params (M)", "MACs (G)", "where SE sits", "otherwise", "in plain timm",
+              "top-1 / top-5 (paper's training)")  # fmt: skip
+    return _table(header, rows)
 
 
 def _variant_row(variant: PaperVariant | CifarVariant) -> tuple[str, ...]:
     parameters, multiply_adds = sizes(variant.name)
     where, otherwise = WHERE[variant.placement], ""
-    in_timm = "no"
+    in_timm, accuracy = "no", ""
     if isinstance(variant, PaperVariant):
         if variant.stage is not None:
             where += f", in stage {variant.stage} (`layer{variant.stage - 1}`) alone"
@@ -65,7 +67,9 @@ def _variant_row(variant: PaperVariant | CifarVariant) -> tuple[str, ...]:
         }
         otherwise = ", ".join(text for text, differs in differences.items() if differs)
         in_timm = "Python arguments" if variant.from_timm else "no"
-    return f"`{variant.name}`", f"{parameters / 1e6:.3f}", f"{multiply_adds / 1e9:.3f}", where, otherwise, in_timm
+        accuracy = f"{100 - variant.top1_error:.2f} / {100 - variant.top5_error:.2f}"
+    size = f"{parameters / 1e6:.3f}", f"{multiply_adds / 1e9:.3f}"
+    return f"`{variant.name}`", *size, where, otherwise, in_timm, accuracy
 
 
 def weights() -> str:

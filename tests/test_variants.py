@@ -50,14 +50,46 @@ def test_cifar_parameter_counts(name: str, count: int) -> None:
     assert parameters(name) == count
 
 
-# arXiv 1709.01507v4, tables 10, 13 and 14, in millions. The paper rounds up throughout: 35.636 is given as 35.7.
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [("seresnet50_r2", 45.7), ("seresnet50_r4", 35.7), ("seresnet50_r8", 30.7), ("seresnet50", 28.1),
-     ("seresnet50_r32", 26.9)],
-)  # fmt: skip
-def test_ratio_parameter_counts(name: str, millions: float) -> None:
-    assert math.ceil(parameters(name) / 1e5) / 10 == millions
+# arXiv 1709.01507v4, tables 10, 13 and 15: parameters in millions, and GFLOPs where it gives them.
+PAPER_SIZES: dict[str, tuple[float, float | None]] = {
+    "resnet50": (25.6, 3.86),
+    "seresnet50_r2": (45.7, None),
+    "seresnet50_r4": (35.7, None),
+    "seresnet50_r8": (30.7, None),
+    "seresnet50": (28.1, 3.87),
+    "seresnet50_r32": (26.9, None),
+    "seresnet50_stage2": (25.6, 3.86),
+    "seresnet50_stage3": (25.7, 3.86),
+    "seresnet50_stage4": (26.4, 3.86),
+    "seresnet50_3x3": (25.8, 3.86),
+}
+
+
+@pytest.mark.parametrize("name", PAPER_SIZES)
+def test_parameters_are_the_papers(name: str) -> None:
+    """The paper rounds up throughout (35.636 is given as 35.7); without the SE units' biases, r = 8 would not fit."""
+    assert math.ceil(parameters(name) / 1e5) / 10 == PAPER_SIZES[name][0]
+
+
+@pytest.mark.parametrize("name", [name for name, (_, gflops) in PAPER_SIZES.items() if gflops])
+def test_operations_are_the_papers(name: str) -> None:
+    """Its counts fit networks with the stride in the first 1x1 convolution, SE's pooling and scaling included."""
+    se_layers = multiply_adds("seresnet50") - multiply_adds("resnet50")
+    with_stride_in_the_1x1 = multiply_adds("legacy_seresnet50") - se_layers
+    model = shapes(name)
+    pooled_and_scaled = 0
+
+    def count(_: nn.Module, inputs: tuple[torch.Tensor, ...], __: object) -> None:
+        nonlocal pooled_and_scaled
+        pooled_and_scaled += 2 * inputs[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, SEModule):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 224, 224, device="meta"))
+    own = multiply_adds(name) - multiply_adds("resnet50") + pooled_and_scaled
+    assert round((with_stride_in_the_1x1 + own) / 1e9, 2) == PAPER_SIZES[name][1]
 
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=lambda w: w.name)
