@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 
 # Read by huggingface_hub and datasets when they are imported, so before anything else.
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # two test processes share the cores, and the small tensors here gain nothing from more
+)
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
