@@ -22,8 +22,10 @@ def run(main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str
     it or a library prints goes to standard error.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            result = main(sys.argv[1:] if arguments is None else arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        # --help is what was asked for, so argparse may print it on standard output.
+        with contextlib.nullcontext() if {"-h", "--help"} & set(given) else contextlib.redirect_stdout(sys.stderr):
+            result = main(given)
     except InputError as error:
         where = "" if _rank() == "0" else f"process {_rank()}: "
         print(f"{where}error: {error}", file=sys.stderr)
@@ -33,9 +35,13 @@ def run(main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str
         return EXIT_INTERRUPTED
     if _rank() == "0":
         try:
-            print(json.dumps(result, ensure_ascii=False, allow_nan=False), flush=True)
+            print(json.dumps(result, allow_nan=False), flush=True)
         except BrokenPipeError:  # the reader has gone; keep the interpreter from failing again while it flushes
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            print(f"error: cannot write the result to standard output: {error.strerror}", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_BAD_INPUT
     return 0
 
 

@@ -73,7 +73,9 @@ class Row(NamedTuple):
 
 
 def open_split(source: str, split: str | None) -> Split:
-    """Open one split of `source`: a folder, a Hub data set id, or "digits"; reads metadata, no images.
+    """Open one split of `source`: a folder, a Hub data set id, or "digits"; reads parquet's metadata alone.
+
+    Of other formats every row is counted once.
 
     `split=None` takes validation, else test, else the only one. Errors: `InputError` where the source or the split
     does not exist, or no image and label column can be told.
@@ -89,7 +91,7 @@ def open_split(source: str, split: str | None) -> Split:
     except Exception as error:  # datasets, huggingface_hub and fsspec each raise their own
         hint = "" if os.path.exists(path) else " (it is no folder here, so it was looked for on the Hub)"
         raise InputError(f"cannot open data set {source!r}{hint}: {error or type(error).__name__}") from error
-    name = split or _default_split(source, list(streams))
+    name = _default_split(source, list(streams)) if split is None else split
     if name not in streams:
         raise InputError(f"data set {source!r} has no split {name!r}; it has: {', '.join(streams)}")
     features = streams[name].features
@@ -97,7 +99,7 @@ def open_split(source: str, split: str | None) -> Split:
         raise InputError(f"data set {source!r} declares no columns, so no images can be told from other data")
     image_column, label_column = _columns(source, features)
     label = features[label_column]
-    stream = streams[name].decode(False).reshard()
+    stream = streams[name].decode(False).select_columns([image_column, label_column]).reshard()
     return Split(
         source=source,
         name=name,
@@ -105,7 +107,7 @@ def open_split(source: str, split: str | None) -> Split:
         image_column=image_column,
         label_column=label_column,
         class_names=tuple(label.names) if isinstance(label, ClassLabel) else None,
-        dataset=stream.select_columns([image_column, label_column]),
+        dataset=stream,
     )
 
 
@@ -125,17 +127,28 @@ def _default_split(source: str, names: Sequence[str]) -> str:
 
 
 def _columns(source: str, features: Features) -> tuple[str, str]:
-    """Return the names of the image and the label column."""
+    """Return the names of the image and the label column: `image` and `label`, else the only ones of their kind."""
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     labels += [name for name in ("label", "cls") if name in features and name not in labels]
-    if not images or not labels:
-        missing = "image" if not images else "label"
-        raise InputError(f"data set {source!r} has no {missing} column; its columns are: {', '.join(features)}")
-    label = features[labels[0]]
-    if not isinstance(label, ClassLabel) and not str(getattr(label, "dtype", "")).startswith(("int", "uint")):
-        raise InputError(f"data set {source!r}: column {labels[0]!r} holds {label.dtype}, not class numbers")
-    return images[0], labels[0]
+    image = _only(source, "image", images, features)
+    label = _only(source, "label", labels, features)
+    kind = features[label]
+    if not isinstance(kind, ClassLabel) and not str(getattr(kind, "dtype", "")).startswith(("int", "uint")):
+        raise InputError(
+            f"data set {source!r}: column {label!r} holds {getattr(kind, 'dtype', kind)}, not class numbers"
+        )
+    return image, label
+
+
+def _only(source: str, wanted: str, found: list[str], features: Features) -> str:
+    if wanted in found:
+        return wanted
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"data set {source!r} has several {wanted} columns, none named {wanted!r}: {', '.join(found)}")
+    raise InputError(f"data set {source!r} has no {wanted} column; its columns are: {', '.join(features)}")
 
 
 def _unit_rows(builder: Any, split: str, stream: IterableDataset) -> tuple[int, ...]:
@@ -146,7 +159,10 @@ def _unit_rows(builder: Any, split: str, stream: IterableDataset) -> tuple[int, 
             rows = [count for counts in pool.map(_row_groups, files) for count in counts]
         if len(rows) == stream.num_shards:
             return tuple(rows)
-    return tuple(sum(table.num_rows for table in _tables(stream, unit)) for unit in range(stream.num_shards))
+    try:
+        return tuple(sum(table.num_rows for table in _tables(stream, unit)) for unit in range(stream.num_shards))
+    except Exception as error:  # every format has its own
+        raise InputError(f"cannot count the rows of split {split!r}: {error or type(error).__name__}") from error
 
 
 def _row_groups(file: str) -> list[int]:
@@ -234,6 +250,8 @@ class _Stream(TorchIterableDataset[Any]):
                     yield self._decode(rows)
         except InputError as error:
             yield error
+        except MemoryError:
+            yield InputError(f"not enough memory to prepare the images of {self.split.source}")
 
     def _global_batches(self) -> Iterator[list[Row]]:
         """Yield the rows of each global batch from `position` on; windows that lie before it are not read."""
@@ -289,7 +307,7 @@ class _Stream(TorchIterableDataset[Any]):
     def _label(self, row: Row) -> int:
         label = row.label
         if not isinstance(label, int) or label < 0 or (self.num_classes is not None and label >= self.num_classes):
-            expected = f"0 to {self.num_classes - 1}" if self.num_classes else "0 or more"
+            expected = "0 or more" if self.num_classes is None else f"0 to {self.num_classes - 1}"
             raise InputError(f"{_place(self.split, row.unit, row.number)}: label {label!r}, expected {expected}")
         return label
 
@@ -310,10 +328,17 @@ class Loader:
         batches = DataLoader(
             self.stream, batch_size=None, num_workers=workers, worker_init_fn=_start_worker if workers else None
         )
-        for batch in batches:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
+        try:
+            for batch in batches:
+                if isinstance(batch, InputError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):  # how torch reports a worker that was killed
+                raise
+            raise InputError(
+                f"{error}: a loader worker died, perhaps for want of memory; try --set workers=0"
+            ) from error
 
 
 def _start_worker(_: int) -> None:

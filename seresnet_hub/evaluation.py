@@ -45,6 +45,8 @@ def evaluate(
     if split.rows == 0:
         raise InputError(f"split {split.name!r} of {split.source} is empty")
     num_classes: int = model.num_classes  # type: ignore[assignment]
+    if not num_classes:
+        raise InputError("the model has no classifier: create it with num_classes > 0")
     if split.class_names and len(split.class_names) != num_classes:
         raise InputError(f"{split.source} has {len(split.class_names)} classes, the model {num_classes}")
     transform, config = model_transform(model)
@@ -52,8 +54,10 @@ def evaluate(
         split, None, transform, batch_size=batch_size, num_classes=num_classes, rank=rank, world_size=world_size,
         workers=workers,
     )  # fmt: skip
-    device = next(model.parameters()).device
+    parameter = next(model.parameters())
+    device = parameter.device
     counts = torch.zeros(3, dtype=torch.int64, device=device)
+    finite = torch.tensor(True, device=device)
     was_training = model.training
     model.eval()
     start = time.perf_counter()
@@ -62,13 +66,17 @@ def evaluate(
         with torch.inference_mode(), progress:
             for batch in progress:
                 images = normalize(batch.images.to(device), mean=config["mean"], std=config["std"])
-                images = images.contiguous(memory_format=torch.channels_last)
+                images = images.to(parameter.dtype, memory_format=torch.channels_last)
                 labels, mask = batch.labels.to(device), batch.mask.to(device)
-                best = model(images).topk(min(5, num_classes), dim=1).indices
+                logits = model(images)
+                finite &= logits.isfinite().all()
+                best = logits.topk(min(5, num_classes), dim=1).indices
                 hits = (best == labels[:, None]) & mask[:, None]
                 counts += torch.stack([hits[:, 0].sum(), hits.sum(), mask.sum()])
     finally:
         model.train(was_training)
+    if not finite:
+        raise InputError("the model's outputs are not finite numbers: its weights are damaged or were never trained")
     counts = total(counts) if total else counts
     top1, top5, seen = counts.tolist()
     if seen != split.rows:

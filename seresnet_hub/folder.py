@@ -32,19 +32,27 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Errors: `InputError` where the disk is full or the directory cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    except InputError as error:  # from a file inside a new folder: name the folder that a person asked for
+        raise InputError(str(error).replace(str(temporary), str(path))) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             with suppress(OSError):
                 temporary.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def sha256_of(path: Path) -> str:
@@ -109,6 +117,7 @@ def write_model(
                 save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
             except Exception as error:  # safetensors reports a full disk with a class of its own
                 raise OSError(str(error)) from error
+            temporary.chmod(0o666 & ~_umask())  # safetensors keeps its files to their owner
         write_text(target / CONFIG_NAME, config)
         write_text(target / CARD_NAME, card)
 

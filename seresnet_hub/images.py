@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -29,21 +30,24 @@ def read_image(source: bytes | str | Path | Image.Image) -> Image.Image:
     EXIF rotation is applied, transparency is laid over white, 16-bit grey is scaled to 8 bits, CMYK and palettes are
     converted. Errors: `InputError` where the file is missing, is no image, or ends too early.
     """
-    if isinstance(source, Image.Image):
-        return _as_shown(source)
-    name = "" if isinstance(source, bytes) else f"{source}: "
+    name = f"{source}: " if isinstance(source, (str, Path)) else ""
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = Path(source).read_bytes() if isinstance(source, (str, Path)) else source
     except OSError as error:
         raise InputError(f"{name}{error.strerror or error}") from error
     try:
-        with Image.open(BytesIO(data)) as image:
+        if isinstance(data, Image.Image):
+            return _as_shown(data)
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            image = Image.open(BytesIO(data))
+        with image:
             return _as_shown(image)
-    except InputError:
-        raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name}not an image") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"{name}too large a picture ({error})") from error
     except Exception as error:  # Pillow's decoders raise almost anything on broken bytes
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else f"not a whole image ({error})"
-        raise InputError(f"{name}{reason}") from error
+        raise InputError(f"{name}not a whole image ({error})") from error
 
 
 def _as_shown(image: Image.Image) -> Image.Image:
@@ -135,8 +139,7 @@ def normalize(images: torch.Tensor, *, mean: Sequence[float], std: Sequence[floa
 def model_transform(model: nn.Module, **overrides: Any) -> tuple[Transform, dict[str, Any]]:
     """Return the evaluation transform that a model's own config asks for, and that config."""
     config: dict[str, Any] = resolve_model_data_config(model, args=overrides or None)
-    stem = next((weight for weight in model.parameters() if weight.ndim == 4), None)
-    channels = config["input_size"][0] if stem is None else stem.shape[1]
+    channels = getattr(model, "in_chans", config["input_size"][0])
     if channels != 3:
         raise InputError(f"the model takes {channels} channels; pictures have 3 (RGB)")
     return evaluation_transform(**config), config

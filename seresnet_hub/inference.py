@@ -36,6 +36,10 @@ def predict(model: nn.Module | str, images: Picture | Sequence[Picture], topk: i
     names = class_names(model)
     results: list[list[dict[str, Any]]] = []
     for logits in _in_batches(model, images, model):
+        if not logits.isfinite().all():
+            raise InputError(
+                "the model's outputs are not finite numbers: its weights are damaged or were never trained"
+            )
         scores, indices = logits.float().softmax(dim=-1).topk(min(topk, logits.shape[-1]))
         for row_scores, row_indices in zip(scores.tolist(), indices.tolist(), strict=True):
             results.append(

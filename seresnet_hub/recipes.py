@@ -53,6 +53,13 @@ class Recipe:
     workers: int = 2
 
     def __post_init__(self) -> None:
+        for name in ("model", "train_split", "eval_split", "optimizer"):
+            if not getattr(self, name):
+                raise InputError(f"{name} is empty")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise InputError(f"num_classes={self.num_classes}: must be at least 1")
+        if self.warmup_epochs >= self.epochs > 0 and self.warmup_epochs:
+            raise InputError(f"warmup_epochs={self.warmup_epochs}: must be fewer than the {self.epochs} epochs")
         positive = ("epochs", "batch_size", "learning_rate", "input_size", "shuffle_window", "crop_pct")
         fractions = ("label_smoothing", "horizontal_flip", "momentum")
         for name in positive:
@@ -66,8 +73,15 @@ class Recipe:
                 raise InputError(f"{name}={getattr(self, name)}: must be between 0 and 1")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise InputError(f"scale={self.scale}: must be a range within 0 and 1, the smaller number first")
-        if self.std is not None and not all(0 < value < math.inf for value in self.std):
+        if not 0.01 <= self.crop_pct <= 1:
+            raise InputError(f"crop_pct={self.crop_pct}: must be between 0.01 and 1")
+        for name in ("input_size", "crop_padding"):
+            if getattr(self, name) > 4096:
+                raise InputError(f"{name}={getattr(self, name)}: must be at most 4096 pixels")
+        if self.std is not None and not all(1e-6 < value < math.inf for value in self.std):
             raise InputError(f"std={self.std}: must be greater than 0")
+        if self.mean is not None and not all(math.isfinite(value) for value in self.mean):
+            raise InputError(f"mean={self.mean}: must be finite")
 
 
 DIGITS = Recipe(

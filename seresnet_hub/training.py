@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -30,7 +31,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation import Accuracy, evaluate
 from seresnet_hub.folder import config_text, replacing, write_model
 from seresnet_hub.images import normalize, seed_from
-from seresnet_hub.models import resolve_name
+from seresnet_hub.models import create, resolve_name
 from seresnet_hub.recipes import Recipe
 
 STATE_NAME = Path("training", "state.pt")
@@ -64,7 +65,8 @@ def train(
         raise InputError(f"nothing to resume: {output / STATE_NAME} does not exist")
     _require_writable(output)
     if not resume and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} already exists: continue it with --resume, or choose another --output")
+        way_out = "continue it with --resume, or choose" if (output / STATE_NAME).is_file() else "choose"
+        raise InputError(f"{output} already exists: {way_out} another --output")
 
     # ------------------------------------------------------------------ processes
     # Accelerate joins CPU processes only when it is told that there is nothing but a CPU.
@@ -106,9 +108,8 @@ def train(
 
     # ------------------------------------------------------------------ model
     torch.manual_seed(recipe.seed)  # the same start on every process
-    model: nn.Module = timm.create_model(resolve_name(recipe.model), num_classes=num_classes)
-    model = model.to(memory_format=torch.channels_last)
-    config = {**model.pretrained_cfg, **_data_config(recipe, model)}  # type: ignore[dict-item]
+    model = create(recipe.model, pretrained=False, num_classes=num_classes).to(memory_format=torch.channels_last)
+    config = _config(recipe, model)
     model.pretrained_cfg = config  # type: ignore[assignment]  # evaluation reads its transform from here, as a user of the saved model does
     _require_trainable(
         model, recipe, images=math.ceil((train_split.rows % recipe.batch_size or recipe.batch_size) / world_size)
@@ -129,11 +130,14 @@ def train(
     # ------------------------------------------------------------------ resume
     step, seen = 0, 0
     if resume:
-        state = _read_state(output / STATE_NAME, recipe, source)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        state = _read_state(output / STATE_NAME, _settings(recipe, train_split), total_steps)
+        try:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise InputError(f"cannot resume: {output / STATE_NAME} does not fit {recipe.model} ({error})") from error
         step, seen = state["step"], state["seen"]
-        say(f"resuming {output} at step {step:,}")
+        say(f"resuming {output} at step {step:,} of {last_step:,}")
 
     # ------------------------------------------------------------------ loop
     accuracy: Accuracy | None = None
@@ -187,7 +191,12 @@ def train(
                 f"{accuracy.seen:,} {eval_split.name} images; weights {digest[:12]} on {world_size} process(es)"
             )
             if main:
-                _save(output, model, optimizer, recipe, source, train_split, accuracy, step=step, seen=seen)
+                state = {
+                    "settings": _settings(recipe, train_split), "step": step, "seen": seen,
+                    "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                }  # fmt: skip
+                card = _card(recipe, source, accuracy, step=step, seen=seen)
+                _save(output, model, train_split.class_names, card, state)
             accelerator.wait_for_everyone()
     if accuracy is None:  # a finished run was resumed
         accuracy = _evaluate(model, eval_split, recipe, accelerator)
@@ -207,6 +216,8 @@ def train(
 
 def _require_writable(output: Path) -> None:
     """Raise `InputError` where nothing could be written to `output` after an epoch's work."""
+    if output.is_symlink() and not output.exists():
+        raise InputError(f"cannot write to {output}: it is a link to nothing")
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -248,14 +259,23 @@ def _num_classes(recipe: Recipe, split: Split) -> int:
     return number
 
 
-def _data_config(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
-    """Return the preprocessing that belongs to the trained weights, as timm's config names it."""
+# What timm's config says of the weights it names, and not of those trained here.
+OTHER_WEIGHTS_FACTS = frozenset(
+    {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "custom_load", "license", "description",
+     "origin_url", "paper_name", "paper_ids", "notes", "test_input_size", "test_crop_pct", "test_pool_size",
+     "label_names", "label_descriptions", "label_offset"}
+)  # fmt: skip
+
+
+def _config(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
+    """Return timm's config of the weights to be trained: the architecture's facts, and the recipe's preprocessing."""
     given: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    # The size of the last map, where the model has one (it scales with the input).
-    pool = given.get("pool_size")
+    pool = given.get("pool_size")  # the size of the last map, where the model has one (it scales with the input)
     if pool:
-        pool = tuple(side * recipe.input_size // given["input_size"][-1] for side in pool)
+        pool = tuple(max(1, side * recipe.input_size // given["input_size"][-1]) for side in pool)
     return {
+        **{key: value for key, value in given.items() if key not in OTHER_WEIGHTS_FACTS},
+        "num_classes": model.num_classes,
         "input_size": (3, recipe.input_size, recipe.input_size),
         "pool_size": pool,
         "interpolation": recipe.interpolation,
@@ -288,65 +308,61 @@ def _same_on_all_ranks(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read_state(path: Path, recipe: Recipe, source: str) -> dict[str, Any]:
+def _settings(recipe: Recipe, split: Split) -> str:
+    """Return, as JSON, what must be the same for a run to go on as the same run: the recipe and the data's shape."""
+    # Where the data lies and how many workers read it does not change what is learnt.
+    settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in ("data", "workers")}
+    rows = hashlib.sha256(json.dumps(split.unit_rows).encode()).hexdigest()[:16]
+    return json.dumps({**settings, "training_images": split.rows, "shards": rows, "classes": split.class_names})
+
+
+def _read_state(path: Path, wanted: str, total_steps: int) -> dict[str, Any]:
+    """Return the training state in `path`; `InputError` where it is damaged, or belongs to another run."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        saved = json.loads(state["recipe"])
+        saved = json.loads(state["settings"])
+        whole = {"model", "optimizer"} <= state.keys() and all(isinstance(state[key], int) for key in ("step", "seen"))
+        if not whole or not 0 <= state["step"] <= total_steps:
+            raise ValueError("something is missing in it")
+        changed = [
+            f"{key} was {saved.get(key)!r}, now {value!r}"
+            for key, value in json.loads(wanted).items()
+            if saved.get(key) != value
+        ]
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         raise InputError(f"cannot resume: {path} is damaged ({type(error).__name__})") from error
-    wanted = json.loads(_recipe_json(recipe, source))
-    changed = [
-        f"{key} was {saved.get(key)!r}, now {value!r}" for key, value in wanted.items() if saved.get(key) != value
-    ]
     if changed:
-        raise InputError(f"cannot resume with another recipe: {'; '.join(changed)}")
+        raise InputError(f"cannot resume with another recipe or other data: {'; '.join(changed)}")
     return state
 
 
-def _recipe_json(recipe: Recipe, source: str) -> str:
-    # Where the data lies and how many workers read it does not change what is learnt.
-    settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in ("data", "workers")}
-    return json.dumps({**settings, "data": source})
-
-
 def _save(
-    output: Path,
-    model: nn.Module,
-    optimizer: Any,
-    recipe: Recipe,
-    source: str,
-    split: Split,
-    accuracy: Accuracy,
-    *,
-    step: int,
-    seen: int,
+    output: Path, model: nn.Module, class_names: tuple[str, ...] | None, card: str, state: dict[str, Any]
 ) -> None:
-    """Write the model folder, then the training state that belongs to it."""
-    write_model(
-        output,
-        model.state_dict(),
-        config=config_text(model, pretrained_cfg={"num_classes": model.num_classes}, label_names=split.class_names),
-        card=_card(recipe, source, accuracy, step=step, seen=seen),
-    )
-    state = {
-        "recipe": _recipe_json(recipe, source),
-        "step": step,
-        "seen": seen,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    with replacing(output / STATE_NAME) as temporary:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # how torch reports a full disk
-            raise OSError(str(error)) from error
+    """Write the model folder and the training state that belongs to it; a new folder appears whole."""
+
+    def fill(folder: Path) -> None:
+        config = config_text(model, pretrained_cfg={}, label_names=class_names)
+        write_model(folder, model.state_dict(), config=config, card=card)
+        with replacing(folder / STATE_NAME) as temporary:
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # how torch reports a full disk
+                free = shutil.disk_usage(folder).free >> 20
+                raise OSError(f"{str(error).splitlines()[0]} ({free} MiB are free there)") from error
+
+    if output.is_dir():
+        fill(output)
+        return
+    with replacing(output) as temporary:
+        temporary.mkdir()
+        fill(temporary)
 
 
 def _card(recipe: Recipe, source: str, accuracy: Accuracy, *, step: int, seen: int) -> str:
     return f"""---
 library_name: timm
 pipeline_tag: image-classification
-license: apache-2.0
 ---
 # {recipe.model}, trained on {source}
 
