@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _ctrl_c  # noqa: F401  # isort: skip
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ def run(main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str
     What `main` returns is printed as one JSON line on standard output, by the first process where several run; whatever
     it or a library prints goes to standard error.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         given = sys.argv[1:] if arguments is None else arguments
         # --help is what was asked for, so argparse may print it on standard output.

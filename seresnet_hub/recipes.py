@@ -17,8 +17,8 @@ class Recipe:
 
     `batch_size` counts images over all processes. `data` is a folder or a Hub data set id; "digits" is the embedded
     one. `mean` and `std` default to the model's own. `shuffle_window` is the number of rows permuted together.
-    `decay_all` extends weight decay to biases and norm parameters. `num_classes` is needed only where the data set does
-    not say.
+    `optimizer` is timm's name: its "sgd" has Nesterov momentum, its "momentum" has not. `decay_all` extends weight
+    decay to biases and norm parameters. `num_classes` is needed only where the data set does not say.
     """
 
     name: str

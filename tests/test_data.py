@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +177,46 @@ def test_rows_without_an_image_are_named(write_split: WriteSplit, tmp_path: Path
     rows.to_parquet(tmp_path / "nulls" / "train.parquet")
     with pytest.raises(InputError, match="row 0 of split 'train' .*there is no image"):
         list(loader(str(tmp_path / "nulls"), "train", PLAIN))
+
+
+def test_columns_are_told_apart_or_asked_for(tmp_path: Path) -> None:
+    names = datasets.ClassLabel(names=["a", "b"])
+    number = datasets.Value("int64")
+
+    def write(name: str, columns: dict[str, object]) -> str:
+        image = {"bytes": numbered_picture(1), "path": None}
+        (tmp_path / name).mkdir()
+        kinds = {datasets.Image: image, datasets.List: [1]}
+        values = {key: [kinds.get(type(kind), 1)] for key, kind in columns.items()}
+        rows = datasets.Dataset.from_dict(values, features=datasets.Features(columns))
+        rows.to_parquet(tmp_path / name / "train.parquet")
+        return str(tmp_path / name)
+
+    both = {"blurred": names, "label": number, "mask": datasets.Image(), "image": datasets.Image()}
+    split = open_split(write("both", both), "train")
+    assert (split.image_column, split.label_column) == ("image", "label")
+    fine = open_split(write("fine", {"photo": datasets.Image(), "kind": names}), "train")
+    assert (fine.image_column, fine.label_column) == ("photo", "kind")
+    with pytest.raises(InputError, match="several label columns, none named 'label': coarse, fine"):
+        open_split(write("two", {"image": datasets.Image(), "coarse": names, "fine": names}), "train")
+    with pytest.raises(InputError, match="not class numbers"):
+        open_split(write("list", {"image": datasets.Image(), "label": datasets.List(number)}), "train")
+
+
+def test_webdataset_archives_stream_too(tmp_path: Path) -> None:
+    (tmp_path / "archives").mkdir()
+    for shard in range(2):
+        with tarfile.open(tmp_path / "archives" / f"train-{shard:05d}.tar", "w") as archive:
+            for number in range(3):
+                for suffix, content in (("png", numbered_picture(3 * shard + number)), ("cls", str(number).encode())):
+                    member = tarfile.TarInfo(f"{3 * shard + number:04d}.{suffix}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    split = open_split(str(tmp_path / "archives"), "train")
+    assert (split.rows, split.image_column, split.label_column) == (6, "png", "cls")
+    batches = list(evaluation_loader(split, None, KEEP, batch_size=4, num_classes=3))
+    assert real_numbers(batches) == [[0, 1, 2, 3], [4, 5]]
+    assert [label for batch in batches for label in batch.labels.tolist()] == [0, 1, 2, 0, 1, 2]
 
 
 def test_labels_must_be_numbers(tmp_path: Path) -> None:

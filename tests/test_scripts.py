@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -136,6 +137,18 @@ def test_a_truncated_jpeg_in_a_shard_is_one_line(
     assert "error: row 5 of split 'train' of" in last
     assert "not a whole image" in last
     assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("train", 0.3), ("validate", 1.0), ("predict", 2.0)])
+def test_ctrl_c_during_the_imports_is_one_line(name: str, seconds: float, tmp_path: Path) -> None:
+    arguments = {"train": ["--output", str(tmp_path / "run")], "validate": ["resnet18", "--data", "digits"]}
+    command = [sys.executable, str(SCRIPTS / f"{name}.py"), *arguments.get(name, ["resnet18", "x.png"])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
     assert not (tmp_path / "run").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -114,6 +115,25 @@ def test_a_model_that_timm_knows_needs_no_plugin(tmp_path: Path, numbers: str) -
     assert float(done.stdout) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_timm_models_config_keeps_no_facts_of_other_weights(tmp_path: Path, numbers: str) -> None:
+    recipe = replace(SMALL, model="resnet18", input_size=32, epochs=1, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=1)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["pretrained_cfg"]
+    foreign = {"tag", "test_input_size", "test_crop_pct", "paper_ids", "origin_url", "license", "hf_hub_id", "url"}
+    assert not foreign & config.keys()
+    assert (config["input_size"], config["pool_size"], config["num_classes"]) == ([3, 32, 32], [1, 1], 10)
+    assert (config["mean"], config["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
+    assert timm.data.resolve_model_data_config(model, use_test_size=True)["input_size"][1] == 32
+
+
+def test_resume_refuses_other_data(tmp_path: Path, write_split: WriteSplit, numbers: str) -> None:
+    training.train(SMALL, data=numbers, output=tmp_path / "run", max_steps=1)
+    training.train(SMALL, data=numbers + "/", output=tmp_path / "run", max_steps=2, resume=True)
+    write_split([[9, 8], [17]])
+    refused("training_images was 33, now 34", data=numbers, output=tmp_path / "run", resume=True)
+
+
 def test_two_processes_share_the_work(tmp_path: Path, numbers: str) -> None:
     """Every image is trained on and measured once, one result is printed, and one process measures the same."""
     script = Path(__file__).parents[1] / "scripts" / "train.py"
@@ -187,6 +207,7 @@ def test_what_cannot_work_is_refused_and_writes_nothing(tmp_path: Path, numbers:
     refused(
         "vit_tiny_patch16_224 cannot train on", replace(SMALL, model="vit_tiny_patch16_224"), data=numbers, output=out
     )
+    refused("Invalid pretrained tag", replace(SMALL, model="resnet18.nope"), data=numbers, output=out)
     assert not out.exists()
     (tmp_path / "file").write_text("in the way")
     refused("cannot write to .*file/run: Not a directory", data=numbers, output=tmp_path / "file" / "run")
@@ -202,14 +223,90 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path, numbers: str) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
+    refused("already exists: choose another --output", data=numbers, output=out)
+    (out / "training").mkdir()
+    (out / "training" / "state.pt").touch()
     refused("already exists: continue it with --resume, or choose another --output", data=numbers, output=out)
-    assert [p.name for p in out.iterdir()] == ["thesis.txt"]
+    assert (out / "thesis.txt").read_text() == "mine"
 
 
 def test_resume_refuses_another_recipe_and_a_damaged_state(tmp_path: Path, numbers: str) -> None:
     out = tmp_path / "run"
     training.train(SMALL, data=numbers, output=out, max_steps=1)
-    refused("learning_rate was 0.1, now 0.2", replace(SMALL, learning_rate=0.2), data=numbers, output=out, resume=True)
+    refused(
+        "cannot resume with another recipe or other data: learning_rate was 0.1, now 0.2",
+        replace(SMALL, learning_rate=0.2),
+        data=numbers,
+        output=out,
+        resume=True,
+    )
     state = out / training.STATE_NAME
     state.write_bytes(state.read_bytes()[:1000])
     refused("state.pt is damaged", data=numbers, output=out, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("model", None, "is damaged"), ("step", "1", "is damaged"), ("step", 10**6, "is damaged"),
+     ("settings", "[]", "is damaged"), ("model", {"fc.bias": torch.ones(1)}, "does not fit seresnet20_cifar")],
+)  # fmt: skip
+def test_an_incomplete_state_is_refused(tmp_path: Path, numbers: str, key: str, value: object, message: str) -> None:
+    out = tmp_path / "run"
+    training.train(SMALL, data=numbers, output=out, max_steps=1)
+    state = torch.load(out / training.STATE_NAME, weights_only=True)
+    if value is None:
+        del state[key]
+    else:
+        state[key] = value
+    torch.save(state, out / training.STATE_NAME)
+    refused(message, data=numbers, output=out, resume=True)
+
+
+def test_a_full_disk_leaves_no_new_folder(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object, path: Path) -> None:
+        raise RuntimeError("unexpected pos 392576 vs 392472")
+
+    monkeypatch.setattr(torch, "save", full)
+    refused(
+        r"cannot write \S+/run/training/state.pt: unexpected pos .* MiB are free", data=numbers, output=tmp_path / "run"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["numbers"]
+
+
+def test_the_recipe_reaches_the_optimiser(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    groups: list[list[tuple[float, int]]] = []
+    step = torch.optim.SGD.step
+
+    def record(self: torch.optim.SGD, *args: object) -> object:
+        rates.append(self.param_groups[0]["lr"])
+        groups.append([(group["weight_decay"], len(group["params"])) for group in self.param_groups])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", record)
+    warm = replace(SMALL, epochs=2, warmup_epochs=1, decay_all=False, weight_decay=0.125, label_smoothing=0.1)
+    training.train(warm, data=numbers, output=tmp_path / "run")
+    assert rates[:5] == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.05 * (1 + math.cos(math.pi / 2))], rel=1e-6)
+    matrices = sum(p.ndim > 1 for p in timm.create_model("seresnet20_cifar").parameters())
+    everything = len(list(timm.create_model("seresnet20_cifar").parameters()))
+    assert sorted(groups[0]) == sorted([(0.0, everything - matrices), (0.125, matrices)])
+    groups.clear()
+    training.train(SMALL, data=numbers, output=tmp_path / "all")
+    assert groups[0] == [(SMALL.weight_decay, everything)]
+
+
+def test_the_first_step_is_the_textbooks(tmp_path: Path, numbers: str) -> None:
+    """One step of plain SGD, recomputed here: the same start, batch, label smoothing and weight decay."""
+    recipe = replace(SMALL, optimizer="momentum", label_smoothing=0.2, momentum=0.0, weight_decay=0.01, epochs=1)
+    training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=1)
+    torch.manual_seed(recipe.seed)
+    model = timm.create_model(recipe.model, num_classes=10).train()
+    batch = next(iter(seresnet_hub.loader(numbers, "train", recipe, seed=recipe.seed)))
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    logits = model((batch.images / 255 - mean) / std)
+    smooth = torch.full((10, 10), 0.02).scatter_(1, batch.labels[:, None], 0.82)
+    (-(smooth * logits.log_softmax(1)).sum(1).mean()).backward()
+    trained = weights(tmp_path / "run")
+    for name, parameter in model.named_parameters():
+        expected = parameter - recipe.learning_rate * (parameter.grad + 0.01 * parameter)
+        torch.testing.assert_close(trained[name], expected, rtol=1e-4, atol=1e-5, msg=name)
