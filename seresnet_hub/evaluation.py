@@ -13,6 +13,7 @@ from tqdm import tqdm
 from seresnet_hub.data import Loader, Split, evaluation_loader
 from seresnet_hub.errors import InputError
 from seresnet_hub.images import model_transform, normalize
+from seresnet_hub.models import eval_mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,23 +59,20 @@ def evaluate(
     device = parameter.device
     counts = torch.zeros(3, dtype=torch.int64, device=device)
     finite = torch.tensor(True, device=device)
-    was_training = model.training
-    model.eval()
     start = time.perf_counter()
-    try:
+    with eval_mode(model):
         progress = tqdm(batches, desc=f"evaluating {split.name}", disable=rank != 0, leave=False)
         with torch.inference_mode(), progress:
             for batch in progress:
-                images = normalize(batch.images.to(device), mean=config["mean"], std=config["std"])
-                images = images.to(parameter.dtype, memory_format=torch.channels_last)
+                images = normalize(
+                    batch.images.to(device), mean=config["mean"], std=config["std"], dtype=parameter.dtype
+                )
                 labels, mask = batch.labels.to(device), batch.mask.to(device)
                 logits = model(images)
                 finite &= logits.isfinite().all()
                 best = logits.topk(min(5, num_classes), dim=1).indices
                 hits = (best == labels[:, None]) & mask[:, None]
                 counts += torch.stack([hits[:, 0].sum(), hits.sum(), mask.sum()])
-    finally:
-        model.train(was_training)
     if not finite:
         raise InputError("the model's outputs are not finite numbers: its weights are damaged or were never trained")
     counts = total(counts) if total else counts

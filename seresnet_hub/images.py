@@ -128,12 +128,15 @@ def training_transform(
     return composed
 
 
-def normalize(images: torch.Tensor, *, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Return uint8 images `(batch, 3, height, width)` as floats in [0, 1], less `mean`, over `std`."""
+def normalize(
+    images: torch.Tensor, *, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Return uint8 images `(batch, 3, height, width)` in [0, 1], less `mean`, over `std`, in channels_last layout."""
     shape = (1, -1, 1, 1)
     center = torch.tensor(mean, device=images.device).view(shape)
     spread = torch.tensor(std, device=images.device).view(shape)
-    return images.float().div_(255).sub_(center).div_(spread)
+    floats = images.float().div_(255).sub_(center).div_(spread)
+    return floats.to(dtype, memory_format=torch.channels_last)
 
 
 def model_transform(model: nn.Module, **overrides: Any) -> tuple[Transform, dict[str, Any]]:

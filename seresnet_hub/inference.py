@@ -14,7 +14,7 @@ from torch import nn
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.images import Transform, model_transform, normalize, read_image
-from seresnet_hub.models import create
+from seresnet_hub.models import create, eval_mode
 
 BATCH_SIZE = 32
 
@@ -87,18 +87,12 @@ def _in_batches(model: nn.Module, images: Picture | Sequence[Picture], forward: 
         raise InputError("no images were given")
     transform, config = model_transform(model)
     parameter = next(model.parameters())
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            outputs = []
-            for start in range(0, len(pictures), BATCH_SIZE):
-                batch = _load(pictures[start : start + BATCH_SIZE], transform).to(parameter.device)
-                floats = normalize(batch, mean=config["mean"], std=config["std"]).to(parameter.dtype)
-                outputs.append(forward(floats))
-            return outputs
-    finally:
-        model.train(was_training)
+    with eval_mode(model), torch.inference_mode():
+        outputs = []
+        for start in range(0, len(pictures), BATCH_SIZE):
+            batch = _load(pictures[start : start + BATCH_SIZE], transform).to(parameter.device)
+            outputs.append(forward(normalize(batch, mean=config["mean"], std=config["std"], dtype=parameter.dtype)))
+        return outputs
 
 
 def _load(pictures: Sequence[Picture], transform: Transform) -> torch.Tensor:

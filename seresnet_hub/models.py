@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -186,6 +187,18 @@ for _weights in WEIGHTS:
 def list_models() -> list[str]:
     """Return the names of the architectures that this package adds to timm."""
     return [*(variant.name for variant in CIFAR_VARIANTS), *(variant.name for variant in PAPER_VARIANTS)]
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode for a while; each module gets its own mode back, so that frozen norms stay frozen."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def resolve_name(name: str) -> str:

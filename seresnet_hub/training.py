@@ -156,7 +156,6 @@ def train(
                 torch.manual_seed(seed_from(recipe.seed, step, rank))
                 schedule.step_update(step)
                 images = normalize(batch.images.to(accelerator.device), mean=config["mean"], std=config["std"])
-                images = images.contiguous(memory_format=torch.channels_last)
                 labels, mask = batch.labels.to(accelerator.device), batch.mask.to(accelerator.device)
                 with accelerator.autocast():
                     logits = prepared(images)

@@ -82,6 +82,17 @@ def test_other_classes_are_refused(split: Split) -> None:
         evaluate(timm.create_model("seresnet20_cifar"), replace(split, unit_rows=()))
 
 
+def test_damaged_and_half_precision_models(model: nn.Module, split: Split) -> None:
+    full = evaluate(model, split, workers=0)
+    half = evaluate(model.to(torch.bfloat16), split, workers=0)
+    assert abs(half.top5 - full.top5) < 15
+    model.fc.weight.data[0, 0] = float("nan")
+    with pytest.raises(InputError, match="outputs are not finite"):
+        evaluate(model, split, workers=0)
+    with pytest.raises(InputError, match="no classifier"):
+        evaluate(timm.create_model("seresnet20_cifar", num_classes=0), split)
+
+
 def test_fewer_than_five_classes_have_a_top5(write_split: WriteSplit) -> None:
     split = open_split(str(write_split([[6]], classes=3)), "train")
     found = evaluate(timm.create_model("seresnet20_cifar", num_classes=3), split, workers=0)

@@ -77,10 +77,12 @@ def test_features_are_timms(imagenet_model: nn.Module, photo: Image.Image) -> No
 
 def test_the_models_mode_is_left_as_it_was(model: nn.Module, photo: Image.Image) -> None:
     model.train()
+    model.bn1.eval()  # as fine-tuning freezes a norm
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     predict(model, photo)
     extract_features(model, photo)
     assert model.training
+    assert not model.bn1.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     model.eval()
 
@@ -118,6 +120,13 @@ def test_the_public_names_are_these() -> None:
     assert seresnet_hub.extract_features is extract_features
     assert list(inspect.signature(predict).parameters) == ["model", "images", "topk"]
     assert list(inspect.signature(extract_features).parameters) == ["model", "images", "stage"]
+
+
+def test_a_damaged_model_is_named(photo: Image.Image) -> None:
+    broken = timm.create_model("seresnet20_cifar").eval()
+    broken.fc.weight.data[0, 0] = float("nan")
+    with pytest.raises(InputError, match="outputs are not finite"):
+        predict(broken, photo)
 
 
 def test_half_precision_models_predict(photo: Image.Image) -> None:
