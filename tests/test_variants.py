@@ -123,6 +123,39 @@ def test_cifar_multiply_adds_by_hand(name: str) -> None:
     assert multiply_adds(name) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("seresnet20_cifar", 41.3),
+        ("seresnet56_cifar", 127.1),
+        ("seresnet110_cifar", 255.7),
+        ("seresnet164_cifar", 255.5),
+    ],
+)
+def test_published_operations_of_the_cifar_networks(name: str, millions: float) -> None:
+    """imgclsmob's table gives half the operations: 4 an element of a norm or a sigmoid, 1 of a ReLU, no SE pooling."""
+    model = shapes(name)
+    operations = 0
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal operations
+        if isinstance(module, nn.Conv2d):
+            filters, taps = module.in_channels * module.out_channels, math.prod(module.kernel_size)
+            operations += filters * (2 * taps * output[0, 0].numel() - (module.bias is None))
+        elif isinstance(module, nn.Linear):
+            operations += 2 * module.in_features * module.out_features
+        elif isinstance(module, nn.BatchNorm2d) or type(module).__name__ == "Sigmoid":
+            operations += 4 * inputs[0].numel()
+        elif isinstance(module, (nn.ReLU, nn.AdaptiveAvgPool2d)):
+            operations += inputs[0].numel()
+
+    for module in model.modules():
+        module.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 32, 32, device="meta"))
+    assert round(operations / 2e6, 1) == millions
+
+
 @pytest.mark.parametrize("variant", PAPER_VARIANTS, ids=lambda v: v.name)
 def test_from_timm_means_timms_own_modules(variant: object) -> None:
     model = shapes(variant.name)
