@@ -48,19 +48,58 @@ def _factory(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {key: kwargs[key] for key in ("device", "dtype") if key in kwargs}
 
 
-class _MovedSEBasicBlock(BasicBlock):  # type: ignore[misc]
-    """timm's basic block with its SE unit taken out of the branch; subclasses place it."""
+class _MovedSE:
+    """What the blocks below share: timm's block without its SE unit, which each placement puts elsewhere.
+
+    Comes before timm's block among the bases. (No annotations of attributes here: TorchScript would read them.)
+    """
 
     def __init__(
-        self, inplanes: int, planes: int, *args: Any, attn_layer: AttentionLayer = None, **kwargs: Any
+        self: Any, inplanes: int, planes: int, *args: Any, attn_layer: AttentionLayer = None, **kwargs: Any
     ) -> None:
-        super().__init__(inplanes, planes, *args, attn_layer=None, **kwargs)
-        self.se: nn.Module = create_attn(attn_layer or _se, self.se_channels(inplanes, planes), **_factory(kwargs))
+        super().__init__(inplanes, planes, *args, attn_layer=None, **kwargs)  # type: ignore[call-arg]
+        self.se = create_attn(attn_layer or _se, self.se_channels(inplanes, planes), **_factory(kwargs))
 
-    def se_channels(self, inplanes: int, planes: int) -> int:
-        """Return the number of channels where the SE unit sits."""
+    def se_channels(self: Any, inplanes: int, planes: int) -> int:
+        """Return the number of channels where the SE unit sits: the block's outputs, unless a placement says else."""
         return planes * self.expansion
 
+    def shortcut(self: Any, x: torch.Tensor) -> torch.Tensor:
+        """Return the identity branch, projected where the block changes shape."""
+        if self.downsample is not None:
+            x = self.downsample(x)
+        return x
+
+
+class _Pre(_MovedSE):
+    def se_channels(self: Any, inplanes: int, planes: int) -> int:
+        """Return the number of input channels."""
+        return inplanes
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        """Return act(branch(se(x)) + shortcut(x))."""
+        return self.activate(self.branch(self.se(x)) + self.shortcut(x))
+
+
+class _Post(_MovedSE):
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        """Return se(act(branch(x) + shortcut(x)))."""
+        return self.se(self.activate(self.branch(x) + self.shortcut(x)))
+
+
+class _Identity(_MovedSE):
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        """Return act(branch(x) + se(shortcut(x)))."""
+        return self.activate(self.branch(x) + self.se(self.shortcut(x)))
+
+
+class _Inside(_MovedSE):
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        """Return act(branch(x) + shortcut(x)), with SE inside the branch."""
+        return self.activate(self.branch(x) + self.shortcut(x))
+
+
+class _BasicBranch(BasicBlock):  # type: ignore[misc]
     def branch(self, x: torch.Tensor) -> torch.Tensor:
         """Return the residual branch, up to its last norm and stochastic depth."""
         x = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
@@ -69,26 +108,12 @@ class _MovedSEBasicBlock(BasicBlock):  # type: ignore[misc]
             x = self.drop_path(x)
         return x
 
-    def shortcut(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the identity branch, projected where the block changes shape."""
-        if self.downsample is not None:
-            x = self.downsample(x)
-        return x
+    def activate(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the block's last activation of `x`."""
+        return self.act2(x)
 
 
-class _MovedSEBottleneck(Bottleneck):  # type: ignore[misc]
-    """timm's bottleneck with its SE unit taken out of its usual place; subclasses place it."""
-
-    def __init__(
-        self, inplanes: int, planes: int, *args: Any, attn_layer: AttentionLayer = None, **kwargs: Any
-    ) -> None:
-        super().__init__(inplanes, planes, *args, attn_layer=None, **kwargs)
-        self.se: nn.Module = create_attn(attn_layer or _se, self.se_channels(inplanes, planes), **_factory(kwargs))
-
-    def se_channels(self, inplanes: int, planes: int) -> int:
-        """Return the number of channels where the SE unit sits."""
-        return planes * self.expansion
-
+class _BottleneckBranch(Bottleneck):  # type: ignore[misc]
     def branch(self, x: torch.Tensor) -> torch.Tensor:
         """Return the residual branch, up to its last norm and stochastic depth."""
         x = self.act1(self.bn1(self.conv1(x)))
@@ -98,42 +123,24 @@ class _MovedSEBottleneck(Bottleneck):  # type: ignore[misc]
             x = self.drop_path(x)
         return x
 
-    def shortcut(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the identity branch, projected where the block changes shape."""
-        if self.downsample is not None:
-            x = self.downsample(x)
-        return x
+    def activate(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the block's last activation of `x`."""
+        return self.act3(x)
 
 
-class SEPreBasicBlock(_MovedSEBasicBlock):
+class SEPreBasicBlock(_Pre, _BasicBranch):
     """SE on the input of the residual branch; the identity branch keeps the input as it is (SE-PRE)."""
 
-    def se_channels(self, inplanes: int, planes: int) -> int:
-        """Return the number of input channels."""
-        return inplanes
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return act(branch(se(x)) + shortcut(x))."""
-        return self.act2(self.branch(self.se(x)) + self.shortcut(x))
-
-
-class SEPostBasicBlock(_MovedSEBasicBlock):
+class SEPostBasicBlock(_Post, _BasicBranch):
     """SE on the block's output, after the sum and its activation (SE-POST)."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return se(act(branch(x) + shortcut(x)))."""
-        return self.se(self.act2(self.branch(x) + self.shortcut(x)))
 
-
-class SEIdentityBasicBlock(_MovedSEBasicBlock):
+class SEIdentityBasicBlock(_Identity, _BasicBranch):
     """SE on the identity branch, after its projection where there is one (SE-Identity)."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return act(branch(x) + se(shortcut(x)))."""
-        return self.act2(self.branch(x) + self.se(self.shortcut(x)))
 
-
-class SE3x3BasicBlock(_MovedSEBasicBlock):
+class SE3x3BasicBlock(_Inside, _BasicBranch):
     """SE directly after the first 3 x 3 convolution and its norm, before the activation.
 
     The paper defines SE_3x3 for bottlenecks; a basic block has two 3 x 3 convolutions and its standard SE follows the
@@ -142,8 +149,7 @@ class SE3x3BasicBlock(_MovedSEBasicBlock):
 
     def se_channels(self, inplanes: int, planes: int) -> int:
         """Return the number of channels of the first convolution."""
-        channels: int = self.conv1.out_channels
-        return channels
+        return self.conv1.out_channels
 
     def branch(self, x: torch.Tensor) -> torch.Tensor:
         """Return the residual branch, with SE between its convolutions."""
@@ -153,40 +159,20 @@ class SE3x3BasicBlock(_MovedSEBasicBlock):
             x = self.drop_path(x)
         return x
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return act(branch(x) + shortcut(x))."""
-        return self.act2(self.branch(x) + self.shortcut(x))
 
-
-class SEPreBottleneck(_MovedSEBottleneck):
+class SEPreBottleneck(_Pre, _BottleneckBranch):
     """SE on the input of the residual branch; the identity branch keeps the input as it is (SE-PRE)."""
 
-    def se_channels(self, inplanes: int, planes: int) -> int:
-        """Return the number of input channels."""
-        return inplanes
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return act(branch(se(x)) + shortcut(x))."""
-        return self.act3(self.branch(self.se(x)) + self.shortcut(x))
-
-
-class SEPostBottleneck(_MovedSEBottleneck):
+class SEPostBottleneck(_Post, _BottleneckBranch):
     """SE on the block's output, after the sum and its activation (SE-POST)."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return se(act(branch(x) + shortcut(x)))."""
-        return self.se(self.act3(self.branch(x) + self.shortcut(x)))
 
-
-class SEIdentityBottleneck(_MovedSEBottleneck):
+class SEIdentityBottleneck(_Identity, _BottleneckBranch):
     """SE on the identity branch, after its projection where there is one (SE-Identity)."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return act(branch(x) + se(shortcut(x)))."""
-        return self.act3(self.branch(x) + self.se(self.shortcut(x)))
 
-
-class SE3x3Bottleneck(_MovedSEBottleneck):
+class SE3x3Bottleneck(_Inside, _BottleneckBranch):
     """SE directly after the 3 x 3 convolution and its norm, before the activation (SE_3x3).
 
     As in the standard block, the squeeze reads the norm's output; the narrower map makes a smaller SE unit.
@@ -194,8 +180,7 @@ class SE3x3Bottleneck(_MovedSEBottleneck):
 
     def se_channels(self, inplanes: int, planes: int) -> int:
         """Return the width of the bottleneck."""
-        channels: int = self.conv2.out_channels
-        return channels
+        return self.conv2.out_channels
 
     def branch(self, x: torch.Tensor) -> torch.Tensor:
         """Return the residual branch, with SE after its 3 x 3 convolution."""
@@ -205,7 +190,3 @@ class SE3x3Bottleneck(_MovedSEBottleneck):
         if self.drop_path is not None:
             x = self.drop_path(x)
         return x
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return act(branch(x) + shortcut(x))."""
-        return self.act3(self.branch(x) + self.shortcut(x))
