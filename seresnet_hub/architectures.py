@@ -164,6 +164,36 @@ def default_se_width(channels: int, ratio: int = 16) -> int:
     return make_divisible(channels / ratio, 8, round_limit=0.0)
 
 
+def pad_se_units(tensors: Tensors) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return the tensors with SE units as wide as timm's, and the names of those that were padded.
+
+    A squeezed channel whose weights and bias are zero is zero after its ReLU, and adds exactly nothing. Only units that
+    no architecture has at their own width are padded, and only where all of them are narrower than timm's.
+    """
+    completed = dict(tensors)
+    widths = _se_widths(tensors)
+    if len(_layers(tensors)) != 4 or _ratios(widths) or any(width > default_se_width(c) for c, width in widths):
+        return completed, []
+    padded = []
+    for name, tensor in tensors.items():
+        if not (match := re.fullmatch(r"(layer\d\.\d+\.se\.)fc1\.weight", name)) or tensor.ndim != 4:
+            continue
+        unit = match.group(1)
+        missing = default_se_width(tensor.shape[1]) - tensor.shape[0]
+        bias, back = completed.get(f"{unit}fc1.bias"), completed.get(f"{unit}fc2.weight")
+        if missing == 0 or bias is None or back is None or bias.ndim != 1 or back.ndim != 4:
+            continue
+        completed[name] = torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
+        completed[f"{unit}fc1.bias"] = torch.cat([bias, bias.new_zeros(missing)])
+        completed[f"{unit}fc2.weight"] = torch.cat([back, back.new_zeros(back.shape[0], missing, *back.shape[2:])], 1)
+        padded += [name, f"{unit}fc1.bias", f"{unit}fc2.weight"]
+    return completed, padded
+
+
+def _ratios(widths: set[tuple[int, int]]) -> list[int]:
+    return [ratio for ratio in (16, *RATIO_ARCHITECTURES) if all(w == default_se_width(c, ratio) for c, w in widths)]
+
+
 def find_architecture(tensors: Tensors) -> tuple[str, dict[str, Any]]:
     """Return the name and the arguments of the architecture whose usual network has these tensors.
 
@@ -176,7 +206,7 @@ def find_architecture(tensors: Tensors) -> tuple[str, dict[str, Any]]:
     if len(shape.layers) != 4:
         raise InputError(f"the network has {len(shape.layers)} stages; SE-ResNets have 4, those for CIFAR 3")
     widths = _se_widths(tensors)
-    ratios = [ratio for ratio in (16, *RATIO_ARCHITECTURES) if all(w == default_se_width(c, ratio) for c, w in widths)]
+    ratios = _ratios(widths)
     if not widths or not ratios or (ratios[0] != 16 and not shape.bottleneck):
         listed = ", ".join(f"{channels} to {width}" for channels, width in sorted(widths)) or "nothing"
         raise InputError(
@@ -185,8 +215,8 @@ def find_architecture(tensors: Tensors) -> tuple[str, dict[str, Any]]:
         )
     rows = ARCHITECTURES if ratios[0] == 16 else {RATIO_ARCHITECTURES[ratios[0]]: ARCHITECTURES["seresnet50"]}
     differing = {name: _difference(shape, row) for name, row in rows.items() if row.bottleneck == shape.bottleneck}
-    # Fewest arguments wins, and among equals the first row: the networks without a deep stem come first.
-    best = min(differing, key=lambda name: len(differing[name]))
+    # The right depth wins, then the fewest arguments, then the first row: those without a deep stem come first.
+    best = min(differing, key=lambda name: ("layers" in differing[name], len(differing[name])))
     arguments = differing[best]
     if "layers" in arguments:
         arguments["layers"] = list(arguments["layers"])

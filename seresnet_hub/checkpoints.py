@@ -31,6 +31,8 @@ MAX_FILE_BYTES = 8 * 2**30
 # Everything but the tensors: names, configuration, training history.
 MAX_PICKLE_BYTES = 256 * 2**20
 MAX_DIMENSIONS = 8
+# Tensors may share a storage (tied weights); a file in which all do it many times over is a bomb.
+MAX_SHARING = 4
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 ZIP_MAGIC = b"PK\x03\x04"
@@ -74,18 +76,20 @@ NUMPY_TYPES: dict[str, torch.dtype] = {
 }
 
 # Mentioning one of these is reason enough to refuse a file: no checkpoint needs them, and every exploit does.
-DANGEROUS_MODULES = frozenset(
-    "__builtin__ _pickle _posixsubprocess asyncio bdb cffi code codeop commands concurrent ctypes dill fcntl ftplib "
-    "http imp importlib inspect io joblib linecache marshal mmap multiprocessing nt os pdb pickle pickletools pip "
-    "pkgutil platform popen2 posix posixpath profile pty pydoc requests runpy shelve shutil signal site smtplib socket "
-    "socketserver ssl subprocess sys telnetlib tempfile threading timeit trace types urllib venv webbrowser xmlrpc "
-    "zipimport".split()  # noqa: SIM905
-)
-DANGEROUS_BUILTINS = frozenset(
-    "__build_class__ __import__ breakpoint classmethod compile delattr eval exec execfile exit file filter globals "
-    "help input locals map memoryview open print property quit raw_input reload setattr staticmethod super type "
-    "vars".split()  # noqa: SIM905
-)
+_MODULES = """
+    __builtin__ _pickle _posixsubprocess asyncio bdb cffi code codeop commands concurrent ctypes dill fcntl ftplib
+    http imp importlib inspect io joblib linecache marshal mmap multiprocessing nt os pdb pickle pickletools pip
+    pkgutil platform popen2 posix posixpath profile pty pydoc requests runpy shelve shutil signal site smtplib socket
+    socketserver ssl subprocess sys telnetlib tempfile threading timeit trace types urllib venv webbrowser xmlrpc
+    zipimport
+"""
+_BUILTINS = """
+    __build_class__ __import__ breakpoint classmethod compile delattr eval exec execfile exit file filter globals
+    help input locals map memoryview open print property quit raw_input reload setattr staticmethod super type
+    vars
+"""
+DANGEROUS_MODULES = frozenset(_MODULES.split())
+DANGEROUS_BUILTINS = frozenset(_BUILTINS.split())
 # Classes that training checkpoints carry beside their weights. They become records that keep what was passed to them.
 RECORD_MODULES = frozenset({"mmengine", "mmcv", "mmcls", "mmpretrain"})
 RECORD_CLASSES = frozenset(
@@ -545,7 +549,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         content, find = _parse(view, buffer)
         metadata = content.pop("__metadata__", None) if isinstance(content, _Header) else None
         state_dict, entries, passed_over = _select(content)
-        tensors = dict(_materialised(state_dict, find, limit=len(view)))
+        tensors = dict(_materialised(state_dict, find, size=len(view)))
     except _Refused as error:
         raise InputError(f"{path} is refused: {error}") from error
     except OSError as error:
@@ -833,8 +837,8 @@ def _select(content: Any) -> tuple[dict[Any, Any], dict[str, Any], tuple[str, ..
 NOT_TENSORS = frozenset({"StructuredToParameterName@@"})
 
 
-def _materialised(state_dict: Mapping[Any, Any], find: Find, *, limit: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors by name; together they may not have more bytes than the file."""
+def _materialised(state_dict: Mapping[Any, Any], find: Find, *, size: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors by name; `size` is the file's, which they may exceed a little by sharing storages."""
     total = 0
     for name, value in state_dict.items():
         if name in NOT_TENSORS:
@@ -843,14 +847,14 @@ def _materialised(state_dict: Mapping[Any, Any], find: Find, *, limit: int) -> I
             raise _Refused(f"its state dict has the key {str(name)[:40]!r}, which is no name")
         if isinstance(value, _Tensor):
             total += math.prod(value.shape) * value.storage.dtype.itemsize
-            if total > limit:
-                raise _Refused("its tensors claim more bytes than the file has")
+            if total > MAX_SHARING * size:
+                raise _Refused(f"its tensors claim more than {MAX_SHARING} times the bytes of the file")
             flat = find(value.storage)
             tensor = flat.as_strided(value.shape, value.stride, flat.storage_offset() + value.offset)
         elif isinstance(value, _Array):
             total += len(value.data)
-            if total > limit:
-                raise _Refused("its tensors claim more bytes than the file has")
+            if total > MAX_SHARING * size:
+                raise _Refused(f"its tensors claim more than {MAX_SHARING} times the bytes of the file")
             tensor = _from_array(name, value)
         else:
             raise _Refused(f"{name[:80]!r} in its state dict is no tensor")

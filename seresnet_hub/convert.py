@@ -30,6 +30,7 @@ from seresnet_hub.architectures import (
     default_se_width,
     find_architecture,
     find_legacy_architecture,
+    pad_se_units,
 )
 from seresnet_hub.checkpoints import MAX_FILE_BYTES, Checkpoint, read_checkpoint
 from seresnet_hub.errors import InputError
@@ -42,6 +43,7 @@ from seresnet_hub.weights import WEIGHTS, Weights
 PROVENANCE_KEY = "seresnet_hub"  # a name of its own in config.json, which timm does not read
 # Two networks that do the same additions in another order differ by rounding; anything structural differs by far more.
 TOLERANCE = 1e-10
+LISTS = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
 HEAD_NAMES = ("fc", "last_linear")
 FRESH_SEED = 0
 DOWNLOAD_CHUNK = 2**20
@@ -57,7 +59,11 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a checkpoint becomes: an architecture with arguments, and its tensors under timm's names."""
+    """What a checkpoint becomes: an architecture with arguments, and its tensors under timm's names.
+
+    `dropped` names the source's tensors that were left out, `fresh` the tensors that it does not have, and `padded`
+    those that were widened with zeros, which change nothing.
+    """
 
     architecture: str
     model_args: dict[str, Any]
@@ -65,6 +71,7 @@ class Plan:
     num_classes: int
     dropped: tuple[str, ...]
     fresh: tuple[str, ...]
+    padded: tuple[str, ...]
 
 
 def convert(
@@ -83,7 +90,8 @@ def convert(
     `src` is a file, an `http(s)` address or a Hub file `NS/NAME:path`. `model` and `source` override what the file's
     tensors say, and are checked. `num_classes` other than the file's gives the model a new classifier (0: none).
     `labels` is a text file with one class name a line. With `verify`, the model's stage features and logits are
-    compared with the source's own network in float64. Errors: `InputError` says what cannot be converted exactly, and why.
+    compared with the source's own network in float64. Errors: `InputError` says what cannot be converted exactly, and
+    why.
     """
     target = Path(output)
     if os.path.lexists(target) and not force:
@@ -215,6 +223,9 @@ def _planned(
     if kind.name == "torchvision" and any(".se." in name for name in renamed.tensors):
         raise InputError("this file has SE units already: it is no source of an initialisation")
     fresh = _fresh_se_units(renamed) if kind.name == "torchvision" else []
+    padded: list[str] = []
+    if not kind.legacy and model is None and not _said_architecture(checkpoint, sibling):
+        renamed.tensors, padded = pad_se_units(renamed.tensors)
     head = HEAD_NAMES[1] if kind.legacy else HEAD_NAMES[0]
     classes = _classes(renamed, head, num_classes, fresh)
     if model is not None:
@@ -247,6 +258,7 @@ def _planned(
         num_classes=classes,
         dropped=(*sorted(renamed.dropped), *elsewhere),
         fresh=tuple(fresh),
+        padded=tuple(padded),
     )
 
 
@@ -446,8 +458,8 @@ def _in_float64(network: nn.Module, *, without_se: bool) -> Iterator[None]:
 
     def widen(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         narrow[layer] = dict(layer._parameters), dict(layer._buffers)
-        values: dict[str, Any]
-        for values in (layer._parameters, layer._buffers):
+        tables: Any = (layer._parameters, layer._buffers)
+        for values in tables:
             for name, value in values.items():
                 if value is not None and value.is_floating_point():
                     values[name] = nn.Parameter(value.double()) if isinstance(value, nn.Parameter) else value.double()
@@ -499,6 +511,7 @@ def _provenance(
         "published_top5": str(known.top5) if known else "",
         "assumed": settings.assumed,
         "initialised": ", ".join(plan.fresh),
+        "padded_with_zeros": ", ".join(plan.padded),
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -553,7 +566,7 @@ def _card(plan: Plan, provenance: Mapping[str, str], difference: float | None) -
         if difference is not None
         else "The converted network was not compared with the source's own."
     )
-    rows = "\n".join(f"| {name} | {value} |" for name, value in provenance.items() if name != "initialised")
+    rows = "\n".join(f"| {name} | {value} |" for name, value in provenance.items() if name not in LISTS)
     needs_plugin = plan.architecture in list_models()
     note = "\n`import seresnet_hub` first: the architecture is this package's.\n" if needs_plugin else ""
     fresh = f"\n{len(plan.fresh)} tensors are new and untrained: train before use.\n" if plan.fresh else ""

@@ -21,8 +21,9 @@ Tensors = Mapping[str, torch.Tensor]
 class Layout:
     """Where a code base keeps the parts of its network; `{s}` is the stage, `{b}` the block, `{k}` the convolution.
 
-    `first` is the number of the first stage, block and convolution. `shortcut_after_pool` and `shortcut` are the names of
-    a projection with and without average pooling before it. `stride_in` is the convolution of a bottleneck that strides.
+    `first` is the number of the first stage, block and convolution. `shortcut_after_pool` and `shortcut` are the names
+    of a projection with and without average pooling before it. `stride_in` is the convolution of a bottleneck that
+    strides.
     """
 
     stem: str
