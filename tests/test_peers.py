@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    mmpretrain = pytest.importorskip("mmpretrain", reason="mmpretrain is not installed beside this project")
+    pytest.importorskip("mmpretrain", reason="mmpretrain is not installed beside this project")
     pytorchcv = pytest.importorskip("pytorchcv.model_provider", reason="pytorchcv is not installed beside this project")
     pretrainedmodels = pytest.importorskip("pretrainedmodels", reason="pretrainedmodels is not installed")
     import mmengine
@@ -197,7 +197,7 @@ def test_files_written_by_a_training_run(tmp_path: Path, average: bool) -> None:
         train_dataloader={"dataset": Pictures(), "batch_size": 2, "num_workers": 0,
                           "sampler": {"type": "DefaultSampler", "shuffle": False},
                           "collate_fn": {"type": "default_collate"}},
-        train_cfg={"by_epoch": True, "max_epochs": 1, "type": "EpochBasedTrainLoop"},
+        train_cfg={"by_epoch": True, "max_epochs": 1},
         optim_wrapper={"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.001, "momentum": 0.9}},
         default_hooks={"checkpoint": {"type": "CheckpointHook", "interval": 1}},
         custom_hooks=[{"type": "EMAHook", "momentum": 0.3}] if average else [],
