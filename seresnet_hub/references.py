@@ -234,8 +234,8 @@ class Reference:
         return (self._squeeze(prefix, y) + self._shortcut(prefix, x, stride)).relu()
 
     def _is_grouped(self, prefix: str) -> bool:
-        names = (prefix + self.layout.convolution.format(k=self.layout.first[2] + k) + ".weight" for k in (0, 1))
-        first, second = map(self._get, names)
+        names = (self.layout.convolution.format(k=self.layout.first[2] + k) for k in (0, 1))
+        first, second = (self.tensors[f"{self.prefix}{prefix}{name}.weight"] for name in names)
         return first.shape[0] != second.shape[1]
 
     def _squeeze(self, prefix: str, y: torch.Tensor) -> torch.Tensor:

@@ -173,6 +173,23 @@ def test_networks_that_timm_does_not_have_are_refused(tmp_path: Path, options: d
             convert(path, tmp_path / "out")
 
 
+def test_what_a_file_without_configuration_leaves_open_is_said(tmp_path: Path) -> None:
+    """Protects the reader: caffe style cannot be seen in tensors, so the folder says what was assumed.
+
+    It also shows that the comparisons of this file can fail: the wrong network is wrong by far more than rounding.
+    """
+    network = classifier("SEResNet", 50, style="caffe")
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "a.pth")
+    convert(tmp_path / "a.pth", tmp_path / "out")
+    assert "style='pytorch', no dilation" in (tmp_path / "out" / "README.md").read_text()
+    images = batch(65, 97)
+    features, logits = mmpretrain_outputs(network, images)
+    with pytest.raises(AssertionError):
+        assert_equal(tmp_path / "out", images, features, logits)
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert (float64_outputs(model, images)[1] - logits).abs().max() > 1e-2
+
+
 class Pictures(torch.utils.data.Dataset):
     """Four random pictures, as mmpretrain's pipelines hand them on."""
 
