@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from seresnet_hub.command_line import run
-from seresnet_hub.convert import convert
+from seresnet_hub.conversion import convert
 from seresnet_hub.errors import InputError
 
 # --- convert ----------------------------------------------------------------------------------------------------------

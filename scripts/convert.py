@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from seresnet_hub.command_line import run
-from seresnet_hub.convert import convert
+from seresnet_hub.conversion import convert
 from seresnet_hub.sources import SOURCES
 
 

@@ -10,7 +10,7 @@ from seresnet_hub.models import create, get_model, list_models
 
 # Rooms that load `datasets` or `accelerate` open when they are asked for.
 _LATE = {
-    "convert": "seresnet_hub.convert",
+    "convert": "seresnet_hub.conversion",
     "evaluate": "seresnet_hub.evaluation",
     "loader": "seresnet_hub.data",
     "open_split": "seresnet_hub.data",

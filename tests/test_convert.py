@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import nn
 
 import seresnet_hub
-from seresnet_hub.convert import convert, float64_outputs
+from seresnet_hub.conversion import convert, float64_outputs
 from seresnet_hub.errors import InputError
 
 SHORT = (1, 1, 1, 1)
@@ -306,7 +306,7 @@ def test_the_folder_is_reproducible_complete_and_guarded(tmp_path: Path) -> None
     """Protects determinism (byte for byte), provenance, atomic writing, and existing folders."""
     original = networks.randomise(networks.mmpretrain(SHORT, bottleneck=False))
     path = saved({"state_dict": original.checkpoint("backbone.")}, tmp_path / "a.pth")
-    code = "import sys; from seresnet_hub.convert import convert; convert(sys.argv[1], sys.argv[2])"
+    code = "import sys; from seresnet_hub.conversion import convert; convert(sys.argv[1], sys.argv[2])"
     for name in ("one", "two"):  # in processes of their own: hash seeds differ
         subprocess.run([sys.executable, "-c", code, path, tmp_path / name], check=True)
     files = {name: {f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two")}

@@ -17,7 +17,7 @@ FLOORS = [
     {"blocks", "images", "folder", "checkpoints", "command_line", "registry", "sources", "references"},
     {"pretrained", "digits", "architectures"},
     {"models", "data"},
-    {"inference", "evaluation", "convert"},
+    {"inference", "evaluation", "conversion"},
     {"training", "mmpretrain"},
 ]
 PACKAGE = Path(seresnet_hub.__file__).parent

@@ -17,7 +17,7 @@ import torch
 from references.networks import randomise
 from torch import nn
 
-from seresnet_hub.convert import convert, float64_outputs
+from seresnet_hub.conversion import convert, float64_outputs
 from seresnet_hub.errors import InputError
 from seresnet_hub.models import list_models
 

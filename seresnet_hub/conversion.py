@@ -63,7 +63,7 @@ class Plan:
     """What a checkpoint becomes: an architecture with arguments, and its tensors under timm's names.
 
     `network` is the architecture without memory for its tensors. `dropped` names the source's tensors that were left
-    out, `fresh` the tensors that it does not have, and `padded` those that were widened with zeros, which change nothing.
+    out, `fresh` the tensors that it does not have, and `padded` those that were widened with zeros, to no effect.
     """
 
     network: nn.Module
