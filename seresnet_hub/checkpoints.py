@@ -10,11 +10,13 @@ Source: https://docs.python.org/3/library/pickletools.html, https://github.com/h
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import math
 import os
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -741,7 +743,9 @@ class _Seekable:
 
 
 def _unpickled(stream: _Window, storage: Callable[[Any], Any] | None = None) -> Any:
-    return _Machine(storage).read(stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about escapes in the stream's text: it is not Python that anybody here wrote
+        return _Machine(storage).read(stream)
 
 
 def _parse_pickles(view: memoryview, buffer: torch.Tensor) -> tuple[Any, Find]:
@@ -773,8 +777,7 @@ def _parse_pickles(view: memoryview, buffer: torch.Tensor) -> tuple[Any, Find]:
     # PyTorch puts the storages wherever the pickles end. Moving the bytes once aligns nearly all of them.
     shift = stream.tell() % 8
     if shift:
-        values = buffer.numpy()
-        values[:-shift] = values[shift:]
+        ctypes.memmove(buffer.data_ptr(), buffer.data_ptr() + shift, len(view) - shift)
     at, starts = stream.tell() - shift, {}
     for key in map(str, keys):
         size = used[key].whole * used[key].dtype.itemsize

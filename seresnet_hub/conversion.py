@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata as packages
@@ -35,7 +35,7 @@ from seresnet_hub.architectures import (
 )
 from seresnet_hub.checkpoints import MAX_FILE_BYTES, Checkpoint, read_checkpoint
 from seresnet_hub.errors import InputError
-from seresnet_hub.folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, config_text, sha256_of, write_model
+from seresnet_hub.folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, config_text, sha256_of, write_model, write_text
 from seresnet_hub.models import list_models
 from seresnet_hub.references import LAYOUTS, Outputs, Reference
 from seresnet_hub.sources import Renamed, Settings, Source, differences, find_source, rename, unwrapped
@@ -111,11 +111,12 @@ def convert(
     plan = _planned(kind, raw, checkpoint, sibling, model=model, num_classes=num_classes)
     network = _network(plan)
     _check_statistics(plan.tensors)
-    difference = _verified(kind, raw, plan, network) if verify else None
     known = next((w for w in WEIGHTS if checkpoint.sha256.startswith(w.sha256_prefix)), None)
     provenance = _provenance(kind, origin, checkpoint, plan, settings, known)
     config = _config(kind, network, plan, settings, sibling, names, provenance)
-    sha256 = _written(target, plan, config, _card(plan, provenance, difference), provenance)
+    with ThreadPoolExecutor(1) as prover:  # the proof computes while the weights are written
+        proof = prover.submit(_verified, kind, raw, plan, network) if verify else None
+        sha256, difference = _written(target, plan, config, provenance, proof)
     return {
         "output": str(target),
         "source": kind.name,
@@ -580,15 +581,22 @@ def _card(plan: Plan, provenance: Mapping[str, str], difference: float | None) -
     )
 
 
-def _written(target: Path, plan: Plan, config: str, card: str, provenance: Mapping[str, str]) -> str:
-    """Write the folder beside its place, read it back, and only then put it there; return the weights' sha256."""
+def _written(
+    target: Path, plan: Plan, config: str, provenance: Mapping[str, str], proof: Future[float | None] | None
+) -> tuple[str, float | None]:
+    """Write the folder beside its place, and put it there when it reads back well and the proof is done.
+
+    Return the weights' sha256 and the proof's result.
+    """
     staged = target.with_name(f".{target.name}.{os.getpid()}.staged")
     try:
-        write_model(staged, plan.tensors, config=config, card=card, metadata=provenance)
+        write_model(staged, plan.tensors, config=config, card="", metadata=provenance)
         with ThreadPoolExecutor(1) as hasher:
             digest = hasher.submit(sha256_of, staged / WEIGHTS_NAME)
             _check_round_trip(staged / WEIGHTS_NAME, plan.tensors)
             sha256 = digest.result()
+        difference = proof.result() if proof else None
+        write_text(staged / CARD_NAME, _card(plan, provenance, difference))
         if target.is_dir():
             for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME):
                 os.replace(staged / name, target / name)
@@ -598,7 +606,7 @@ def _written(target: Path, plan: Plan, config: str, card: str, provenance: Mappi
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    return sha256
+    return sha256, difference
 
 
 def _check_round_trip(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

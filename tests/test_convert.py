@@ -237,7 +237,15 @@ def test_pytorchcv_cifar(tmp_path: Path) -> None:
     assert_same(tmp_path / "out", original, 32, 32)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnext50_32x4d",
+        pytest.param("resnet50", marks=pytest.mark.slow),
+        pytest.param("wide_resnet50_2", marks=pytest.mark.slow),
+    ],
+)
 def test_torchvision_networks_initialise_se_networks(tmp_path: Path, name: str) -> None:
     """Protects an initialisation: with open gates it is torchvision's network, and every new tensor is listed."""
     import torchvision
@@ -390,7 +398,7 @@ def test_plain_timm_computes_the_same_for_every_source(tmp_path: Path) -> None:
     for name, network in {
         "mmpretrain": networks.mmpretrain(SHORT, deep=32, classes=37),
         "moskomule": networks.moskomule(SHORT, bottleneck=False),
-        "paddle": networks.Paddle(SHORT, bottleneck=False),
+        "paddle": networks.Paddle(SHORT),
         "timm": timm_own,
         "cadene": legacy,
         "torchvision": torchvision.models.resnet18(weights=None, num_classes=5),

@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     pytorchcv = pytest.importorskip("pytorchcv.model_provider", reason="pytorchcv is not installed beside this project")
     pretrainedmodels = pytest.importorskip("pretrainedmodels", reason="pretrainedmodels is not installed")
     import mmengine
-    import mmpretrain.models
+    import mmpretrain.models  # noqa: F401  # registers the networks
     from mmengine.registry import init_default_scope
     from mmpretrain.registry import MODELS
     from mmpretrain.structures import DataSample
@@ -64,7 +64,7 @@ def calmed(network: nn.Module) -> nn.Module:
     """Shrink each block's last norm, so that fifty blocks of random weights do not amplify rounding errors."""
     with torch.no_grad():
         for name, layer in network.named_modules():
-            if name.endswith(".bn3") or name.endswith("body.conv3.bn"):
+            if name.endswith((".bn3", "body.conv3.bn")):
                 layer.weight.mul_(0.3)
     return network
 
