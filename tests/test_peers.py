@@ -187,7 +187,7 @@ def test_what_a_file_without_configuration_leaves_open_is_said(tmp_path: Path) -
     with pytest.raises(AssertionError):
         assert_equal(tmp_path / "out", images, features, logits)
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
-    assert (float64_outputs(model, images)[1] - logits).abs().max() > 1e-2
+    assert (float64_outputs(model, images)[1] - logits).abs().max() > 1e6 * EXACT
 
 
 class Pictures(torch.utils.data.Dataset):
