@@ -10,6 +10,7 @@ from seresnet_hub.models import create, get_model, list_models
 
 # Rooms that load `datasets` or `accelerate` open when they are asked for.
 _LATE = {
+    "convert": "seresnet_hub.conversion",
     "evaluate": "seresnet_hub.evaluation",
     "loader": "seresnet_hub.data",
     "open_split": "seresnet_hub.data",
@@ -18,6 +19,7 @@ _LATE = {
 
 __all__ = [
     "InputError",
+    "convert",
     "create",
     "evaluate",
     "extract_features",

@@ -97,6 +97,19 @@ def config_text(
         return path.read_text(encoding="utf-8") + "\n"
 
 
+def _sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in alphabetical order: the library writes it in another order every time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        # The same entries take the same room, but for a character that the two libraries escape differently.
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
+
+
 def write_model(
     directory: Path,
     state_dict: Mapping[str, torch.Tensor],
@@ -117,6 +130,7 @@ def write_model(
                 save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
             except Exception as error:  # safetensors reports a full disk with a class of its own
                 raise OSError(str(error)) from error
+            _sort_metadata(temporary)
             temporary.chmod(0o666 & ~_umask())  # safetensors keeps its files to their owner
         write_text(target / CONFIG_NAME, config)
         write_text(target / CARD_NAME, card)

@@ -13,9 +13,10 @@ from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from seresnet_hub.checkpoints import from_mmpretrain, read_tensors
+from seresnet_hub.checkpoints import read_tensors
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import WEIGHTS_NAME, replacing, sha256_of
+from seresnet_hub.sources import from_mmpretrain
 from seresnet_hub.weights import Weights
 
 NAMESPACE_VARIABLE = "SERESNET_HUB_NAMESPACE"

@@ -14,10 +14,10 @@ import seresnet_hub
 FLOORS = [
     {"errors"},
     {"variants", "weights", "recipes"},
-    {"blocks", "images", "folder", "checkpoints", "command_line", "registry"},
-    {"pretrained", "digits"},
+    {"blocks", "images", "folder", "checkpoints", "command_line", "registry", "sources", "references"},
+    {"pretrained", "digits", "architectures"},
     {"models", "data"},
-    {"inference", "evaluation"},
+    {"inference", "evaluation", "conversion"},
     {"training", "mmpretrain", "tables"},
 ]
 PACKAGE = Path(seresnet_hub.__file__).parent

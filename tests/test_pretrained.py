@@ -168,7 +168,7 @@ def test_other_bytes_are_refused_from_the_server_and_from_the_cache(server: tupl
 
 def test_a_foreign_file_is_refused_by_name(server: tuple[str, Path]) -> None:
     weights = publish({"state_dict": {"backbone.layers.0.attn.qkv.weight": torch.ones(2)}}, *server)
-    with pytest.raises(InputError, match="unmapped tensor 'backbone.layers.0.attn.qkv.weight'"):
+    with pytest.raises(InputError, match=r"1 unmapped.*: 'backbone.layers.0.attn.qkv.weight'"):
         load(weights)
 
 
@@ -183,7 +183,7 @@ class Evil:
 def test_a_pickle_that_would_run_something_is_refused(server: tuple[str, Path], tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     weights = publish({"state_dict": Evil(canary)}, *server)
-    with pytest.raises(InputError, match="cannot be read as plain tensors"):
+    with pytest.raises(InputError, match="is refused: it names posix.mkdir"):
         load(weights)
     assert not canary.exists()
     pickle.loads(pickle.dumps(Evil(canary)))

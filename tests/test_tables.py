@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import seresnet_hub
 from seresnet_hub import tables
 from seresnet_hub.errors import InputError
+from seresnet_hub.sources import SOURCES
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -45,3 +47,9 @@ def test_the_calls_in_the_migration_table_exist() -> None:
                 assert callable(getattr(importlib.import_module(module), rest.split("(")[0])), call
             elif module != "import seresnet_hub":
                 assert (README.parent / "scripts" / call.split("scripts/")[1].split()[0]).is_file()
+
+
+def test_the_table_of_sources_names_them_all() -> None:
+    """Protects a reader of the README from looking for a source that is there, or using one that is not."""
+    listed = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \|$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed == [source.name for source in SOURCES]

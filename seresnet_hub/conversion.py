@@ -1,0 +1,618 @@
+"""Convert a checkpoint of another code base into a folder that timm loads, and show that it computes the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors import safe_open
+from torch import nn
+
+from seresnet_hub.architectures import (
+    ARCHITECTURES,
+    CIFAR_ARCHITECTURES,
+    LEGACY_ARCHITECTURES,
+    RATIO_ARCHITECTURES,
+    Shape,
+    default_se_width,
+    find_architecture,
+    find_legacy_architecture,
+    pad_se_units,
+)
+from seresnet_hub.checkpoints import MAX_FILE_BYTES, Checkpoint, read_checkpoint
+from seresnet_hub.errors import InputError
+from seresnet_hub.folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, config_text, sha256_of, write_model, write_text
+from seresnet_hub.models import list_models
+from seresnet_hub.references import LAYOUTS, Outputs, Reference
+from seresnet_hub.sources import Renamed, Settings, Source, differences, find_source, rename, unwrapped
+from seresnet_hub.weights import WEIGHTS, Weights
+
+PROVENANCE_KEY = "seresnet_hub"  # a name of its own in config.json, which timm does not read
+# Two networks that do the same additions in another order differ by rounding; anything structural differs by far more.
+TOLERANCE = 1e-10
+LISTS = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
+HEAD_NAMES = ("fc", "last_linear")
+FRESH_SEED = 0
+DOWNLOAD_CHUNK = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a checkpoint is: `path` on this machine, and its address as the reader of a card can use it."""
+
+    path: Path
+    address: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a checkpoint becomes: an architecture with arguments, and its tensors under timm's names.
+
+    `network` is the architecture without memory for its tensors. `dropped` names the source's tensors that were left
+    out, `fresh` the tensors that it does not have, and `padded` those that were widened with zeros, to no effect.
+    """
+
+    network: nn.Module
+    architecture: str
+    model_args: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    num_classes: int
+    dropped: tuple[str, ...]
+    fresh: tuple[str, ...]
+    padded: tuple[str, ...]
+
+
+def convert(
+    src: str | Path,
+    output: str | Path,
+    *,
+    model: str | None = None,
+    source: str | None = None,
+    num_classes: int | None = None,
+    labels: str | Path | None = None,
+    force: bool = False,
+    verify: bool = True,
+) -> dict[str, Any]:
+    """Convert the checkpoint `src` into the model folder `output`, and return what was made of it.
+
+    `src` is a file, an `http(s)` address or a Hub file `NS/NAME:path`. `model` and `source` override what the file's
+    tensors say, and are checked. `num_classes` other than the file's gives the model a new classifier (0: none).
+    `labels` is a text file with one class name a line. With `verify`, the model's stage features and logits are
+    compared with the source's own network in float64. Errors: `InputError` says what cannot be converted exactly, and
+    why.
+    """
+    target = Path(output)
+    if os.path.lexists(target) and not force:
+        raise InputError(f"{target} exists; choose another folder, or replace its model with --force")
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file, not a folder")
+    names = _label_names(Path(labels)) if labels is not None else ()
+    with _located(str(src)) as origin:
+        checkpoint = read_checkpoint(origin.path)
+        _check_name_against_hash(origin, checkpoint)
+        sibling = _sibling_config(origin.path)
+    raw = unwrapped(checkpoint.tensors)
+    kind = find_source(raw, source or ("timm" if sibling else None))
+    settings = kind.settings(checkpoint.entries, origin.path.name) if kind.settings else Settings()
+    plan = _planned(kind, raw, checkpoint, sibling, model=model, num_classes=num_classes)
+    network = _network(plan)
+    _check_statistics(plan.tensors)
+    known = next((w for w in WEIGHTS if checkpoint.sha256.startswith(w.sha256_prefix)), None)
+    provenance = _provenance(kind, origin, checkpoint, plan, settings, known)
+    config = _config(kind, network, plan, settings, sibling, names, provenance)
+    with ThreadPoolExecutor(1) as prover:  # the proof computes while the weights are written
+        proof = prover.submit(_verified, kind, raw, plan, network) if verify else None
+        sha256, difference = _written(target, plan, config, provenance, proof)
+    return {
+        "output": str(target),
+        "source": kind.name,
+        "architecture": plan.architecture,
+        "model_args": plan.model_args,
+        "tensors": len(plan.tensors),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "sha256_source": checkpoint.sha256,
+        "sha256_weights": sha256,
+        "max_abs_diff": difference,
+        "dropped": list(plan.dropped),
+        "fresh": list(plan.fresh),
+    }
+
+
+# --- finding and reading ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _located(src: str) -> Iterator[Origin]:
+    """Yield where the checkpoint is, downloading it first if need be; a download is deleted afterwards."""
+    if re.match(r"https?://", src):
+        with tempfile.TemporaryDirectory() as scratch:
+            name = re.sub(r"[^\w.-]", "_", urllib.request.url2pathname(src.split("?")[0]).rsplit("/", 1)[-1]) or "file"
+            path = Path(scratch, name)
+            _download(src, path)
+            yield Origin(path=path, address=src)
+        return
+    path = Path(src)
+    hub_file = re.fullmatch(r"([\w.-]+/[\w.-]+):(.+)", src)
+    if hub_file and not path.exists():
+        try:
+            path = Path(hf_hub_download(hub_file.group(1), hub_file.group(2)))
+        except Exception as error:  # huggingface_hub raises its client's errors, which change with its major version
+            raise InputError(f"cannot get {src} from the Hub: {str(error) or type(error).__name__}") from error
+        yield Origin(path=path, address=f"https://huggingface.co/{hub_file.group(1)}/blob/main/{hub_file.group(2)}")
+        return
+    if not path.is_file():
+        reason = "is a folder: name the file in it" if path.is_dir() else "no such file"
+        raise InputError(f"{src}: {reason}")
+    yield Origin(path=path, address=path.name)
+
+
+def _download(url: str, path: Path) -> None:
+    """Fetch `url` into `path`, no more than a checkpoint can have."""
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer, path.open("wb") as file:
+            announced = answer.headers.get("Content-Length")
+            while chunk := answer.read(DOWNLOAD_CHUNK):
+                file.write(chunk)
+                if file.tell() > MAX_FILE_BYTES:
+                    raise InputError(f"{url} has more than {MAX_FILE_BYTES} bytes")
+            if announced is not None and file.tell() != int(announced):
+                raise InputError(f"{url} ended after {file.tell()} of {announced} bytes: try again")
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot download {url}: {error}") from error
+
+
+def _check_name_against_hash(origin: Origin, checkpoint: Checkpoint) -> None:
+    """OpenMMLab's file names end with a date and the first digits of the sha256: errors where they are other digits."""
+    promised = re.search(r"_\d{8}-([0-9a-f]{8})\.pth$", origin.path.name)
+    if promised and not checkpoint.sha256.startswith(promised.group(1)):
+        raise InputError(
+            f"{origin.path.name} has sha256 {checkpoint.sha256[:16]}…, but its name promises {promised.group(1)}…: "
+            f"it is damaged or not the published file; get it again, or rename it"
+        )
+
+
+def _sibling_config(path: Path) -> dict[str, Any] | None:
+    """Return the `config.json` beside a checkpoint, if it is one that timm and this project write."""
+    beside = path.with_name(CONFIG_NAME)
+    if path.suffix != ".safetensors" or not beside.is_file():
+        return None
+    try:
+        config = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {beside}: {error}") from error
+    return config if isinstance(config, dict) and isinstance(config.get("architecture"), str) else None
+
+
+def _label_names(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the labels {path}: {error}") from error
+    names = tuple(line.strip() for line in lines)
+    if not names or not all(names):
+        raise InputError(f"the labels {path} have an empty line; one class name a line is needed")
+    return names
+
+
+# --- planning ---------------------------------------------------------------------------------------------------------
+
+
+def _planned(
+    kind: Source,
+    raw: Mapping[str, torch.Tensor],
+    checkpoint: Checkpoint,
+    sibling: Mapping[str, Any] | None,
+    *,
+    model: str | None,
+    num_classes: int | None,
+) -> Plan:
+    renamed = rename(kind, raw)
+    if kind.name == "torchvision" and any(".se." in name for name in renamed.tensors):
+        raise InputError("this file has SE units already: it is no source of an initialisation")
+    fresh = _fresh_se_units(renamed) if kind.name == "torchvision" else []
+    padded: list[str] = []
+    if not kind.legacy and model is None and not _said_architecture(checkpoint, sibling):
+        renamed.tensors, padded = pad_se_units(renamed.tensors)
+    head = HEAD_NAMES[1] if kind.legacy else HEAD_NAMES[0]
+    classes = _classes(renamed, head, num_classes, fresh)
+    if model is not None:
+        architecture, model_args = model, _arguments_for(model, renamed)
+    elif kind.name == "timm" and (said := _said_architecture(checkpoint, sibling)):
+        architecture, model_args = said
+    elif kind.legacy:
+        architecture, model_args = find_legacy_architecture(renamed.tensors), {}
+    else:
+        architecture, model_args = find_architecture(renamed.tensors)
+    channels = _input_channels(renamed)
+    if channels != 3:
+        model_args = {**model_args, "in_chans": channels}
+    # The order of the model's own state dict, so that equal tensors make equal bytes; step counts that old files lack
+    # are zero in timm too when it loads them.
+    network = _empty(architecture, model_args, classes)
+    wanted = network.state_dict()
+    for name in wanted:
+        if name.endswith("num_batches_tracked"):
+            renamed.tensors.setdefault(name, torch.zeros((), dtype=torch.int64))
+    if problem := differences(renamed.tensors, wanted):
+        raise InputError(f"the tensors do not fit {architecture} {model_args or ''}: {problem}")
+    for name, tensor in renamed.tensors.items():
+        if tensor.is_floating_point() != wanted[name].is_floating_point():
+            raise InputError(f"tensor {name!r} is of type {tensor.dtype}; {wanted[name].dtype} is needed")
+    elsewhere = (f"{name}/*" for name in checkpoint.passed_over)
+    return Plan(
+        network=network,
+        architecture=architecture,
+        model_args=model_args,
+        tensors={name: renamed.tensors[name] for name in wanted},
+        num_classes=classes,
+        dropped=(*sorted(renamed.dropped), *elsewhere),
+        fresh=tuple(fresh),
+        padded=tuple(padded),
+    )
+
+
+def _said_architecture(checkpoint: Checkpoint, sibling: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]] | None:
+    """Return the architecture that timm's or this project's files name beside the weights."""
+    if sibling is not None:
+        arguments = sibling.get("model_args") or {}
+        return str(sibling["architecture"]), {k: v for k, v in dict(arguments).items() if k != "num_classes"}
+    said = checkpoint.entries.get("arch")
+    return (said, {}) if isinstance(said, str) and timm.is_model(said) else None
+
+
+def _arguments_for(model: str, renamed: Renamed) -> dict[str, Any]:
+    """Return the arguments that the tensors ask of the architecture a person named: those found for it, or none."""
+    try:
+        found, arguments = find_architecture(renamed.tensors)
+    except InputError:
+        return {}
+    return arguments if found == model else {}
+
+
+def _input_channels(renamed: Renamed) -> int:
+    for name in ("conv1.weight", "conv1.0.weight", "layer0.conv1.weight"):
+        if name in renamed.tensors and renamed.tensors[name].ndim == 4:
+            return renamed.tensors[name].shape[1]
+    raise InputError("there is no first convolution ('conv1.weight' or 'conv1.0.weight')")
+
+
+def _classes(renamed: Renamed, head: str, wanted: int | None, fresh: list[str]) -> int:
+    """Return the number of classes, after putting a new classifier in if `wanted` is not the file's number."""
+    weight, bias = f"{head}.weight", f"{head}.bias"
+    if (weight in renamed.tensors) != (bias in renamed.tensors):
+        raise InputError(f"the classifier has only one of {weight!r} and {bias!r}")
+    found = renamed.tensors[weight].shape[0] if weight in renamed.tensors and renamed.tensors[weight].ndim == 2 else 0
+    if wanted is None or wanted == found:
+        return found
+    if wanted < 0:
+        raise InputError(f"--num-classes {wanted}: a number from 0 up is needed")
+    if found:
+        del renamed.tensors[weight], renamed.tensors[bias]
+        renamed.dropped += [weight, bias]
+    if wanted:
+        # The features are as wide as the last norm of the last block.
+        last = [name for name in renamed.tensors if re.fullmatch(r"layer\d+\.\d+\.bn\d\.weight", name)]
+        features = renamed.tensors[max(last, key=_numbers)].shape[0] if last else 0
+        generator = torch.Generator().manual_seed(FRESH_SEED)
+        renamed.tensors[weight] = torch.randn(wanted, features, generator=generator) * 0.01
+        renamed.tensors[bias] = torch.zeros(wanted)
+        fresh += [weight, bias]
+    return wanted
+
+
+def _numbers(name: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", name)))
+
+
+def _fresh_se_units(renamed: Renamed) -> list[str]:
+    """Add an SE unit to every block, initialised as timm does but from a fixed seed; return the new names."""
+    generator = torch.Generator().manual_seed(FRESH_SEED)
+    fresh = []
+    for block in sorted({match.group(0) for name in renamed.tensors if (match := re.match(r"layer\d\.\d+\.", name))}):
+        last = "bn3" if f"{block}bn3.weight" in renamed.tensors else "bn2"
+        if f"{block}{last}.weight" not in renamed.tensors:
+            raise InputError(f"tensor '{block}{last}.weight' is missing")
+        channels = renamed.tensors[f"{block}{last}.weight"].shape[0]
+        width = default_se_width(channels)
+        for layer, shape in (("fc1", (width, channels, 1, 1)), ("fc2", (channels, width, 1, 1))):
+            spread = (2 / shape[0]) ** 0.5  # Kaiming, fan out
+            renamed.tensors[f"{block}se.{layer}.weight"] = torch.randn(shape, generator=generator) * spread
+            renamed.tensors[f"{block}se.{layer}.bias"] = torch.zeros(shape[0])
+            fresh += [f"{block}se.{layer}.weight", f"{block}se.{layer}.bias"]
+    return fresh
+
+
+def _empty(architecture: str, model_args: Mapping[str, Any], num_classes: int) -> nn.Module:
+    """Return the architecture without memory for its tensors; errors where timm has none of that name."""
+    if not timm.is_model(architecture):
+        raise InputError(f"timm has no architecture {architecture!r}; see timm.list_models('*se*')")
+    try:
+        with torch.device("meta"):
+            return timm.create_model(architecture, pretrained=False, num_classes=num_classes, **model_args).eval()
+    except Exception as error:  # timm's builders assert and raise as they please
+        raise InputError(f"cannot make {architecture} with {dict(model_args)}: {error}") from error
+
+
+# --- proving ----------------------------------------------------------------------------------------------------------
+
+
+def _network(plan: Plan) -> nn.Module:
+    """Return the architecture over the plan's own tensors, which are not copied."""
+    network = plan.network
+    if any(buffer.is_meta for name, buffer in network.named_buffers() if name not in plan.tensors):
+        # Constants that no file has, such as a blur kernel, exist only where the network is made for real.
+        network = timm.create_model(
+            plan.architecture, pretrained=False, num_classes=plan.num_classes, **plan.model_args
+        )
+    network.load_state_dict(plan.tensors, strict=True, assign=True)
+    return network.eval()
+
+
+def _check_statistics(tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise InputError(f"{name!r} has negative variances: the file is damaged")
+
+
+def _verified(kind: Source, raw: Mapping[str, torch.Tensor], plan: Plan, network: nn.Module) -> float | None:
+    """Return the largest difference from the source's own network, over stage features and logits, in float64.
+
+    None where the source has no network to compare with. Errors: `InputError` where they differ or are not finite.
+    """
+    generator = torch.Generator().manual_seed(1)
+    for_cifar = architecture_is_for_cifar(plan.architecture)
+    # Odd, unequal sides: pools and strides that agree on even squares part here, and a small picture shows it as well.
+    size = (32, 32) if for_cifar else (33, 41)
+    images = torch.rand(1, _input_channels(Renamed(tensors=plan.tensors)), *size, generator=generator) * 4 - 2
+    initialised = kind.name == "torchvision"
+    features, logits = float64_outputs(network, images, without_se=initialised)
+    for values in (*features, logits):
+        if not bool(torch.isfinite(values).all()):
+            raise InputError("the converted network computes values that are not finite: its weights are damaged")
+    if kind.name not in LAYOUTS or not _has_reference(plan):
+        return None
+    expected = Reference(kind.name, raw)(images)
+    pairs = list(zip(features, expected.features, strict=True))
+    if expected.logits is not None and expected.logits.shape == logits.shape and "fc.weight" not in plan.fresh:
+        pairs.append((logits, expected.logits))
+    # Weights far from any training can amplify rounding from block to block; then the blocks are compared one by one.
+    if not all(_equal(*pair) for pair in pairs) and not _blocks_equal(network, expected, without_se=initialised):
+        raise InputError(
+            f"{plan.architecture} loads these tensors and computes something else (by {_distance(*pairs[-1]):.3g}): "
+            f"the network of this file is not one that timm has"
+        )
+    return max(_distance(*pair) for pair in pairs)
+
+
+def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
+
+
+def _equal(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return _distance(found, expected) <= TOLERANCE * max(1.0, float(expected.abs().max()))
+
+
+@torch.no_grad()
+def _blocks_equal(network: nn.Module, expected: Outputs, *, without_se: bool) -> bool:
+    """Return whether every block of `network` computes what the reference's does from the same input."""
+    x = expected.stem
+    stages = [getattr(network, f"layer{stage}", ()) for stage in range(1, 5)]
+    blocks = [block for stage in stages for block in stage]
+    with _in_float64(network, without_se=without_se):
+        for block, wanted in zip(blocks, expected.blocks, strict=True):
+            if not _equal(block(x.clone()), wanted):
+                return False
+            x = wanted
+        return expected.logits is None or _equal(network.forward_head(x), expected.logits)  # type: ignore[operator]
+
+
+def architecture_is_for_cifar(architecture: str) -> bool:
+    """Return whether the architecture takes 32 x 32 images."""
+    return architecture in list_models() and "_cifar" in architecture
+
+
+def _has_reference(plan: Plan) -> bool:
+    """Return whether the references know the network: a usual SE-ResNet, and no option that its shapes do not show."""
+    known = {*ARCHITECTURES, *RATIO_ARCHITECTURES.values(), *LEGACY_ARCHITECTURES.values(), *CIFAR_ARCHITECTURES}
+    shown = {*Shape.__dataclass_fields__, "in_chans"}
+    return plan.architecture in known and set(plan.model_args) <= shown
+
+
+@torch.no_grad()
+def float64_outputs(
+    network: nn.Module, images: torch.Tensor, *, without_se: bool = False
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return a timm network's stage features and logits for `images`, computed in float64.
+
+    `without_se` opens every SE gate.
+    """
+    features: list[torch.Tensor] = []
+    stages = [layer for name, layer in network.named_children() if re.fullmatch(r"layer[1-4]", name) and len(layer)]  # type: ignore[arg-type]
+    hooks = [
+        stage.register_forward_hook(lambda _layer, _inputs, result: features.append(result.clone())) for stage in stages
+    ]
+    try:
+        with _in_float64(network, without_se=without_se):
+            logits: torch.Tensor = network(images.double())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return features, logits
+
+
+@contextmanager
+def _in_float64(network: nn.Module, *, without_se: bool) -> Iterator[None]:
+    """Let `network` compute in float64, widening one layer at a time: no second copy of the weights is needed."""
+    narrow: dict[nn.Module, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    def widen(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        narrow[layer] = dict(layer._parameters), dict(layer._buffers)
+        tables: Any = (layer._parameters, layer._buffers)
+        for values in tables:
+            for name, value in values.items():
+                if value is not None and value.is_floating_point():
+                    values[name] = nn.Parameter(value.double()) if isinstance(value, nn.Parameter) else value.double()
+
+    def restore(layer: nn.Module, inputs: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
+        parameters, buffers = narrow.pop(layer)
+        layer._parameters.update(parameters)
+        layer._buffers.update(buffers)
+
+    def open_gate(layer: nn.Module, inputs: tuple[torch.Tensor, ...], result: torch.Tensor) -> torch.Tensor:
+        return inputs[0]
+
+    hooks = []
+    for name, layer in network.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
+            hooks += [layer.register_forward_pre_hook(widen), layer.register_forward_hook(restore)]
+        elif without_se and name.endswith(".se"):
+            hooks.append(layer.register_forward_hook(open_gate))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _provenance(
+    kind: Source,
+    origin: Origin,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    settings: Settings,
+    known: Weights | None,
+) -> dict[str, str]:
+    """Return where the weights come from, as text; nothing in it depends on the time or the machine."""
+    facts = {
+        "source": kind.name,
+        "source_project": kind.url,
+        "source_url": known.url if known else origin.address,
+        "source_sha256": checkpoint.sha256,
+        "converter": _version(),
+        "license": known.license if known else kind.license,
+        "architecture": plan.architecture,
+        "model_args": json.dumps(plan.model_args, sort_keys=True) if plan.model_args else "",
+        "recipe": known.source_name if known else settings.recipe,
+        "published_top1": str(known.top1) if known else "",
+        "published_top5": str(known.top5) if known else "",
+        "assumed": settings.assumed,
+        "initialised": ", ".join(plan.fresh),
+        "padded_with_zeros": ", ".join(plan.padded),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _version() -> str:
+    try:
+        return f"seresnet-hub {packages.version('seresnet-hub')}"
+    except packages.PackageNotFoundError:  # run from a source tree that is not installed
+        return "seresnet-hub"
+
+
+def _config(
+    kind: Source,
+    network: nn.Module,
+    plan: Plan,
+    settings: Settings,
+    sibling: Mapping[str, Any] | None,
+    names: Sequence[str],
+    provenance: Mapping[str, str],
+) -> str:
+    label_names = list(names or settings.label_names or (sibling or {}).get("label_names") or ())
+    if names and len(names) != plan.num_classes:
+        raise InputError(f"there are {len(names)} labels for {plan.num_classes} classes")
+    if len(label_names) != plan.num_classes:
+        label_names = []  # what the file calls its classes does not describe a new classifier
+    cfg: dict[str, Any] = {"tag": kind.name, "num_classes": plan.num_classes}
+    preprocessing = settings.preprocessing or kind.preprocessing
+    if sibling is not None:
+        kept = dict(sibling.get("pretrained_cfg") or {})
+        cfg = {**{k: v for k, v in kept.items() if k not in ("num_classes", "architecture")}, **cfg}
+    elif preprocessing is not None and not architecture_is_for_cifar(plan.architecture):
+        cfg |= {
+            "mean": preprocessing.mean,
+            "std": preprocessing.std,
+            "interpolation": preprocessing.interpolation,
+            "crop_pct": preprocessing.crop_pct,
+            "crop_mode": "center",
+            "input_size": preprocessing.input_size,
+            "test_input_size": None,
+            "test_crop_pct": None,
+        }
+    if provenance.get("license") and sibling is None:
+        cfg |= {"license": provenance["license"], "origin_url": provenance.get("source_project", "")}
+    text = config_text(network, pretrained_cfg=cfg, model_args=plan.model_args, label_names=label_names)
+    return json.dumps({**json.loads(text), PROVENANCE_KEY: dict(provenance)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _card(plan: Plan, provenance: Mapping[str, str], difference: float | None) -> str:
+    proof = (
+        f"The converted network was compared with the source's own in float64: stage features and logits differ by at "
+        f"most {difference:.1g}."
+        if difference is not None
+        else "The converted network was not compared with the source's own."
+    )
+    rows = "\n".join(f"| {name} | {value} |" for name, value in provenance.items() if name not in LISTS)
+    needs_plugin = plan.architecture in list_models()
+    note = "\n`import seresnet_hub` first: the architecture is this package's.\n" if needs_plugin else ""
+    fresh = f"\n{len(plan.fresh)} tensors are new and untrained: train before use.\n" if plan.fresh else ""
+    return (
+        f"# {plan.architecture}, converted from {provenance['source']}\n\n{proof} No accuracy was measured here; "
+        f"published figures below are the source's.\n{fresh}{note}\n| | |\n|---|---|\n{rows}\n"
+    )
+
+
+def _written(
+    target: Path, plan: Plan, config: str, provenance: Mapping[str, str], proof: Future[float | None] | None
+) -> tuple[str, float | None]:
+    """Write the folder beside its place, and put it there when it reads back well and the proof is done.
+
+    Return the weights' sha256 and the proof's result.
+    """
+    staged = target.with_name(f".{target.name}.{os.getpid()}.staged")
+    try:
+        write_model(staged, plan.tensors, config=config, card="", metadata=provenance)
+        with ThreadPoolExecutor(1) as hasher:
+            digest = hasher.submit(sha256_of, staged / WEIGHTS_NAME)
+            _check_round_trip(staged / WEIGHTS_NAME, plan.tensors)
+            sha256 = digest.result()
+        difference = proof.result() if proof else None
+        write_text(staged / CARD_NAME, _card(plan, provenance, difference))
+        if target.is_dir():
+            for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME):
+                os.replace(staged / name, target / name)
+        else:
+            os.replace(staged, target)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return sha256, difference
+
+
+def _check_round_trip(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    with safe_open(path, framework="pt") as file:
+        same = set(file.keys()) == set(tensors) and all(
+            torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items()
+        )
+    if not same:
+        raise InputError(f"the disk under {path.parent.parent} does not give back what was written to it")

@@ -1,0 +1,451 @@
+"""A conversion must compute exactly what its source computes, or be refused with the reason."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import pickle
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from references import networks
+from safetensors import safe_open
+from torch import nn
+
+import seresnet_hub
+from seresnet_hub.conversion import convert, float64_outputs
+from seresnet_hub.errors import InputError
+
+SHORT = (1, 1, 1, 1)
+EXACT = 1e-10
+
+
+def images(*size: int, seed: int = 3) -> torch.Tensor:
+    return torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(seed)) * 4 - 2
+
+
+def saved(value: object, path: Path, *, legacy: bool = False) -> Path:
+    torch.save(value, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+def load(folder: Path) -> nn.Module:
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+def assert_same(folder: Path, original: nn.Module, *size: int) -> None:
+    """Compare with the module that wrote the checkpoint, end to end in float64."""
+    batch = images(*size)
+    expected = original.double()(batch.double()).detach()
+    features, logits = float64_outputs(load(folder), batch)
+    assert (logits - expected).abs().max() < EXACT
+    for found, wanted in zip(features, getattr(original, "features", []), strict=False):
+        if isinstance(wanted, torch.Tensor):
+            assert (found - wanted).abs().max() < EXACT
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("options", "architecture", "model_args"),
+    [
+        ({}, "seresnet50", {"layers": [1, 1, 1, 1]}),
+        ({"bottleneck": False, "classes": 37}, "seresnet18", {"layers": [1, 1, 1, 1]}),
+        ({"ratio": 8}, "seresnet50_r8", {"layers": [1, 1, 1, 1]}),
+        ({"ratio": 24}, "seresnet50", {"layers": [1, 1, 1, 1]}),
+        (
+            {"deep": 32, "avg_down": True, "groups": 32, "group_width": 4},
+            "seresnext26d_32x4d",
+            {"layers": [1, 1, 1, 1]},
+        ),
+    ],
+    ids=["plain", "basic", "ratio 8", "ratio 24", "deep, avg_down, groups"],
+)
+def test_mmpretrain(
+    tmp_path: Path, legacy: bool, options: dict[str, Any], architecture: str, model_args: dict[str, Any]
+) -> None:
+    """Protects the key map, the stem, the shifted first shortcut, and the choice of architecture from shapes."""
+    original = networks.randomise(networks.mmpretrain(SHORT, **options))
+    path = saved({"meta": {}, "state_dict": original.checkpoint("backbone.")}, tmp_path / "a.pth", legacy=legacy)
+    result = convert(path, tmp_path / "out")
+    assert (result["architecture"], result["model_args"]) == (architecture, model_args)
+    assert result["max_abs_diff"] < EXACT
+    assert result["dropped"] == []
+    assert result["sha256_source"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert_same(tmp_path / "out", original, 65, 81)
+
+
+@pytest.mark.parametrize("options", [{"caffe": True}, {"dilated": True}, {"eps": 1e-3}], ids=str)
+def test_networks_that_only_look_the_same_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Protects from the silent traps: all three load strictly and compute something else."""
+    original = networks.randomise(networks.mmpretrain(SHORT, **options))
+    backbone = {
+        "caffe": "style='caffe'",
+        "dilated": "dilations=(1, 1, 1, 2)",
+        "eps": "norm_cfg=dict(type='BN', eps=0.001)",
+    }[next(iter(options))]
+    for key in ("config", "cfg"):
+        config = f"model = dict(type='ImageClassifier', backbone=dict(type='SEResNet', {backbone}))\n"
+        state = original.checkpoint("backbone.")
+        path = saved({"meta": {key: config}, "state_dict": state}, tmp_path / f"{key}.pth")
+        with pytest.raises(InputError, match="style=|dilations=|eps="):
+            convert(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_proof_notices_another_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects the proof itself: a reference that strides elsewhere must stop the conversion."""
+    import dataclasses
+
+    from seresnet_hub import references
+
+    original = networks.randomise(networks.mmpretrain(SHORT))
+    path = saved({"state_dict": original.checkpoint("backbone.")}, tmp_path / "a.pth")
+    caffe = dataclasses.replace(references.LAYOUTS["mmpretrain"], stride_in=0)
+    monkeypatch.setitem(references.LAYOUTS, "mmpretrain", caffe)
+    with pytest.raises(InputError, match="computes something else"):
+        convert(path, tmp_path / "out")
+    assert convert(path, tmp_path / "out", verify=False)["max_abs_diff"] is None
+
+
+def test_configuration_preprocessing_and_classes_are_kept(tmp_path: Path) -> None:
+    """Protects what the file says beside its weights: size, crop, statistics, class names."""
+    original = networks.randomise(networks.mmpretrain(SHORT, bottleneck=False, classes=3))
+    config = (
+        "img_norm_cfg = dict(mean=[127.5, 127.5, 127.5], std=[51.0, 51.0, 51.0], to_rgb=True)\n"
+        "test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', size=(200, -1)),\n"
+        "    dict(type='CenterCrop', crop_size=160), dict(type='Normalize', **img_norm_cfg)]\n"
+        "model = dict(backbone=dict(type='SEResNet', depth=18, style='pytorch'),\n"
+        "    neck=dict(type='GlobalAveragePooling'))"
+    )
+    meta = {"config": config, "CLASSES": ("ant", "bee", "cat")}
+    path = saved({"meta": meta, "state_dict": original.checkpoint("backbone.")}, tmp_path / "a.pth")
+    convert(path, tmp_path / "out")
+    cfg = load(tmp_path / "out").pretrained_cfg
+    assert (cfg["mean"], cfg["std"], cfg["crop_pct"]) == ([0.5] * 3, [0.2] * 3, 0.8)
+    assert tuple(cfg["input_size"]) == (3, 160, 160)
+    assert cfg["label_names"] == ["ant", "bee", "cat"]
+
+
+def test_averages_of_old_mmcls_files_are_dropped_by_name(tmp_path: Path) -> None:
+    """Protects the list of what was left out, which a reader needs to judge the result."""
+    original = networks.randomise(networks.mmpretrain(SHORT, bottleneck=False))
+    state = original.checkpoint("backbone.")
+    state["ema_backbone_conv1_weight"] = state["backbone.conv1.weight"] + 1
+    content = {"state_dict": state, "ema_state_dict": {"steps": torch.ones(1)}, "optimizer": {}}
+    result = convert(saved(content, tmp_path / "a.pth"), tmp_path / "out")
+    assert result["dropped"] == ["ema_backbone_conv1_weight", "ema_state_dict/*"]
+    assert_same(tmp_path / "out", original, 65, 81)
+
+
+def test_a_backbone_alone_becomes_a_model_without_classifier(tmp_path: Path) -> None:
+    """Protects feature extractors, whose files have no head; and a new head is drawn from a fixed seed and listed."""
+    original = networks.randomise(networks.mmpretrain(SHORT, bottleneck=False))
+    state = {name: tensor for name, tensor in original.checkpoint().items() if not name.startswith("head.")}
+    path = saved(state, tmp_path / "a.pth")
+    result = convert(path, tmp_path / "out")
+    assert (result["fresh"], load(tmp_path / "out").num_classes) == ([], 0)
+    assert load(tmp_path / "out")(images(64, 64)).shape == (2, 512)
+    again = [convert(path, tmp_path / name, num_classes=5) for name in ("one", "two")]
+    assert again[0]["fresh"] == ["fc.weight", "fc.bias"]
+    assert again[0]["sha256_weights"] == again[1]["sha256_weights"]
+
+
+def test_timm_training_files(tmp_path: Path) -> None:
+    """Protects wrapper prefixes, the choice of the averaged weights, and the architecture that the file names."""
+    original = networks.randomise(timm.create_model("seresnet18", num_classes=10))
+    state = {f"_orig_mod.module.{name}": tensor for name, tensor in original.state_dict().items()}
+    raw = {name: tensor + 1 for name, tensor in original.state_dict().items()}
+    content = {"arch": "seresnet18", "state_dict": raw, "state_dict_ema": state, "epoch": 3}
+    result = convert(saved(content, tmp_path / "a.pth.tar"), tmp_path / "out")
+    assert (result["architecture"], result["dropped"]) == ("seresnet18", ["state_dict/*"])
+    assert_same(tmp_path / "out", original, 64, 64)
+
+
+def test_this_projects_own_folders(tmp_path: Path) -> None:
+    """Protects the architecture, arguments and preprocessing that the config beside the weights names."""
+    original = networks.randomise(timm.create_model("seresnet20_cifar_pre", num_classes=4))
+    config = seresnet_hub.folder.config_text(
+        original, pretrained_cfg={"num_classes": 4, "crop_pct": 0.9}, label_names=["a", "b", "c", "d"]
+    )
+    seresnet_hub.folder.write_model(tmp_path / "in", original.state_dict(), config=config, card="")
+    result = convert(tmp_path / "in" / "model.safetensors", tmp_path / "out")
+    assert (result["architecture"], result["max_abs_diff"]) == ("seresnet20_cifar_pre", None)
+    converted = load(tmp_path / "out")
+    assert (converted.pretrained_cfg["crop_pct"], converted.pretrained_cfg["label_names"][3]) == (0.9, "d")
+    assert_same(tmp_path / "out", original, 32, 32)
+
+
+def test_cadene_files_become_legacy_networks(tmp_path: Path) -> None:
+    """Protects from the renamed keys that load into seresnet50 and are wrong by two: stride, pool."""
+    original = networks.randomise(timm.create_model("legacy_seresnet50", num_classes=10))
+    result = convert(saved(original.state_dict(), tmp_path / "a.pth"), tmp_path / "out")
+    assert (result["source"], result["architecture"]) == ("cadene", "legacy_seresnet50")
+    assert result["max_abs_diff"] < EXACT
+    assert_same(tmp_path / "out", original, 65, 81)
+
+
+@pytest.mark.parametrize("bottleneck", [True, False])
+def test_moskomule(tmp_path: Path, bottleneck: bool) -> None:
+    """Protects linear SE layers without biases, and widths below timm's smallest: zeros that change nothing."""
+    original = networks.randomise(networks.moskomule(SHORT, bottleneck=bottleneck))
+    result = convert(saved(original.checkpoint(), tmp_path / "a.pkl"), tmp_path / "out")
+    assert result["source"] == "moskomule"
+    assert result["architecture"] == ("seresnet50" if bottleneck else "seresnet18")
+    assert result["max_abs_diff"] < EXACT
+    assert_same(tmp_path / "out", original, 65, 81)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(
+    ("options", "architecture"),
+    [
+        ({"deep": 32}, "seresnet152d"),
+        ({"deep": 0, "groups": 32}, "seresnext50_32x4d"),
+        ({"deep": 64, "groups": 32}, "seresnext26d_32x4d"),
+    ],
+    ids=["SE_ResNet_vd", "SE_ResNeXt", "SE_ResNeXt_vd"],
+)
+def test_paddle(tmp_path: Path, options: dict[str, Any], architecture: str, protocol: int) -> None:
+    """Protects the array pickles of .pdparams, transposed linears, the pooled shortcut and the wide deep stem."""
+    original = networks.randomise(networks.Paddle(SHORT, **options))
+    arrays: dict[str, Any] = dict(original.checkpoint())
+    arrays["StructuredToParameterName@@"] = {name: f"parameter {k}" for k, name in enumerate(arrays)}
+    path = tmp_path / "a.pdparams"
+    path.write_bytes(pickle.dumps(arrays, protocol=protocol))
+    result = convert(path, tmp_path / "out")
+    assert (result["source"], result["architecture"]) == ("paddle", architecture)
+    assert result["max_abs_diff"] < EXACT
+    assert_same(tmp_path / "out", original, 65, 81)
+
+
+def test_pytorchcv_cifar(tmp_path: Path) -> None:
+    """Protects the CIFAR networks, which this package adds to timm."""
+    original = networks.randomise(networks.PytorchcvCifar())
+    path = saved(original.checkpoint(), tmp_path / "seresnet20_cifar10-0601.pth")
+    result = convert(path, tmp_path / "out")
+    assert (result["source"], result["architecture"]) == ("pytorchcv", "seresnet20_cifar")
+    assert result["max_abs_diff"] < EXACT
+    assert_same(tmp_path / "out", original, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnext50_32x4d",
+        pytest.param("resnet50", marks=pytest.mark.slow),
+        pytest.param("wide_resnet50_2", marks=pytest.mark.slow),
+    ],
+)
+def test_torchvision_networks_initialise_se_networks(tmp_path: Path, name: str) -> None:
+    """Protects an initialisation: with open gates it is torchvision's network, and every new tensor is listed."""
+    import torchvision
+
+    original = networks.randomise(getattr(torchvision.models, name)(weights=None, num_classes=10))
+    result = convert(saved(original.state_dict(), tmp_path / "a.pth"), tmp_path / "out")
+    converted = load(tmp_path / "out")
+    assert sorted(result["fresh"]) == sorted(key for key in converted.state_dict() if ".se." in key)
+    assert result["max_abs_diff"] < EXACT
+    batch = images(65, 81)
+    expected = original.double()(batch.double())
+    _, logits = float64_outputs(converted, batch, without_se=True)
+    assert (logits - expected).abs().max() < EXACT
+    assert convert(tmp_path / "a.pth", tmp_path / "again")["sha256_weights"] == result["sha256_weights"]
+
+
+def test_the_model_option_is_checked(tmp_path: Path) -> None:
+    """Protects --model from being a way around the proof."""
+    original = networks.randomise(networks.mmpretrain((2, 2, 2, 2), bottleneck=False))
+    path = saved({"state_dict": original.checkpoint("backbone.")}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"do not fit seresnet34.*missing: 'layer1\.2"):
+        convert(path, tmp_path / "out", model="seresnet34")
+    with pytest.raises(InputError, match="no architecture 'seresnet99'"):
+        convert(path, tmp_path / "out", model="seresnet99")
+    assert convert(path, tmp_path / "out", model="seresnet18")["architecture"] == "seresnet18"
+
+
+def test_unmapped_and_missing_names_are_listed_with_the_closest(tmp_path: Path) -> None:
+    """Protects the message a person needs to repair a file."""
+    state = networks.randomise(networks.mmpretrain(SHORT, bottleneck=False)).checkpoint("backbone.")
+    extra = {**state, "backbone.layer1.0.conv1.wieght": state["backbone.layer1.0.conv1.weight"]}
+    with pytest.raises(InputError, match=r"1 unmapped.*conv1\.wieght' \(closest: 'backbone\.layer1\.0\.conv1\.weight"):
+        convert(saved(extra, tmp_path / "a.pth"), tmp_path / "out")
+    short = {name: tensor for name, tensor in state.items() if name != "backbone.layer2.0.bn1.bias"}
+    with pytest.raises(InputError, match=r"1 missing: 'layer2\.0\.bn1\.bias'"):
+        convert(saved(short, tmp_path / "b.pth"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda s: s.update({"backbone.conv1.weight": s["backbone.conv1.weight"] * float("nan")}), "NaN or infinite"),
+        (lambda s: s.update({"backbone.bn1.running_var": -s["backbone.bn1.running_var"]}), "negative variances"),
+        (lambda s: s.update({"backbone.bn1.bias": s["backbone.bn1.bias"].long()}), "torch.int64"),
+        (lambda s: s.update({"module.backbone.bn1.bias": s["backbone.bn1.bias"]}), "two tensors are named"),
+        (lambda s: s.update({"bn1.bias": s["backbone.bn1.bias"]}), "would both become 'bn1.bias'"),
+    ],
+    ids=["NaN", "variance", "type", "wrapper", "twice"],
+)
+def test_damaged_weights_are_refused(tmp_path: Path, break_it: Any, message: str) -> None:
+    """Protects from files that are well formed and hold nonsense."""
+    state = networks.randomise(networks.mmpretrain(SHORT, bottleneck=False)).checkpoint("backbone.")
+    break_it(state)
+    with pytest.raises(InputError, match=message):
+        convert(saved(state, tmp_path / "a.pth"), tmp_path / "out")
+
+
+def test_pytorchcv_networks_that_stride_first_are_refused_by_name(tmp_path: Path) -> None:
+    """Protects from the twin networks seresnet50 and seresnet50b, which have the same tensors."""
+    state = {"features.stage1.unit1.se.conv1.weight": torch.ones(1)}
+    with pytest.raises(InputError, match="only seresnet50b can be converted"):
+        convert(saved(state, tmp_path / "seresnet50-0560-2f7bc1ed.pth"), tmp_path / "out")
+
+
+def test_the_folder_is_reproducible_complete_and_guarded(tmp_path: Path) -> None:
+    """Protects determinism (byte for byte), provenance, atomic writing, and existing folders."""
+    original = networks.randomise(networks.mmpretrain(SHORT, bottleneck=False))
+    path = saved({"state_dict": original.checkpoint("backbone.")}, tmp_path / "a.pth")
+    code = "import sys; from seresnet_hub.conversion import convert; convert(sys.argv[1], sys.argv[2])"
+    subprocess.run([sys.executable, "-c", code, path, tmp_path / "one"], check=True)  # with another hash seed than here
+    convert(path, tmp_path / "two")
+    files = {name: {f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two")}
+    assert files["one"] == files["two"]
+    assert sorted(files["one"]) == ["README.md", "config.json", "model.safetensors"]
+    with safe_open(tmp_path / "one" / "model.safetensors", framework="pt") as file:
+        said = file.metadata()
+    assert said["format"] == "pt"
+    assert said["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    config = json.loads(files["one"]["config.json"])
+    assert config["seresnet_hub"]["source"] == said["source"] == "mmpretrain"
+    assert config["pretrained_cfg"]["license"] == "apache-2.0"
+    with pytest.raises(InputError, match="exists"):
+        convert(path, tmp_path / "one")
+    (tmp_path / "one" / "notes.txt").write_text("mine")
+    convert(path, tmp_path / "one", force=True)
+    assert (tmp_path / "one" / "notes.txt").read_text() == "mine"
+    (tmp_path / "b.pth").write_bytes(b"\x80")
+    with pytest.raises(InputError):
+        convert(tmp_path / "b.pth", tmp_path / "three")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.pth", "b.pth", "one", "two"]
+
+
+def test_labels(tmp_path: Path) -> None:
+    """Protects class names: as many as classes, in the config."""
+    state = networks.randomise(networks.mmpretrain(SHORT, bottleneck=False, classes=2)).checkpoint("backbone.")
+    path = saved(state, tmp_path / "a.pth")
+    (tmp_path / "three.txt").write_text("x\ny\nz\n")
+    with pytest.raises(InputError, match="3 labels for 2 classes"):
+        convert(path, tmp_path / "out", labels=tmp_path / "three.txt")
+    (tmp_path / "two.txt").write_text("x\ny\n")
+    convert(path, tmp_path / "out", labels=tmp_path / "two.txt")
+    assert load(tmp_path / "out").pretrained_cfg["label_names"] == ["x", "y"]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+        thread.join()
+
+
+def test_addresses_and_promised_hashes(tmp_path: Path, server: str) -> None:
+    """Protects downloads: the address is kept as provenance, and OpenMMLab's hash in the name is checked."""
+    state = networks.randomise(networks.mmpretrain(SHORT, bottleneck=False)).checkpoint("backbone.")
+    path = saved(state, tmp_path / "a.pth")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    good = f"se-resnet18_20200804-{digest[:8]}.pth"
+    path.rename(tmp_path / good)
+    result = convert(f"{server}/{good}", tmp_path / "out")
+    assert result["sha256_source"] == digest
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["seresnet_hub"]["source_url"] == f"{server}/{good}"
+    (tmp_path / good).rename(tmp_path / "se-resnet18_20200804-00000000.pth")
+    with pytest.raises(InputError, match="its name promises 00000000"):
+        convert(f"{server}/se-resnet18_20200804-00000000.pth", tmp_path / "bad")
+    with pytest.raises(InputError, match="cannot download"):
+        convert(f"{server}/missing.pth", tmp_path / "bad")
+    with pytest.raises(InputError, match="from the Hub"):
+        convert("nobody/nothing:model.pth", tmp_path / "bad")
+    with pytest.raises(InputError, match="no such file"):
+        convert(tmp_path / "missing.pth", tmp_path / "bad")
+
+
+def test_plain_timm_computes_the_same_for_every_source(tmp_path: Path) -> None:
+    """Protects the promise that a folder of one of timm's architectures needs nothing of this package."""
+    import torchvision
+
+    timm_own, legacy = (timm.create_model(name, num_classes=5) for name in ("seresnet18", "legacy_seresnet18"))
+    written: dict[str, tuple[nn.Module, Any]] = {}
+    for name, network in {
+        "mmpretrain": networks.mmpretrain(SHORT, deep=32, classes=37),
+        "moskomule": networks.moskomule(SHORT, bottleneck=False),
+        "paddle": networks.Paddle(SHORT),
+        "timm": timm_own,
+        "cadene": legacy,
+        "torchvision": torchvision.models.resnet18(weights=None, num_classes=5),
+    }.items():
+        original = networks.randomise(network)
+        state = original.checkpoint() if hasattr(original, "checkpoint") else original.state_dict()
+        written[name] = original, {"state_dict": state} if name != "paddle" else state
+    folders = []
+    for name, (_, content) in written.items():
+        path = tmp_path / f"{name}.pth"
+        path.write_bytes(pickle.dumps(content, 4)) if name == "paddle" else torch.save(content, path)
+        assert convert(path, tmp_path / name)["source"] == name
+        folders.append(tmp_path / name)
+    batch = images(65, 81)
+    for folder, logits in zip(folders, plain_timm_logits(folders, batch), strict=True):
+        ours = load(folder)(batch) if folder.name == "torchvision" else written[folder.name][0](batch)
+        assert (logits - ours).abs().max() < 1e-5, folder.name
+
+
+def plain_timm_logits(folders: list[Path], batch: torch.Tensor) -> list[torch.Tensor]:
+    """Return the folders' logits, computed by a process that knows timm and not this package."""
+    code = (
+        "import sys, timm, torch\n"
+        "batch, answer, *folders = sys.argv[1:]\n"
+        "models = [timm.create_model('local-dir:' + folder, pretrained=True).eval() for folder in folders]\n"
+        "assert not [name for name in sys.modules if name.startswith('seresnet_hub')]\n"
+        "torch.save([model(torch.load(batch)).detach() for model in models], answer)\n"
+    )
+    given, answer = folders[0].parent / "batch.pt", folders[0].parent / "logits.pt"
+    torch.save(batch, given)
+    subprocess.run([sys.executable, "-c", code, given, answer, *folders], check=True)
+    return torch.load(answer, weights_only=True)
+
+
+def test_the_script_prints_one_json_line(tmp_path: Path) -> None:
+    """Protects the command's contract: the keys of its answer, exit code 2 and one line where the input is wrong."""
+    state = networks.randomise(networks.mmpretrain(SHORT, bottleneck=False)).checkpoint("backbone.")
+    path = saved(state, tmp_path / "a.pth")
+    script = Path(__file__).parents[1] / "scripts" / "convert.py"
+    command = [sys.executable, script, path, "--output", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert list(result) == [
+        "output", "source", "architecture", "model_args", "tensors", "parameters", "sha256_source", "sha256_weights",
+        "max_abs_diff", "dropped", "fresh",
+    ]  # fmt: skip
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert re.fullmatch(r"error: .*exists.*--force\n", again.stderr)
