@@ -111,7 +111,7 @@ def rename(source: Source, tensors: Mapping[str, torch.Tensor]) -> Renamed:
         renamed.tensors[target] = changed(tensor)
     if unmapped:
         raise InputError(
-            f"{len(unmapped)} unmapped tensor(s), not of {source.title}: {_with_closest(unmapped, list(origin.values()))}"
+            f"{len(unmapped)} unmapped, not of {source.title}: {_with_closest(unmapped, list(origin.values()))}"
         )
     if source.finish:
         renamed.tensors = source.finish(renamed.tensors)
