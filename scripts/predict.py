@@ -14,9 +14,9 @@ import torch
 
 from seresnet_hub.command_line import run
 from seresnet_hub.errors import InputError
+from seresnet_hub.hub import load
 from seresnet_hub.images import image_files
 from seresnet_hub.inference import predict
-from seresnet_hub.models import create
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         pictures += found
     if any(picture == b"" for picture in pictures):
         raise InputError("-: standard input is empty")
-    model = create(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
     results = predict(model, pictures, topk=options.topk)
     for name, classes in zip(names, results, strict=True):
         best = ", ".join(f"{found['name']} {100 * found['score']:.1f} %" for found in classes)

@@ -14,7 +14,7 @@ import torch
 from seresnet_hub.command_line import run
 from seresnet_hub.data import open_split
 from seresnet_hub.evaluation import evaluate
-from seresnet_hub.models import create
+from seresnet_hub.hub import load
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at a time (default: 128)")
     options = parser.parse_args(arguments)
     split = open_split(options.data, options.split)
-    model = create(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
     accuracy = evaluate(model, split, batch_size=options.batch_size)
     return {
         "model": options.model,

@@ -12,9 +12,12 @@ from seresnet_hub.models import create, get_model, list_models
 _LATE = {
     "convert": "seresnet_hub.conversion",
     "evaluate": "seresnet_hub.evaluation",
+    "load": "seresnet_hub.hub",
     "loader": "seresnet_hub.data",
     "open_split": "seresnet_hub.data",
+    "push": "seresnet_hub.hub",
     "train": "seresnet_hub.training",
+    "verify": "seresnet_hub.hub",
 }
 
 __all__ = [
@@ -26,10 +29,13 @@ __all__ = [
     "get_model",
     "inference_model",
     "list_models",
+    "load",
     "loader",
     "open_split",
     "predict",
+    "push",
     "train",
+    "verify",
 ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from seresnet_hub.errors import InputError
 
+EXIT_NOT_OK = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -20,7 +21,7 @@ def run(main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str
     """Run `main` on the arguments and return the exit code: 0, 2 on bad input, 130 on Ctrl-C.
 
     What `main` returns is printed as one JSON line on standard output, by the first process where several run; whatever
-    it or a library prints goes to standard error.
+    it or a library prints goes to standard error. A result that says `"ok": false` gives exit code 1.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -44,7 +45,7 @@ def run(main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str
             print(f"error: cannot write the result to standard output: {error.strerror}", file=sys.stderr)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_BAD_INPUT
-    return 0
+    return EXIT_NOT_OK if result.get("ok") is False else 0
 
 
 def _rank() -> str:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,26 @@ from seresnet_hub.architectures import (
     find_legacy_architecture,
     pad_se_units,
 )
+from seresnet_hub.cards import IMAGENET, card_of, render
 from seresnet_hub.checkpoints import MAX_FILE_BYTES, Checkpoint, read_checkpoint
+from seresnet_hub.environment import package_version
 from seresnet_hub.errors import InputError
-from seresnet_hub.folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME, config_text, sha256_of, write_model, write_text
+from seresnet_hub.folder import (
+    CARD_NAME,
+    CONFIG_NAME,
+    FACTS_KEY,
+    WEIGHTS_NAME,
+    timm_config,
+    write_json,
+    write_text,
+    write_weights,
+)
 from seresnet_hub.models import list_models
 from seresnet_hub.references import LAYOUTS, Outputs, Reference
+from seresnet_hub.sizes import Sizes, sizes_of
 from seresnet_hub.sources import Renamed, Settings, Source, differences, find_source, rename, unwrapped
 from seresnet_hub.weights import WEIGHTS, Weights
 
-PROVENANCE_KEY = "seresnet_hub"  # a name of its own in config.json, which timm does not read
 # Two networks that do the same additions in another order differ by rounding; anything structural differs by far more.
 TOLERANCE = 1e-10
 LISTS = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
@@ -109,14 +119,16 @@ def convert(
     kind = find_source(raw, source or ("timm" if sibling else None))
     settings = kind.settings(checkpoint.entries, origin.path.name) if kind.settings else Settings()
     plan = _planned(kind, raw, checkpoint, sibling, model=model, num_classes=num_classes)
+    sizes = sizes_of(plan.network, plan.network.pretrained_cfg["input_size"])  # type: ignore[arg-type, index]
     network = _network(plan)
     _check_statistics(plan.tensors)
     known = next((w for w in WEIGHTS if checkpoint.sha256.startswith(w.sha256_prefix)), None)
     provenance = _provenance(kind, origin, checkpoint, plan, settings, known)
-    config = _config(kind, network, plan, settings, sibling, names, provenance)
+    facts = _facts(kind, plan, provenance, known, sibling)
+    config = {**_config(kind, network, plan, settings, sibling, names, provenance), FACTS_KEY: facts}
     with ThreadPoolExecutor(1) as prover:  # the proof computes while the weights are written
         proof = prover.submit(_verified, kind, raw, plan, network) if verify else None
-        sha256, difference = _written(target, plan, config, provenance, proof)
+        sha256, difference = _written(target, plan, config, provenance, sizes, proof)
     return {
         "output": str(target),
         "source": kind.name,
@@ -507,7 +519,7 @@ def _provenance(
         "source_project": kind.url,
         "source_url": known.url if known else origin.address,
         "source_sha256": checkpoint.sha256,
-        "converter": _version(),
+        "converter": package_version(),
         "license": known.license if known else kind.license,
         "architecture": plan.architecture,
         "model_args": json.dumps(plan.model_args, sort_keys=True) if plan.model_args else "",
@@ -521,13 +533,6 @@ def _provenance(
     return {name: value for name, value in facts.items() if value}
 
 
-def _version() -> str:
-    try:
-        return f"seresnet-hub {packages.version('seresnet-hub')}"
-    except packages.PackageNotFoundError:  # run from a source tree that is not installed
-        return "seresnet-hub"
-
-
 def _config(
     kind: Source,
     network: nn.Module,
@@ -536,7 +541,7 @@ def _config(
     sibling: Mapping[str, Any] | None,
     names: Sequence[str],
     provenance: Mapping[str, str],
-) -> str:
+) -> dict[str, Any]:
     label_names = list(names or settings.label_names or (sibling or {}).get("label_names") or ())
     if names and len(names) != plan.num_classes:
         raise InputError(f"there are {len(names)} labels for {plan.num_classes} classes")
@@ -560,29 +565,61 @@ def _config(
         }
     if provenance.get("license") and sibling is None:
         cfg |= {"license": provenance["license"], "origin_url": provenance.get("source_project", "")}
-    text = config_text(network, pretrained_cfg=cfg, model_args=plan.model_args, label_names=label_names)
-    return json.dumps({**json.loads(text), PROVENANCE_KEY: dict(provenance)}, indent=2, ensure_ascii=False) + "\n"
+    return timm_config(network, pretrained_cfg=cfg, model_args=plan.model_args, label_names=label_names)
 
 
-def _card(plan: Plan, provenance: Mapping[str, str], difference: float | None) -> str:
-    proof = (
+def _facts(
+    kind: Source,
+    plan: Plan,
+    provenance: Mapping[str, str],
+    known: Weights | None,
+    sibling: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return what the card says of the weights, besides their proof and their hash."""
+    notes = []
+    if plan.fresh:
+        notes.append(f"{len(plan.fresh)} tensors are new and untrained: train before use.")
+    if "assumed" in provenance:
+        notes.append(f"Assumed: {provenance['assumed']}.")
+    stated = (sibling or {}).get(FACTS_KEY)
+    if (
+        isinstance(stated, dict) and "summary" in stated and not plan.fresh
+    ):  # the same weights in another wrapping: what was said of them holds
+        return {**stated, "notes": [*stated.get("notes", ()), *notes]}
+    results = (
+        [{
+            "dataset": "ImageNet-1k", "dataset_id": IMAGENET, "split": "validation", "top1": known.top1,
+            "top5": known.top5, "image_size": 224, "origin": "published", "source": known.origin_url,
+        }] if known and not plan.fresh else []
+    )  # fmt: skip
+    return {
+        "title": known.name if known else f"{plan.architecture}, converted from {kind.name}",
+        "summary": f"`{plan.architecture}` with weights converted from {kind.title}.",
+        "license": provenance.get("license", ""),
+        "datasets": [IMAGENET] if known else [],
+        "results": results,
+        "notes": notes,
+        "papers": [known.paper_ids] if known else [],
+        "provenance": {name: text for name, text in provenance.items() if name not in LISTS},
+    }
+
+
+def _proof_line(difference: float | None) -> str:
+    if difference is None:
+        return "The converted network was not compared with the source's own."
+    return (
         f"The converted network was compared with the source's own in float64: stage features and logits differ by at "
         f"most {difference:.1g}."
-        if difference is not None
-        else "The converted network was not compared with the source's own."
-    )
-    rows = "\n".join(f"| {name} | {value} |" for name, value in provenance.items() if name not in LISTS)
-    needs_plugin = plan.architecture in list_models()
-    note = "\n`import seresnet_hub` first: the architecture is this package's.\n" if needs_plugin else ""
-    fresh = f"\n{len(plan.fresh)} tensors are new and untrained: train before use.\n" if plan.fresh else ""
-    return (
-        f"# {plan.architecture}, converted from {provenance['source']}\n\n{proof} No accuracy was measured here; "
-        f"published figures below are the source's.\n{fresh}{note}\n| | |\n|---|---|\n{rows}\n"
     )
 
 
 def _written(
-    target: Path, plan: Plan, config: str, provenance: Mapping[str, str], proof: Future[float | None] | None
+    target: Path,
+    plan: Plan,
+    config: Mapping[str, Any],
+    provenance: Mapping[str, str],
+    sizes: Sizes,
+    proof: Future[float | None] | None,
 ) -> tuple[str, float | None]:
     """Write the folder beside its place, and put it there when it reads back well and the proof is done.
 
@@ -590,13 +627,15 @@ def _written(
     """
     staged = target.with_name(f".{target.name}.{os.getpid()}.staged")
     try:
-        write_model(staged, plan.tensors, config=config, card="", metadata=provenance)
-        with ThreadPoolExecutor(1) as hasher:
-            digest = hasher.submit(sha256_of, staged / WEIGHTS_NAME)
-            _check_round_trip(staged / WEIGHTS_NAME, plan.tensors)
-            sha256 = digest.result()
+        sha256 = write_weights(staged, plan.tensors, provenance)
+        _check_round_trip(staged / WEIGHTS_NAME, plan.tensors)
         difference = proof.result() if proof else None
-        write_text(staged / CARD_NAME, _card(plan, provenance, difference))
+        facts = config[FACTS_KEY]
+        summary = f"{facts['summary']} {_proof_line(difference)}"
+        described = {**config, FACTS_KEY: {**facts, "summary": summary, "sha256": {WEIGHTS_NAME: sha256}}}
+        write_json(staged / CONFIG_NAME, described)
+        card = card_of(described, sizes, needs_plugin=plan.architecture in list_models())
+        write_text(staged / CARD_NAME, render(card))
         if target.is_dir():
             for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME):
                 os.replace(staged / name, target / name)

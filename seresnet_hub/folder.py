@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from seresnet_hub.errors import InputError
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
+SUMMARY_NAME = "summary.csv"
+CURVES_NAME = "curves.png"
+FACTS_KEY = "seresnet_hub"  # in config.json: what timm does not write, and does not read
 
 
 @contextmanager
@@ -72,13 +75,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def config_text(
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; errors name the file where it cannot be read or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return value
+
+
+def timm_config(
     model: nn.Module,
     *,
     pretrained_cfg: Mapping[str, Any],
     model_args: Mapping[str, Any] | None = None,
     label_names: Sequence[str] | None = None,
-) -> str:
+) -> dict[str, Any]:
     """Return the `config.json` that timm writes for `model`, with `pretrained_cfg` laid over the model's own.
 
     Errors: `InputError` where a model argument cannot be written as JSON.
@@ -94,7 +108,8 @@ def config_text(
             raise InputError(f"cannot describe the model in {CONFIG_NAME}: {error}") from error
         finally:
             model.pretrained_cfg = original
-        return path.read_text(encoding="utf-8") + "\n"
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return config
 
 
 def _sort_metadata(path: Path) -> None:
@@ -110,30 +125,43 @@ def _sort_metadata(path: Path) -> None:
             file.write(text.ljust(length))
 
 
-def write_model(
-    directory: Path,
-    state_dict: Mapping[str, torch.Tensor],
-    *,
-    config: str,
-    card: str,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write the three files of a model folder; a new folder appears whole, an existing one is updated file by file.
+def write_weights(
+    directory: Path, state_dict: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> str:
+    """Write `model.safetensors` into `directory`, whole or not at all, and return its sha256.
 
     The safetensors metadata always says `format: pt`. Errors: `InputError` where the disk is full or read-only.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    with replacing(directory / WEIGHTS_NAME) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        except Exception as error:  # safetensors reports a full disk with a class of its own
+            raise OSError(str(error)) from error
+        _sort_metadata(temporary)
+        temporary.chmod(0o666 & ~_umask())  # safetensors keeps its files to their owner
+        return sha256_of(temporary)
+
+
+def write_model(
+    directory: Path,
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    config: Mapping[str, Any],
+    card: Callable[[Mapping[str, Any]], str],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the three files of a model folder; a new folder appears whole, an existing one is updated file by file.
+
+    `config.json` gets the sha256 of the weights among its facts; `card` makes the README of that config. Errors:
+    `InputError` where the disk is full or read-only.
+    """
 
     def fill(target: Path) -> None:
-        with replacing(target / WEIGHTS_NAME) as temporary:
-            try:
-                save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
-            except Exception as error:  # safetensors reports a full disk with a class of its own
-                raise OSError(str(error)) from error
-            _sort_metadata(temporary)
-            temporary.chmod(0o666 & ~_umask())  # safetensors keeps its files to their owner
-        write_text(target / CONFIG_NAME, config)
-        write_text(target / CARD_NAME, card)
+        hashes = {WEIGHTS_NAME: write_weights(target, state_dict, metadata)}
+        described = {**config, FACTS_KEY: {**config.get(FACTS_KEY, {}), "sha256": hashes}}
+        write_json(target / CONFIG_NAME, described)
+        write_text(target / CARD_NAME, card(described))
 
     if directory.is_dir():
         fill(directory)

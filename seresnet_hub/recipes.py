@@ -19,6 +19,7 @@ class Recipe:
     one. `mean` and `std` default to the model's own. `shuffle_window` is the number of rows permuted together.
     `optimizer` is timm's name: its "sgd" has Nesterov momentum, its "momentum" has not. `decay_all` extends weight
     decay to biases and norm parameters. `num_classes` is needed only where the data set does not say.
+    `license` is that of the trained weights, as an identifier of the Hub.
     """
 
     name: str
@@ -48,12 +49,14 @@ class Recipe:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
+    license: str = "apache-2.0"
+
     shuffle_window: int = 16384
     seed: int = 0
     workers: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("model", "train_split", "eval_split", "optimizer"):
+        for name in ("model", "train_split", "eval_split", "optimizer", "license"):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty")
         if self.num_classes is not None and self.num_classes < 1:

@@ -8,9 +8,9 @@ from functools import cache
 
 import timm
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.sizes import Sizes, sizes_of
 from seresnet_hub.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant
 from seresnet_hub.weights import WEIGHTS
 
@@ -34,15 +34,11 @@ MIGRATION: tuple[tuple[str, str, str], ...] = (
 
 
 @cache
-def sizes(name: str) -> tuple[int, int]:
-    """Return a model's parameters, and the multiply-adds of its convolutions and linear layers for one image."""
+def sizes(name: str) -> Sizes:
+    """Return the sizes of the architecture `name` at its usual image size."""
     with torch.device("meta"):  # shapes alone: nothing is initialised or computed
         model = timm.create_model(name).eval()
-        image = torch.zeros(1, *model.pretrained_cfg["input_size"])
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image)
-    return parameters, counter.get_total_flops() // 2
+    return sizes_of(model, model.pretrained_cfg["input_size"])
 
 
 def variants() -> str:
@@ -54,7 +50,7 @@ def variants() -> str:
 
 
 def _variant_row(variant: PaperVariant | CifarVariant) -> tuple[str, ...]:
-    parameters, multiply_adds = sizes(variant.name)
+    counted = sizes(variant.name)
     where, otherwise = WHERE[variant.placement], ""
     in_timm, accuracy = "no", ""
     if isinstance(variant, PaperVariant):
@@ -68,7 +64,7 @@ def _variant_row(variant: PaperVariant | CifarVariant) -> tuple[str, ...]:
         otherwise = ", ".join(text for text, differs in differences.items() if differs)
         in_timm = "Python arguments" if variant.from_timm else "no"
         accuracy = f"{100 - variant.top1_error:.2f} / {100 - variant.top5_error:.2f}"
-    size = f"{parameters / 1e6:.3f}", f"{multiply_adds / 1e9:.3f}"
+    size = f"{counted.parameters / 1e6:.3f}", f"{counted.multiply_adds / 1e9:.3f}"
     return f"`{variant.name}`", *size, where, otherwise, in_timm, accuracy
 
 
@@ -76,9 +72,10 @@ def weights() -> str:
     """Return the table of the pretrained tags that this package adds, with the accuracy their authors publish."""
     rows = []
     for row in WEIGHTS:
-        parameters, multiply_adds = sizes(row.architecture)
+        counted = sizes(row.architecture)
         rows.append(
-            (f"`{row.name}`", f"`{row.source_name}`", f"{parameters / 1e6:.2f}", f"{multiply_adds / 1e9:.2f}",
+            (f"`{row.name}`", f"`{row.source_name}`", f"{counted.parameters / 1e6:.2f}",
+             f"{counted.multiply_adds / 1e9:.2f}",
              f"{row.top1:.2f}", f"{row.top5:.2f}", f"{row.license}", f"[{row.url.rsplit('/', 1)[-1]}]({row.url})")
         )  # fmt: skip
     header = ("timm name", "mmpretrain's name", "params (M)", "MACs (G)", "top-1 (published)", "top-5 (published)",

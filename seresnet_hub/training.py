@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import hashlib
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +30,17 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from seresnet_hub.data import Split, loader, open_split
+from seresnet_hub.cards import card_of, render
+from seresnet_hub.data import EMBEDDED, Split, loader, open_split
+from seresnet_hub.environment import code_commit, package_version, versions
 from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation import Accuracy, evaluate
-from seresnet_hub.folder import config_text, replacing, write_model
+from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, replacing, timm_config, write_model
 from seresnet_hub.images import normalize, seed_from
-from seresnet_hub.models import create, resolve_name
-from seresnet_hub.recipes import Recipe
+from seresnet_hub.models import create, list_models, resolve_name
+from seresnet_hub.pictures import draw_curves
+from seresnet_hub.recipes import RECIPES, Recipe
+from seresnet_hub.sizes import sizes_of
 
 STATE_NAME = Path("training", "state.pt")
 
@@ -47,9 +55,10 @@ def train(
 ) -> dict[str, Any]:
     """Train `recipe` on `data` (default: the recipe's own) into the folder `output`, and return the measured result.
 
-    `output` gets `model.safetensors`, `config.json` and `README.md` for timm, and `training/` with what `resume` needs,
-    after each epoch. `max_steps` ends the run early, counted from its very start. Runs on every process that the
-    launcher started. Errors: `InputError` on a bad argument or data set, before anything is written.
+    After each epoch `output` gets `model.safetensors`, `config.json` and `README.md` for timm, `summary.csv` and
+    `curves.png`, and `training/` with what `resume` needs. `max_steps` ends the run early, counted from its very start.
+    Runs on every process that the launcher started. Errors: `InputError` on a bad argument or data set, before anything
+    is written.
     """
     output = Path(output)
 
@@ -129,6 +138,7 @@ def train(
 
     # ------------------------------------------------------------------ resume
     step, seen = 0, 0
+    history: list[dict[str, float]] = []  # a row an epoch
     if resume:
         state = _read_state(output / STATE_NAME, _settings(recipe, train_split), total_steps)
         try:
@@ -136,7 +146,7 @@ def train(
             optimizer.load_state_dict(state["optimizer"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(f"cannot resume: {output / STATE_NAME} does not fit {recipe.model} ({error})") from error
-        step, seen = state["step"], state["seen"]
+        step, seen, history = state["step"], state["seen"], state["history"]
         say(f"resuming {output} at step {step:,} of {last_step:,}")
 
     # ------------------------------------------------------------------ loop
@@ -150,6 +160,7 @@ def train(
                 epoch=epoch, position=position,
             )  # fmt: skip
             prepared.train()
+            before, epoch_loss = seen, torch.zeros((), device=accelerator.device)
             start = time.perf_counter()
             for batch in batches:
                 # Drop-outs draw from the step's own stream, so a resumed run draws what the uninterrupted one drew.
@@ -163,7 +174,9 @@ def train(
                     logits.float(), labels, reduction="none", label_smoothing=recipe.label_smoothing
                 )
                 # Processes average their gradients; scaled so, that average is the mean over the whole batch.
-                loss = (losses * mask).sum() * (world_size / batch.total)
+                loss_sum = (losses * mask).sum()
+                epoch_loss += loss_sum.detach()
+                loss = loss_sum * (world_size / batch.total)
                 optimizer.zero_grad()
                 accelerator.backward(loss)
                 optimizer.step()
@@ -189,13 +202,18 @@ def train(
                 f"epoch {epoch + 1}/{recipe.epochs}: {accuracy.top1:.2f} % top-1, {accuracy.top5:.2f} % top-5 over "
                 f"{accuracy.seen:,} {eval_split.name} images; weights {digest[:12]} on {world_size} process(es)"
             )
+            history.append({
+                "step": step, "epoch": step / steps_per_epoch, "learning_rate": optimizer.param_groups[0]["lr"],
+                "train_loss": accelerator.reduce(epoch_loss, reduction="sum").item() / (seen - before),
+                "top1": accuracy.top1, "top5": accuracy.top5,
+            })  # fmt: skip
             if main:
                 state = {
-                    "settings": _settings(recipe, train_split), "step": step, "seen": seen,
+                    "settings": _settings(recipe, train_split), "step": step, "seen": seen, "history": history,
                     "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                 }  # fmt: skip
-                card = _card(recipe, source, accuracy, step=step, seen=seen)
-                _save(output, model, train_split.class_names, card, state)
+                facts = _facts(recipe, source, accuracy, step=step, seen=seen, world_size=world_size)
+                _save(output, model, train_split.class_names, facts, state)
             accelerator.wait_for_everyone()
     if accuracy is None:  # a finished run was resumed
         accuracy = _evaluate(model, eval_split, recipe, accelerator)
@@ -310,7 +328,9 @@ def _same_on_all_ranks(model: nn.Module) -> str:
 def _settings(recipe: Recipe, split: Split) -> str:
     """Return, as JSON, what must be the same for a run to go on as the same run: the recipe and the data's shape."""
     # Where the data lies and how many workers read it does not change what is learnt.
-    settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in ("data", "workers")}
+    settings = {
+        key: value for key, value in dataclasses.asdict(recipe).items() if key not in ("data", "workers", "license")
+    }
     rows = hashlib.sha256(json.dumps(split.unit_rows).encode()).hexdigest()[:16]
     return json.dumps({**settings, "training_images": split.rows, "shards": rows, "classes": split.class_names})
 
@@ -320,7 +340,9 @@ def _read_state(path: Path, wanted: str, total_steps: int) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved = json.loads(state["settings"])
-        whole = {"model", "optimizer"} <= state.keys() and all(isinstance(state[key], int) for key in ("step", "seen"))
+        whole = {"model", "optimizer", "history"} <= state.keys() and all(
+            isinstance(state[key], int) for key in ("step", "seen")
+        )
         if not whole or not 0 <= state["step"] <= total_steps:
             raise ValueError("something is missing in it")
         changed = [
@@ -336,13 +358,24 @@ def _read_state(path: Path, wanted: str, total_steps: int) -> dict[str, Any]:
 
 
 def _save(
-    output: Path, model: nn.Module, class_names: tuple[str, ...] | None, card: str, state: dict[str, Any]
+    output: Path, model: nn.Module, class_names: tuple[str, ...] | None, facts: dict[str, Any], state: dict[str, Any]
 ) -> None:
     """Write the model folder and the training state that belongs to it; a new folder appears whole."""
+    sizes = sizes_of(copy.deepcopy(model).to("meta").eval(), model.pretrained_cfg["input_size"])  # type: ignore[arg-type, index]
+
+    def card(config: Mapping[str, Any]) -> str:
+        needs_plugin = config["architecture"] in list_models()
+        return render(card_of(config, sizes, needs_plugin=needs_plugin, has_curves=True))
 
     def fill(folder: Path) -> None:
-        config = config_text(model, pretrained_cfg={}, label_names=class_names)
+        config = {**timm_config(model, pretrained_cfg={}, label_names=class_names), FACTS_KEY: facts}
         write_model(folder, model.state_dict(), config=config, card=card)
+        with replacing(folder / SUMMARY_NAME) as temporary, temporary.open("w", newline="") as file:
+            table = csv.DictWriter(file, list(state["history"][0]))
+            table.writeheader()
+            table.writerows(state["history"])
+        with replacing(folder / CURVES_NAME) as temporary:
+            draw_curves(state["history"], temporary)
         with replacing(folder / STATE_NAME) as temporary:
             try:
                 torch.save(state, temporary)
@@ -358,14 +391,39 @@ def _save(
         fill(temporary)
 
 
-def _card(recipe: Recipe, source: str, accuracy: Accuracy, *, step: int, seen: int) -> str:
-    return f"""---
-library_name: timm
-pipeline_tag: image-classification
----
-# {recipe.model}, trained on {source}
+def _facts(recipe: Recipe, source: str, accuracy: Accuracy, *, step: int, seen: int, world_size: int) -> dict[str, Any]:
+    """Return what the card and `config.json` say of these weights."""
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
+    data = source if is_hub_id or source == EMBEDDED else Path(source).name  # a machine's folders are its owner's
+    command, commit = _command(recipe, data if source != RECIPES.get(recipe.name, recipe).data else None), code_commit()
+    fields = dataclasses.asdict(recipe)
+    return {
+        "title": f"{recipe.model}, trained on {data}",
+        "summary": f"`{recipe.model}` trained by the recipe `{recipe.name}`: {step:,} steps, {seen:,} images seen.",
+        "license": recipe.license,
+        "datasets": [source] if is_hub_id else [],
+        "results": [{
+            "dataset": data, "dataset_id": source if is_hub_id else "", "split": recipe.eval_split,
+            "top1": accuracy.top1, "top5": accuracy.top5, "image_size": recipe.input_size, "origin": "measured",
+            "source": command, "images": accuracy.seen, "commit": commit,
+        }],
+        "recipe": {name: str(value) for name, value in fields.items() if name not in ("license", "data")},
+        "command": command,
+        "provenance": {
+            "trained by": package_version(), **({"commit": commit} if commit else {}),
+            "processes": str(world_size), **versions(),
+        },
+    }  # fmt: skip
 
-`{recipe.model}` trained by seresnet_hub's recipe `{recipe.name}`: {step:,} steps, {seen:,} images seen.
-Measured on the {accuracy.seen:,} images of split `{recipe.eval_split}`: {accuracy.top1:.2f} % top-1,
-{accuracy.top5:.2f} % top-5.
-"""
+
+def _command(recipe: Recipe, data: str | None) -> str:
+    """Return the command that trains `recipe` again: its name, and each field that differs from the table's."""
+    words = ["accelerate", "launch", "scripts/train.py", "--recipe", recipe.name]
+    words += ["--data", data] if data else []
+    original = RECIPES.get(recipe.name)
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if original is not None and field.name not in ("name", "data") and value != getattr(original, field.name):
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += ["--set", f"{field.name}={text}"]
+    return shlex.join(words)

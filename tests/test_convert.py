@@ -173,10 +173,10 @@ def test_timm_training_files(tmp_path: Path) -> None:
 def test_this_projects_own_folders(tmp_path: Path) -> None:
     """Protects the architecture, arguments and preprocessing that the config beside the weights names."""
     original = networks.randomise(timm.create_model("seresnet20_cifar_pre", num_classes=4))
-    config = seresnet_hub.folder.config_text(
+    config = seresnet_hub.folder.timm_config(
         original, pretrained_cfg={"num_classes": 4, "crop_pct": 0.9}, label_names=["a", "b", "c", "d"]
     )
-    seresnet_hub.folder.write_model(tmp_path / "in", original.state_dict(), config=config, card="")
+    seresnet_hub.folder.write_model(tmp_path / "in", original.state_dict(), config=config, card=lambda _: "")
     result = convert(tmp_path / "in" / "model.safetensors", tmp_path / "out")
     assert (result["architecture"], result["max_abs_diff"]) == ("seresnet20_cifar_pre", None)
     converted = load(tmp_path / "out")
@@ -325,7 +325,7 @@ def test_the_folder_is_reproducible_complete_and_guarded(tmp_path: Path) -> None
     assert said["format"] == "pt"
     assert said["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     config = json.loads(files["one"]["config.json"])
-    assert config["seresnet_hub"]["source"] == said["source"] == "mmpretrain"
+    assert config["seresnet_hub"]["provenance"]["source"] == said["source"] == "mmpretrain"
     assert config["pretrained_cfg"]["license"] == "apache-2.0"
     with pytest.raises(InputError, match="exists"):
         convert(path, tmp_path / "one")
@@ -377,7 +377,7 @@ def test_addresses_and_promised_hashes(tmp_path: Path, server: str) -> None:
     result = convert(f"{server}/{good}", tmp_path / "out")
     assert result["sha256_source"] == digest
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["seresnet_hub"]["source_url"] == f"{server}/{good}"
+    assert config["seresnet_hub"]["provenance"]["source_url"] == f"{server}/{good}"
     (tmp_path / good).rename(tmp_path / "se-resnet18_20200804-00000000.pth")
     with pytest.raises(InputError, match="its name promises 00000000"):
         convert(f"{server}/se-resnet18_20200804-00000000.pth", tmp_path / "bad")

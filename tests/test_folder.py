@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -18,13 +19,19 @@ from seresnet_hub.errors import InputError
 def write(directory: Path, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     model = timm.create_model("seresnet20_cifar", num_classes=4).eval()
-    config = folder.config_text(
+    config = folder.timm_config(
         model,
         pretrained_cfg={"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "input_size": (3, 24, 24), "crop_pct": 0.9,
                         "interpolation": "bicubic"},
         label_names=["a", "b", "c", "d"],
     )  # fmt: skip
-    folder.write_model(directory, model.state_dict(), config=config, card="# card\n", metadata={"origin": "here"})
+    folder.write_model(
+        directory,
+        model.state_dict(),
+        config=config,
+        card=lambda config: f"# card of {config['architecture']}\n",
+        metadata={"origin": "here"},
+    )
     return model
 
 
@@ -41,6 +48,9 @@ def test_timm_reads_back_weights_and_preprocessing(tmp_path: Path) -> None:
     }  # fmt: skip
     stored = json.loads((tmp_path / "model" / "config.json").read_text())
     assert (stored["architecture"], stored["num_classes"]) == ("seresnet20_cifar", 4)
+    hashes = {"model.safetensors": hashlib.sha256((tmp_path / "model" / "model.safetensors").read_bytes()).hexdigest()}
+    assert stored["seresnet_hub"] == {"sha256": hashes}
+    assert (tmp_path / "model" / "README.md").read_text() == "# card of seresnet20_cifar\n"
     assert stored["label_names"] == ["a", "b", "c", "d"]
     with safetensors.safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", "origin": "here"}
@@ -50,14 +60,14 @@ def test_timm_reads_back_weights_and_preprocessing(tmp_path: Path) -> None:
 def test_the_model_itself_is_not_changed(tmp_path: Path) -> None:
     model = timm.create_model("seresnet20_cifar")
     before = dict(model.pretrained_cfg)
-    folder.config_text(model, pretrained_cfg={"crop_pct": 0.5})
+    folder.timm_config(model, pretrained_cfg={"crop_pct": 0.5})
     assert dict(model.pretrained_cfg) == before
 
 
 def test_an_argument_that_json_cannot_hold_is_named() -> None:
     model = timm.create_model("seresnet20_cifar")
     with pytest.raises(InputError, match="config.json"):
-        folder.config_text(model, pretrained_cfg={}, model_args={"act_layer": torch.nn.ReLU})
+        folder.timm_config(model, pretrained_cfg={}, model_args={"act_layer": torch.nn.ReLU})
 
 
 def test_a_failed_write_leaves_no_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

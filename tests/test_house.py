@@ -14,11 +14,23 @@ import seresnet_hub
 FLOORS = [
     {"errors"},
     {"variants", "weights", "recipes"},
-    {"blocks", "images", "folder", "checkpoints", "command_line", "registry", "sources", "references"},
-    {"pretrained", "digits", "architectures"},
+    {
+        "blocks",
+        "images",
+        "folder",
+        "checkpoints",
+        "command_line",
+        "registry",
+        "sources",
+        "references",
+        "sizes",
+        "environment",
+        "pictures",
+    },
+    {"pretrained", "digits", "architectures", "cards", "hub_client"},
     {"models", "data"},
     {"inference", "evaluation", "conversion"},
-    {"training", "mmpretrain", "tables"},
+    {"training", "mmpretrain", "tables", "hub"},
 ]
 PACKAGE = Path(seresnet_hub.__file__).parent
 

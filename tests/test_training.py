@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ import safetensors.torch
 import timm
 import torch
 from conftest import WriteSplit
+from PIL import Image
 
 import seresnet_hub
 from seresnet_hub import training
@@ -55,7 +57,18 @@ def test_the_digits_are_learnt_and_named(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["label_names"] == list("0123456789")
     assert config["pretrained_cfg"]["input_size"] == [3, 8, 8]
-    assert f"{result['top1']:.2f} % top-1" in " ".join((tmp_path / "model" / "README.md").read_text().split())
+    card = (tmp_path / "model" / "README.md").read_text()
+    command = "accelerate launch scripts/train.py --recipe digits --set epochs=4 --set batch_size=32 --set input_size=8"
+    row = f"| digits, validation | 360 | 8 | {result['top1']:.2f} | {result['top5']:.2f} | *measured* with `{command}"
+    assert row in card
+    with (tmp_path / "model" / "summary.csv").open() as file:
+        summary = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in summary] == [45, 90, 135, 180]
+    assert round(float(summary[-1]["top1"]), 4) == result["top1"]
+    losses = [float(row["train_loss"]) for row in summary]
+    assert losses == sorted(losses, reverse=True)
+    with Image.open(tmp_path / "model" / "curves.png") as curves:
+        assert curves.width > 500
 
 
 def test_equal_runs_give_equal_weights(tmp_path: Path, numbers: str) -> None:

@@ -223,7 +223,8 @@ print(json.dumps(found))
 def test_plain_timm_makes_the_same_networks_from_python_arguments(tmp_path: Path) -> None:
     """What the README's table says of plain timm, in a process without the plugin."""
     model = timm.create_model("seresnet20_cifar")
-    folder.write_model(tmp_path / "m", model.state_dict(), config=folder.config_text(model, pretrained_cfg={}), card="")
+    config = folder.timm_config(model, pretrained_cfg={})
+    folder.write_model(tmp_path / "m", model.state_dict(), config=config, card=lambda _: "")
     command = [sys.executable, "-c", PLAIN_TIMM, str(tmp_path / "m")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

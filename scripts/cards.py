@@ -1,0 +1,52 @@
+"""Render the cards in model_cards/ from the facts and measured results; --check says whether they are current."""
+
+from __future__ import annotations
+
+import _ctrl_c  # noqa: F401  # isort: skip
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seresnet_hub.cards import Result, card_of_weights, render
+from seresnet_hub.command_line import run
+from seresnet_hub.errors import InputError
+from seresnet_hub.folder import write_text
+from seresnet_hub.tables import sizes
+from seresnet_hub.weights import WEIGHTS
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--directory", default="model_cards", type=Path, help="default: model_cards")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a card is stale")
+    options = parser.parse_args(arguments)
+    rendered = {
+        options.directory / f"{weights.name}.md": render(
+            card_of_weights(weights, sizes(weights.architecture), measured(options.directory / f"{weights.name}.json"))
+        )
+        for weights in WEIGHTS
+    }
+    stale = [path for path, text in rendered.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    if options.check and stale:
+        raise InputError(f"stale: {', '.join(map(str, stale))}; run python scripts/cards.py")
+    for path in stale:
+        write_text(path, rendered[path])
+    return {"cards": [str(path) for path in rendered], "changed": [str(path) for path in stale]}
+
+
+def measured(path: Path) -> list[Result]:
+    """Return the results in a JSON file, none where there is no such file."""
+    if not path.exists():
+        return []
+    try:
+        return [Result(**{**result, "origin": "measured"}) for result in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"cannot read the measured results in {path}: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

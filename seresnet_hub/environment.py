@@ -1,0 +1,36 @@
+"""Say which code, in which surroundings, made a result."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "timm", "accelerate", "datasets", "huggingface_hub", "safetensors")
+
+
+def package_version() -> str:
+    """Return this package's name and version, `seresnet-hub` alone where it runs from a tree that is not installed."""
+    try:
+        return f"seresnet-hub {metadata.version('seresnet-hub')}"
+    except metadata.PackageNotFoundError:
+        return "seresnet-hub"
+
+
+def code_commit() -> str:
+    """Return the git commit of the running code, with `-dirty` where files differ from it; "" outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
