@@ -124,7 +124,7 @@ def test_the_committed_cards_are_current() -> None:
 
 def test_measured_results_reach_the_card(tmp_path: Path) -> None:
     found = {"dataset": "ImageNet-1k", "split": "validation", "top1": 77.7, "top5": 93.8, "image_size": 224,
-             "source": "python scripts/validate.py seresnet50.mm_in1k", "images": 50000, "commit": "def456"}  # fmt: skip
+             "source": "python scripts/validate.py X", "images": 50000, "commit": "def456"}  # fmt: skip
     (tmp_path / "seresnet50.mm_in1k.json").write_text(json.dumps([found]))
     with pytest.raises(InputError, match="stale"):
         script.main(["--check", "--directory", str(tmp_path)])
