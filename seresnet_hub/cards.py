@@ -281,7 +281,8 @@ def _usage(card: Card) -> str:
 ```python
 import timm, torch
 from PIL import Image
-{plugin}model = timm.create_model("{name}", pretrained=True).eval()
+{plugin}
+model = timm.create_model("{name}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 scores = model(transform(Image.open("picture.jpg").convert("RGB"))[None]).softmax(-1)
 ```
@@ -312,6 +313,7 @@ Fine-tune for other classes:
 
 ```python
 from timm.optim import create_optimizer_v2
+
 model = timm.create_model("{name}", pretrained=True, num_classes=10)
 optimizer = create_optimizer_v2(model, "sgd", lr=0.01, weight_decay=1e-4)
 for images, labels in loader:
