@@ -7,6 +7,7 @@ import _ctrl_c  # noqa: F401  # isort: skip
 import argparse
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -47,10 +48,14 @@ def benchmark_convert(options: argparse.Namespace) -> dict[str, Any]:
         _write_mmpretrain_checkpoint(checkpoint, legacy=options.legacy)
         size = checkpoint.stat().st_size
         converted = "convert-unverified" if options.no_verify else "convert"
-        plain_runs, conversions = [], []
+        plain_runs: list[dict[str, float]] = []
+        conversions: list[dict[str, float]] = []
         for k in range(options.repeats):
-            plain_runs.append(_measured("load-and-save", checkpoint, Path(scratch, f"plain-{k}")))
-            conversions.append(_measured(converted, checkpoint, Path(scratch, f"converted-{k}")))
+            for work, runs in (("load-and-save", plain_runs), (converted, conversions)):
+                output = Path(scratch, f"{work}-{k}")
+                runs.append(_measured(work, checkpoint, output))
+                # Files left behind would make the disk's queue of one run the wait of the next.
+                shutil.rmtree(output) if output.is_dir() else output.unlink()
     plain_seconds, seconds = (min(one["seconds"] for one in runs) for runs in (plain_runs, conversions))
     plain_peak, peak = (statistics.median(one["peak_bytes"] for one in runs) for runs in (plain_runs, conversions))
     return {

@@ -41,6 +41,7 @@ from seresnet_hub.folder import (
     CONFIG_NAME,
     FACTS_KEY,
     WEIGHTS_NAME,
+    sha256_of,
     timm_config,
     write_json,
     write_text,
@@ -627,8 +628,11 @@ def _written(
     """
     staged = target.with_name(f".{target.name}.{os.getpid()}.staged")
     try:
-        sha256 = write_weights(staged, plan.tensors, provenance)
-        _check_round_trip(staged / WEIGHTS_NAME, plan.tensors)
+        write_weights(staged, plan.tensors, provenance)
+        with ThreadPoolExecutor(1) as hasher:
+            digest = hasher.submit(sha256_of, staged / WEIGHTS_NAME)
+            _check_round_trip(staged / WEIGHTS_NAME, plan.tensors)
+            sha256 = digest.result()
         difference = proof.result() if proof else None
         facts = config[FACTS_KEY]
         summary = f"{facts['summary']} {_proof_line(difference)}"

@@ -127,8 +127,8 @@ def _sort_metadata(path: Path) -> None:
 
 def write_weights(
     directory: Path, state_dict: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
-) -> str:
-    """Write `model.safetensors` into `directory`, whole or not at all, and return its sha256.
+) -> None:
+    """Write `model.safetensors` into `directory`, whole or not at all.
 
     The safetensors metadata always says `format: pt`. Errors: `InputError` where the disk is full or read-only.
     """
@@ -140,7 +140,6 @@ def write_weights(
             raise OSError(str(error)) from error
         _sort_metadata(temporary)
         temporary.chmod(0o666 & ~_umask())  # safetensors keeps its files to their owner
-        return sha256_of(temporary)
 
 
 def write_model(
@@ -158,7 +157,8 @@ def write_model(
     """
 
     def fill(target: Path) -> None:
-        hashes = {WEIGHTS_NAME: write_weights(target, state_dict, metadata)}
+        write_weights(target, state_dict, metadata)
+        hashes = {WEIGHTS_NAME: sha256_of(target / WEIGHTS_NAME)}
         described = {**config, FACTS_KEY: {**config.get(FACTS_KEY, {}), "sha256": hashes}}
         write_json(target / CONFIG_NAME, described)
         write_text(target / CARD_NAME, card(described))
