@@ -114,11 +114,11 @@ def _checked(directory: Path, repo_id: str) -> dict[str, Path | bytes]:
     missing = [name for name in REQUIRED_FILES if not (directory / name).is_file()]
     if missing:
         raise InputError(f"{directory} is no model folder: it lacks {', '.join(missing)}")
-    _forward(_load_exactly(directory), directory)
-    recorded = _recorded_hashes(directory)
-    for name, expected in recorded.items():
+    model = _load_exactly(directory)
+    for name, expected in _recorded_hashes(directory).items():
         if sha256_of(directory / name) != expected:
             raise InputError(f"{directory / name} is not the file that {CONFIG_NAME} describes: its sha256 differs")
+    _forward(model, directory)
     text = (directory / CARD_NAME).read_text(encoding="utf-8")
     _check_card(directory / CARD_NAME, text)
     files: dict[str, Path | bytes] = {name: directory / name for name in (*REQUIRED_FILES, *OPTIONAL_FILES)}
@@ -196,15 +196,17 @@ def _ready_repository(api: HfApi, repo_id: str, revision: str, *, private: bool,
 
     None in a dry run where they do not exist.
     """
+    lacks_repository = False
     try:
         return head_of(api, repo_id, revision)
     except RepositoryNotFoundError:
-        if dry_run:
-            return None
-        patiently(lambda: _create_repository(api, repo_id, private=private), f"creating {repo_id}")
+        lacks_repository = True
     except RevisionNotFoundError:
-        if dry_run:
-            return None
+        pass
+    if dry_run:
+        return None
+    if lacks_repository:
+        patiently(lambda: _create_repository(api, repo_id, private=private), f"creating {repo_id}")
     if revision != constants.DEFAULT_REVISION:
         patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), f"creating branch {revision!r}")
     return head_of(api, repo_id, revision)
@@ -434,18 +436,21 @@ def _snapshot(repo_id: str, revision: str | None, *, names: tuple[str, ...] | No
         if status_of(error) is None and is_transient(error):
             say(f"{repo_id}: the Hub is out of reach; using what is in the cache")
             return cached  # type: ignore[return-value]
-    commit = _existing(api, repo_id, revision)
-    hashes = remote_hashes(api, repo_id, commit)
-    if WEIGHTS_NAME not in hashes:
-        pickles = [name for name in hashes if name.endswith(PICKLES)]
-        only = f", only {', '.join(pickles)}, and pickles are not loaded" if pickles else ""
-        raise InputError(f"{repo_id} has no {WEIGHTS_NAME}{only}")
-    wanted = [name for name in hashes if not name.endswith(PICKLES)] if names is None else names
-    missing = [name for name in wanted if name not in hashes]
-    if missing:
-        raise InputError(f"{repo_id} has no {', '.join(missing)} at {commit[:12]}")
-    paths = {name: _download(repo_id, name, commit) for name in wanted}
-    return Snapshot(repo_id=repo_id, commit=commit, paths=paths, hashes={name: hashes[name] for name in wanted})
+    for _ in range(3):
+        commit = _existing(api, repo_id, revision)
+        hashes = remote_hashes(api, repo_id, commit)
+        if WEIGHTS_NAME not in hashes:
+            pickles = [name for name in hashes if name.endswith(PICKLES)]
+            only = f", only {', '.join(pickles)}, and pickles are not loaded" if pickles else ""
+            raise InputError(f"{repo_id} has no {WEIGHTS_NAME}{only}")
+        wanted = [name for name in hashes if not name.endswith(PICKLES)] if names is None else names
+        if missing := [name for name in wanted if name not in hashes]:
+            raise InputError(f"{repo_id} has no {', '.join(missing)} at {commit[:12]}")
+        paths = {name: _download(repo_id, name, revision) for name in wanted}
+        if all(commit in path.parts for path in paths.values()):
+            return Snapshot(repo_id=repo_id, commit=commit, paths=paths, hashes={name: hashes[name] for name in wanted})
+        say(f"{repo_id} has changed meanwhile: fetching it again")
+    raise InputError(f"{repo_id} changes faster than it can be fetched: name a commit, {repo_id}@COMMIT")
 
 
 def _existing(api: HfApi, repo_id: str, revision: str) -> str:
@@ -455,10 +460,10 @@ def _existing(api: HfApi, repo_id: str, revision: str) -> str:
         raise explained(error, f"{repo_id}@{revision}") from error
 
 
-def _download(repo_id: str, name: str, commit: str, *, again: bool = False) -> Path:
+def _download(repo_id: str, name: str, revision: str, *, again: bool = False) -> Path:
     return Path(
         patiently(
-            lambda: hf_hub_download(repo_id, name, revision=commit, force_download=again),
+            lambda: hf_hub_download(repo_id, name, revision=revision, force_download=again),
             f"fetching {name} of {repo_id}",
         )
     )

@@ -164,12 +164,12 @@ def explained(error: Exception, what: str) -> InputError:
         reason = "HF_HUB_OFFLINE is set, and it is not all in the cache: fetch it once with a network"
     elif caused_by(GatedRepoError):
         reason = "access to it must be asked for on its page first"
+    elif caused_by(RepositoryNotFoundError):
+        reason = "there is no such repository, or it is private and your token does not open it"
     elif status == 401 or caused_by(LocalTokenNotFoundError):
         reason = "the Hub does not accept your token, or there is none: it may have expired; run 'hf auth login'"
     elif status == 403:
         reason = "your token may not do this: use one with write access to that namespace ('hf auth login')"
-    elif caused_by(RepositoryNotFoundError):
-        reason = "there is no such repository, or it is private and your token does not open it"
     elif caused_by(RevisionNotFoundError):
         reason = "it has no such branch, tag or commit"
     elif status is not None:
