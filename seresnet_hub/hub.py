@@ -119,8 +119,7 @@ def _checked(directory: Path, repo_id: str) -> dict[str, Path | bytes]:
         if sha256_of(directory / name) != expected:
             raise InputError(f"{directory / name} is not the file that {CONFIG_NAME} describes: its sha256 differs")
     _forward(model, directory)
-    text = (directory / CARD_NAME).read_text(encoding="utf-8")
-    _check_card(directory / CARD_NAME, text)
+    text = _checked_card(directory / CARD_NAME)
     files: dict[str, Path | bytes] = {name: directory / name for name in (*REQUIRED_FILES, *OPTIONAL_FILES)}
     files[CARD_NAME] = text.replace(REPO_ID, repo_id).encode()
     return {name: content for name, content in files.items() if isinstance(content, bytes) or content.is_file()}
@@ -171,19 +170,23 @@ def _recorded_hashes(directory: Path) -> dict[str, str]:
     """Return the sha256 that `config.json` records of the folder's files, by name."""
     facts = read_json(directory / CONFIG_NAME).get(FACTS_KEY)
     hashes = facts.get("sha256") if isinstance(facts, dict) else None
-    return {str(name): str(value) for name, value in hashes.items()} if isinstance(hashes, dict) else {}
+    known = (*REQUIRED_FILES, *OPTIONAL_FILES)
+    return {name: str(hashes[name]) for name in known if name in hashes} if isinstance(hashes, dict) else {}
 
 
-def _check_card(path: Path, text: str) -> None:
+def _checked_card(path: Path) -> str:
+    """Return the card's text; errors where the Hub could not show it, or it names no licence."""
     try:
+        text = path.read_text(encoding="utf-8")
         front: Any = ModelCard(text, ignore_metadata_errors=False).data
         front.to_yaml()
-    except Exception as error:  # yaml and huggingface_hub each raise their own
+    except Exception as error:  # the disk, yaml and huggingface_hub each raise their own
         raise InputError(f"{path}: its front matter is not valid: {' '.join(str(error).split())}") from error
     if not front.license:
         raise InputError(f"{path} names no licence: add a line 'license: …' to its front matter")
     if front.library_name != "timm" or front.pipeline_tag != "image-classification":
         raise InputError(f"{path}: its front matter needs 'library_name: timm', 'pipeline_tag: image-classification'")
+    return text
 
 
 def _require_token() -> None:

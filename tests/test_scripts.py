@@ -101,7 +101,7 @@ def test_predict_reads_standard_input(trained: Path, photo: Image.Image) -> None
         ("train", ["--resume"], "nothing to resume"),
         ("validate", ["seresnet20_cifar", "--data", "./nowhere"], "no data at ./nowhere"),
         ("validate", ["seresnet9000", "--data", "digits"], "cannot create model 'seresnet9000'"),
-        ("validate", ["local-dir:./nowhere", "--data", "digits"], "cannot create model 'local-dir:./nowhere'"),
+        ("validate", ["local-dir:./nowhere", "--data", "digits"], "nowhere: there is no such folder"),
         ("predict", ["seresnet20_cifar", "missing.png"], "missing.png: no such file or folder"),
         ("predict", ["local-dir:MODEL", "TEXT"], "notes.txt: not an image"),
         ("predict", ["local-dir:MODEL", "CUT"], "cut.jpg: not a whole image"),
