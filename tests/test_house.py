@@ -14,9 +14,11 @@ import seresnet_hub
 FLOORS = [
     {"errors"},
     {"variants", "weights", "recipes"},
-    {"blocks", "images", "folder", "checkpoints", "command_line", "registry"},
-    {"pretrained", "digits"},
-    {"models", "data"},
+    {"blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry"},
+    {"pretrained", "digits", "decoding"},
+    {"models", "splits"},
+    {"data"},
+    {"device"},
     {"inference", "evaluation"},
     {"training", "mmpretrain", "tables"},
 ]
