@@ -19,7 +19,9 @@ from seresnet_hub.images import Transform, read_image
 
 DecoderName = Literal["fast", "pil"]
 
-EXIF_ORIENTATION = 0x0112
+# Markers of a JPEG file (ITU T.81, table B.1): frames of the usual codings, and two applications' own segments.
+FRAMES, EXIF, PAGES = frozenset({0xC0, 0xC1, 0xC2}), 0xE1, 0xE2
+LARGEST = 2**26  # pixels; Pillow judges larger pictures
 
 
 class Decoder:
@@ -45,16 +47,15 @@ class Decoder:
         Errors: `InputError` where `data` is no whole image.
         """
         if self._crops or self._resizes:
-            decoded = _decode_plain_jpeg(data)
-            if decoded is not None:
-                header, pixels = decoded
-                return self._crop(header, pixels, out) if self._crops else self._resize(pixels, out)
+            pixels = _decode_plain_jpeg(data)
+            if pixels is not None:
+                return self._crop(pixels, out) if self._crops else self._resize(pixels, out)
         out.copy_(self.transform(read_image(data)))
         return False
 
-    def _crop(self, header: Image.Image, pixels: torch.Tensor, out: torch.Tensor) -> bool:
+    def _crop(self, pixels: torch.Tensor, out: torch.Tensor) -> bool:
         crop, rest = self._steps[0], self._steps[1:]
-        top, left, height, width = crop.get_params(header, crop.scale, crop.ratio)
+        top, left, height, width = crop.get_params(pixels, crop.scale, crop.ratio)
         window = pixels[:, top : top + height, left : left + width]
         if not self._distorts:
             _resized(window, _mode(crop.interpolation), out)
@@ -85,17 +86,36 @@ def _resized(window: torch.Tensor, mode: str, out: torch.Tensor) -> torch.Tensor
     return out
 
 
-def _decode_plain_jpeg(data: bytes) -> tuple[Image.Image, torch.Tensor] | None:
-    """Return the header and the pixels `(3, height, width)`; `None` where Pillow must look at it, or complain."""
-    if not data.startswith(b"\xff\xd8\xff"):
+def _decode_plain_jpeg(data: bytes) -> torch.Tensor | None:
+    """Return the pixels `(3, height, width)`; `None` where Pillow must look at the picture, or complain."""
+    if not _is_plain_jpeg(data):
         return None
     try:
-        header = Image.open(BytesIO(data))
-        if header.format != "JPEG" or header.mode not in ("RGB", "L"):
-            return None
-        if header.getexif().get(EXIF_ORIENTATION, 1) not in (0, 1) or max(header.size) > 8192:
-            return None
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return header, decode_jpeg(encoded, mode=ImageReadMode.RGB)
-    except Exception:  # whatever is wrong with these bytes, Pillow says it better
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError:  # whatever is wrong with these bytes, Pillow says it better
         return None
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """Return whether this is a JPEG file of one or three 8-bit components and usual size that is not to be rotated."""
+    at = 2
+    if data[:3] != b"\xff\xd8\xff":
+        return False
+    while at + 10 < len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in FRAMES:
+            height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
+            return data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < height * width <= LARGEST
+        if marker == EXIF and data[at + 4 : at + 10] == b"Exif\0\0" and _is_rotated(data):
+            return False
+        if marker == PAGES and data[at + 4 : at + 8] == b"MPF\0":  # several pictures in one file
+            return False
+        at += 2 + length
+    return False
+
+
+def _is_rotated(data: bytes) -> bool:
+    try:
+        return Image.open(BytesIO(data)).getexif().get(0x0112, 1) not in (0, 1)
+    except Exception:  # Pillow is asked again, and then what it says is reported
+        return True
