@@ -28,8 +28,8 @@ PEERS = ("timm", "datasets", "webdataset", "litdata", "pil")  # "pil": this pack
 OURS = "seresnet_hub"
 SIZE = 224
 ROWS_PER_SHARD, ROWS_PER_GROUP = 300, 100
-# Rows in a shuffle window or in the buffers of all workers: one row group in each of the plan's 24 lanes. timm keeps its
-# default of 4,096 in each worker.
+# Rows in a shuffle window or in the buffers of all workers: one row group in each of the plan's 24 lanes. timm keeps
+# its default of 4,096 in each worker.
 SHUFFLE = 2400
 
 

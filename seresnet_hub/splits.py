@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -68,6 +68,7 @@ class Split:
     unit_shards: tuple[int, ...] = field(default=(), repr=False)
     files: tuple[str, ...] = field(default=(), repr=False, compare=False)
     dataset: IterableDataset = field(repr=False, compare=False)
+    _of_one_file: dict[int, IterableDataset] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -83,6 +84,16 @@ class Split:
     def remote(self) -> bool:
         """Whether the files come over a network."""
         return any("://" in file for file in self.files)
+
+    def stream(self, unit: int) -> IterableDataset:
+        """Return a stream of one unit's rows; cuts a parquet shard into its row groups when it is first needed."""
+        if not self.files or not _are_parquet(self.files):
+            return self.dataset.shard(num_shards=self.dataset.num_shards, index=unit)
+        file = self.unit_shards[unit]
+        if file not in self._of_one_file:
+            self._of_one_file[file] = self.dataset.shard(num_shards=len(self.files), index=file).reshard()
+        one_file = self._of_one_file[file]
+        return one_file.shard(num_shards=one_file.num_shards, index=unit - bisect_left(self.unit_shards, file))
 
     def place(self, index: int) -> str:
         """Say where a row lies, counted as a viewer of the data set counts, and in which shard."""
@@ -143,10 +154,6 @@ def open_split(source: str, split: str | None) -> Split:
     files = tuple(str(file) for file in (builder.config.data_files or {}).get(name, []))
     shards = patiently(f"look at the files of {source!r}", lambda: shard_states(files))
     stream = streams[name].decode(False).select_columns([image_column, label_column])
-    try:
-        stream = patiently(f"read the footers of {source!r}", stream.reshard)
-    except Exception as error:  # fsspec, pyarrow and the Hub's client each raise their own
-        raise InputError(f"cannot read the shards of {source!r}: {error or type(error).__name__}") from error
     unit_rows, unit_shards = _units(files, shards, name, stream)
     return Split(
         source=source,
@@ -289,13 +296,14 @@ def _units(
     files: Sequence[str], shards: Sequence[Shard], split: str, stream: IterableDataset
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the rows and the shard of each unit: from parquet's footers where there are some, else counted once."""
-    if files and all(file.endswith(".parquet") for file in files):
+    if files and _are_parquet(files):
         groups = _row_groups_of_all(files, shards)
         rows = [count for counts in groups for count in counts]
-        if len(rows) == stream.num_shards:
-            return tuple(rows), tuple(shard for shard, counts in enumerate(groups) for _ in counts)
+        return tuple(rows), tuple(shard for shard, counts in enumerate(groups) for _ in counts)
+    number = stream.num_shards
     try:
-        rows = [sum(table.num_rows for table in _tables(stream, unit)) for unit in range(stream.num_shards)]
+        units = [stream.shard(num_shards=number, index=unit) for unit in range(number)]
+        rows = [sum(table.num_rows for table in _tables(unit)) for unit in units]
     except Exception as error:  # every format has its own
         raise InputError(f"cannot count the rows of split {split!r}: {error or type(error).__name__}") from error
     return tuple(rows), tuple(range(len(rows))) if len(rows) == len(shards) else ()
@@ -331,9 +339,12 @@ def _row_groups(file: str) -> list[int]:
         raise InputError(f"cannot read parquet shard {file}: {error}") from error
 
 
-def _tables(stream: IterableDataset, unit: int) -> Iterable[Any]:
-    one = stream.shard(num_shards=stream.num_shards, index=unit)
-    return cast(Iterable[Any], one.with_format("arrow").iter(batch_size=1024))
+def _are_parquet(files: Sequence[str]) -> bool:
+    return all(file.endswith(".parquet") for file in files)
+
+
+def _tables(stream: IterableDataset) -> Iterable[Any]:
+    return cast(Iterable[Any], stream.with_format("arrow").iter(batch_size=1024))
 
 
 def read_unit(split: Split, unit: int) -> list[Row]:
@@ -347,7 +358,7 @@ def read_unit(split: Split, unit: int) -> list[Row]:
 
     def read() -> list[Row]:
         rows: list[Row] = []
-        for table in _tables(split.dataset, unit):
+        for table in _tables(split.stream(unit)):
             images = table.column(split.image_column).to_pylist()
             labels = table.column(split.label_column).to_pylist()
             rows += [Row(first + len(rows) + k, image, labels[k]) for k, image in enumerate(images)]
