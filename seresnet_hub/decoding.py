@@ -12,13 +12,16 @@ import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode
 from torchvision.transforms import v2
 
 from seresnet_hub.images import Transform, read_image
 
 DecoderName = Literal["fast", "pil"]
 
+# The operator itself: torchvision's function around it warns, from 0.29 on, that torchcodec will take its place. Where
+# there is none, every picture goes the exact way.
+DECODE_JPEG: Any = getattr(torch.ops.image, "decode_jpeg", None)
 # Markers of a JPEG file (ITU T.81, table B.1): frames of the usual codings, and two applications' own segments.
 FRAMES, EXIF, PAGES = frozenset({0xC0, 0xC1, 0xC2}), 0xE1, 0xE2
 LARGEST = 2**26  # pixels; Pillow judges larger pictures
@@ -88,10 +91,12 @@ def _resized(window: torch.Tensor, mode: str, out: torch.Tensor) -> torch.Tensor
 
 def _decode_plain_jpeg(data: bytes) -> torch.Tensor | None:
     """Return the pixels `(3, height, width)`; `None` where Pillow must look at the picture, or complain."""
-    if not _is_plain_jpeg(data):
+    if DECODE_JPEG is None or not _is_plain_jpeg(data):
         return None
     try:
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        pixels: torch.Tensor = DECODE_JPEG(encoded, ImageReadMode.RGB.value, False)
+        return pixels
     except RuntimeError:  # whatever is wrong with these bytes, Pillow says it better
         return None
 

