@@ -7,6 +7,7 @@ shared batches that are used again and again.
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import mmap
@@ -410,6 +411,7 @@ def _unchanged(part: Any) -> Any:
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to report
     torch.set_num_threads(1)
+    gc.freeze()  # a collection here would write to, and so copy, the memory inherited from the main process
     sys.excepthook = _report_unless_hung_up
 
 
