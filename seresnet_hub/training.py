@@ -115,6 +115,8 @@ def train(
     config = _config(recipe, model)
     model.pretrained_cfg = config  # type: ignore[assignment]  # evaluation reads its transform from here, as a user of the saved model does
     _require_trainable(model, recipe, images=plan.share(steps_per_epoch - 1, world_size) * recipe.repeated_augmentation)
+    if (recipe.mixup or recipe.cutmix) and plan.share(0, world_size) * recipe.repeated_augmentation % 2:
+        raise InputError(f"batch_size={recipe.batch_size}: each of {world_size} processes needs an even number to mix")
     try:
         optimizer = create_optimizer_v2(
             model, recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay,
