@@ -1,292 +1,206 @@
 """Stream labelled images in an order that depends on the seed and the epoch alone, each exactly once.
 
-A data set is read through `datasets` in streaming mode as a row of units: the row groups of its parquet shards (for
-other formats, its shards). The order of an epoch permutes the units, then the rows inside a window of units. Every
-process walks the same order and decodes only its own part of each batch, so any number of ranks and workers makes the
-same batches. Each of them reads the raw bytes of the whole stream.
+`splits` reads the units of a data set and `plan` says which of their rows is in which place of which batch. Here the
+workers of a rank each read their own units and decode their own places of every batch, straight into one of a few
+shared batches that are used again and again.
 """
 
 from __future__ import annotations
 
+import gc
 import io
-import os
+import logging
+import mmap
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple, cast
 
 import fsspec
 import numpy as np
-import pyarrow.parquet
 import torch
-from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
-from torch.utils.data import DataLoader, get_worker_info
-from torch.utils.data import IterableDataset as TorchIterableDataset
+from torch.utils.data import DataLoader, Dataset
 
+from seresnet_hub.decoding import Decoder, DecoderName
 from seresnet_hub.errors import InputError
-from seresnet_hub.images import Transform, read_image, seeded, training_transform
+from seresnet_hub.images import Transform, reseed, streams_kept, training_transform
+from seresnet_hub.plan import Order, Plan, Reader, Window
 from seresnet_hub.recipes import Recipe
+from seresnet_hub.splits import (
+    EMBEDDED,
+    Row,
+    Split,
+    open_split,
+    read_unit,
+    require_same_shards,
+    require_unchanged,
+    shard_states,
+)
 
-EMBEDDED = "digits"
+__all__ = ["EMBEDDED", "Batch", "Loader", "Split", "evaluation_loader", "loader", "open_split"]
+
+# Batches that the workers prepare ahead of the one in use.
+AHEAD = 2
+
+log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
     """One rank's part of a global batch: uint8 `images` `(rows, 3, height, width)`, `labels`, and which rows count.
 
-    Rows with a false `mask` repeat another row, so that every rank has one; `total` counts the real rows of all ranks.
+    Rows with a false `mask` are none: they make all ranks' parts equally long, or could not be decoded. `total` counts
+    the rows of all ranks, undecodable ones included. Rows with a true `mirror` are still to be flipped (`device.finish`
+    does it). `indices` number the rows within the split; -1 where there is none.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     mask: torch.Tensor
     total: int
+    mirror: torch.Tensor
+    indices: torch.Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """One split of a streamed data set: its units (row groups or shards) and how many rows each has."""
+class _Job(NamedTuple):
+    """What a worker is asked for: a part of a batch, into a place of the ring (-1: into memory of its own)."""
 
-    source: str
-    name: str
-    unit_rows: tuple[int, ...]
-    image_column: str
-    label_column: str
-    class_names: tuple[str, ...] | None
-    dataset: IterableDataset = field(repr=False, compare=False)
-
-    @property
-    def rows(self) -> int:
-        """The number of images in the split."""
-        return sum(self.unit_rows)
+    batch: int
+    part: int
+    slot: int
 
 
-class Row(NamedTuple):
-    """An undecoded sample and where it lies."""
+class _Part(NamedTuple):
+    """A worker's answer, small enough for one write to a pipe; the images are in the ring unless they are here."""
 
-    unit: int
-    number: int
-    image: dict[str, Any] | None
-    label: Any
-
-
-def open_split(source: str, split: str | None) -> Split:
-    """Open one split of `source`: a folder, a Hub data set id, or "digits"; reads parquet's metadata alone.
-
-    Of other formats every row is counted once.
-
-    `split=None` takes validation, else test, else the only one. Errors: `InputError` where the source or the split
-    does not exist, or no image and label column can be told.
-    """
-    path = _embedded() if source == EMBEDDED else source
-    looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
-    path = os.path.expanduser(path)
-    if looks_local and not os.path.exists(path):
-        raise InputError(f"no data at {source}: the folder does not exist")
-    try:
-        builder = load_dataset_builder(path)
-        streams = cast(dict[str, IterableDataset], builder.as_streaming_dataset())
-    except Exception as error:  # datasets, huggingface_hub and fsspec each raise their own
-        hint = "" if os.path.exists(path) else " (it is no folder here, so it was looked for on the Hub)"
-        raise InputError(f"cannot open data set {source!r}{hint}: {error or type(error).__name__}") from error
-    name = _default_split(source, list(streams)) if split is None else split
-    if name not in streams:
-        raise InputError(f"data set {source!r} has no split {name!r}; it has: {', '.join(streams)}")
-    features = streams[name].features
-    if features is None:
-        raise InputError(f"data set {source!r} declares no columns, so no images can be told from other data")
-    image_column, label_column = _columns(source, features)
-    label = features[label_column]
-    stream = streams[name].decode(False).select_columns([image_column, label_column]).reshard()
-    return Split(
-        source=source,
-        name=name,
-        unit_rows=_unit_rows(builder, name, stream),
-        image_column=image_column,
-        label_column=label_column,
-        class_names=tuple(label.names) if isinstance(label, ClassLabel) else None,
-        dataset=stream,
-    )
+    images: torch.Tensor | None
+    labels: np.ndarray
+    mask: np.ndarray
+    mirror: np.ndarray
+    indices: np.ndarray
+    skipped: list[str]
 
 
-def _embedded() -> str:
-    from seresnet_hub.digits import digits_folder  # scikit-learn, a second of import time, is for this one only
-
-    return str(digits_folder())
+class _Undecodable(Exception):
+    """A picture that is left out; the text says where it lies and what is wrong with it."""
 
 
-def _default_split(source: str, names: Sequence[str]) -> str:
-    for name in ("validation", "test"):
-        if name in names:
-            return name
-    if len(names) == 1:
-        return names[0]
-    raise InputError(f"data set {source!r} has neither a validation nor a test split; name one of: {', '.join(names)}")
+class _Feed:
+    """The undecoded rows of one reader, batch after batch; units are read ahead in threads and dropped when used up."""
+
+    def __init__(self, split: Split, plan: Plan, reader: Reader, start: int) -> None:
+        self._split = split
+        self._windows = plan.windows(reader, start)
+        self._uses = plan.unit_uses(reader, start)
+        self._upcoming: deque[Window] = deque()
+        self._units: dict[int, Future[list[Row]]] = {}
+        self._rows: dict[int, list[tuple[int, Row]]] = defaultdict(list)
+        self._first_row = np.concatenate([[0], np.cumsum(split.unit_rows)])
+        self._threads = ThreadPoolExecutor(4 if split.remote else 1, thread_name_prefix="reading")
+        self._ahead = 4 if split.remote else 1
+        self.next = start
+
+    def take(self) -> list[tuple[int, Row]]:
+        """Return the places and rows of the next batch."""
+        self._look_ahead()
+        while self._upcoming and self._upcoming[0].first_batch <= self.next:
+            window = self._upcoming.popleft()
+            self._look_ahead()
+            self._open(window)
+        self.next += 1
+        return self._rows.pop(self.next - 1, [])
+
+    def _look_ahead(self) -> None:
+        while len(self._upcoming) <= self._ahead:
+            window = next(self._windows, None)
+            if window is None:
+                return
+            self._upcoming.append(window)
+            for unit in np.unique(window.unit).tolist():
+                if unit not in self._units:
+                    self._units[unit] = self._threads.submit(read_unit, self._split, unit)
+
+    def _open(self, window: Window) -> None:
+        units = {unit: self._units[unit].result() for unit in np.unique(window.unit).tolist()}
+        columns = (window.batch, window.place, window.unit, window.row)
+        for batch, place, unit, row in zip(*(column.tolist() for column in columns), strict=True):
+            self._rows[batch].append((place, units[unit][row]))
+        for unit in units:
+            self._uses[unit] -= 1
+            if not self._uses[unit]:
+                del self._units[unit]
 
 
-def _columns(source: str, features: Features) -> tuple[str, str]:
-    """Return the names of the image and the label column: `image` and `label`, else the only ones of their kind."""
-    images = [name for name, feature in features.items() if isinstance(feature, Image)]
-    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    labels += [name for name in ("label", "cls") if name in features and name not in labels]
-    image = _only(source, "image", images, features)
-    label = _only(source, "label", labels, features)
-    kind = features[label]
-    if not isinstance(kind, ClassLabel) and not str(getattr(kind, "dtype", "")).startswith(("int", "uint")):
-        raise InputError(
-            f"data set {source!r}: column {label!r} holds {getattr(kind, 'dtype', kind)}, not class numbers"
-        )
-    return image, label
-
-
-def _only(source: str, wanted: str, found: list[str], features: Features) -> str:
-    if wanted in found:
-        return wanted
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise InputError(f"data set {source!r} has several {wanted} columns, none named {wanted!r}: {', '.join(found)}")
-    raise InputError(f"data set {source!r} has no {wanted} column; its columns are: {', '.join(features)}")
-
-
-def _unit_rows(builder: Any, split: str, stream: IterableDataset) -> tuple[int, ...]:
-    """Return the rows of each unit: from the parquet footers where there are some, else by counting once."""
-    files = [str(file) for file in (builder.config.data_files or {}).get(split, [])]
-    if files and all(file.endswith(".parquet") for file in files):
-        with ThreadPoolExecutor(16) as pool:
-            rows = [count for counts in pool.map(_row_groups, files) for count in counts]
-        if len(rows) == stream.num_shards:
-            return tuple(rows)
-    try:
-        return tuple(sum(table.num_rows for table in _tables(stream, unit)) for unit in range(stream.num_shards))
-    except Exception as error:  # every format has its own
-        raise InputError(f"cannot count the rows of split {split!r}: {error or type(error).__name__}") from error
-
-
-def _row_groups(file: str) -> list[int]:
-    try:
-        with fsspec.open(file, "rb") as handle:
-            metadata = pyarrow.parquet.read_metadata(handle)
-    except Exception as error:  # fsspec and pyarrow each raise their own
-        raise InputError(f"cannot read parquet shard {file}: {error}") from error
-    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-
-
-def _tables(stream: IterableDataset, unit: int) -> Iterable[Any]:
-    one = stream.shard(num_shards=stream.num_shards, index=unit)
-    return cast(Iterable[Any], one.with_format("arrow").iter(batch_size=1024))
-
-
-def _read_unit(split: Split, unit: int) -> list[Row]:
-    """Read one unit whole, so that no reader is ever left half-way (an open one can abort the interpreter at exit)."""
-    rows: list[Row] = []
-    if split.unit_rows[unit] == 0:  # a row group may be empty, but cannot be read as a stream
-        return rows
-    try:
-        for table in _tables(split.dataset, unit):
-            images = table.column(split.image_column).to_pylist()
-            labels = table.column(split.label_column).to_pylist()
-            rows += [Row(unit, len(rows) + k, image, labels[k]) for k, image in enumerate(images)]
-    except Exception as error:
-        raise InputError(f"cannot read {_place(split, unit)}: {error or type(error).__name__}") from error
-    if len(rows) != split.unit_rows[unit]:
-        raise InputError(f"{_place(split, unit)} gave {len(rows)} rows, not the {split.unit_rows[unit]} it announced")
-    return rows
-
-
-def _place(split: Split, unit: int, index: int | None = None) -> str:
-    """Say where a row lies: the row of the split, counted as a viewer of the data set counts."""
-    if index is None:
-        return f"part {unit} of split {split.name!r} of {split.source}"
-    return f"row {sum(split.unit_rows[:unit]) + index} of split {split.name!r} of {split.source}"
-
-
-def epoch_windows(
-    unit_rows: Sequence[int], *, seed: int, epoch: int, window: int
-) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Yield the training order of one epoch: lists of units, and a permutation of the rows those units hold together.
-
-    Units are permuted, then gathered until they hold at least `window` rows; a pure function of the arguments.
-    """
-    random = np.random.default_rng([seed, epoch])
-    units: list[int] = []
-    rows = 0
-    order = random.permutation(len(unit_rows))
-    for position, unit in enumerate(order):
-        units.append(int(unit))
-        rows += unit_rows[unit]
-        if rows >= window or position == len(order) - 1:
-            yield units, random.permutation(rows)
-            units, rows = [], 0
-
-
-class _Stream(TorchIterableDataset[Any]):
-    """The batches of one rank; a worker yields every n-th of them. A failure travels as a value, to keep its text."""
+class _Stream(Dataset[Any]):
+    """Makes the parts of batches that it is asked for. A failure travels as a value, to keep its text."""
 
     def __init__(
         self,
         split: Split,
-        transform: Transform,
+        plan: Plan,
+        decoder: Decoder,
         *,
-        batch_size: int,
+        size: tuple[int, int],
         rank: int,
         world_size: int,
+        parts: int,
+        start: int,
         num_classes: int | None,
-        order: tuple[int, int, int] | None,
-        position: int,
+        repeats: int,
+        slots: int,
     ) -> None:
-        self.split, self.transform = split, transform
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.num_classes, self.order, self.position = num_classes, order, position
+        self.split, self.plan, self.decoder, self.size = split, plan, decoder, size
+        self.rank, self.world_size, self.parts, self.start = rank, world_size, parts, start
+        self.num_classes, self.repeats = num_classes, repeats
+        self.rows = plan.share(0, world_size) * repeats if plan.steps else 0
+        self.ring = _Ring(slots, (self.rows, *size, 3)) if slots else None
+        self.lent: deque[int] = deque()  # the slots of the batches asked for, in order
+        self._feeds: dict[int, _Feed] = {}
 
-    def __iter__(self) -> Iterator[Batch | InputError]:
-        worker = get_worker_info()
-        step, offset = (worker.num_workers, worker.id) if worker else (1, 0)
+    def reader(self, part: int) -> Reader:
+        return Reader(self.rank * self.parts + part, self.world_size * self.parts)
+
+    def __getitem__(self, job: _Job) -> _Part | InputError:
         try:
-            for number, rows in enumerate(self._global_batches()):
-                if number % step == offset:
-                    yield self._decode(rows)
+            feed = self._feeds.get(job.part)
+            if feed is None or feed.next != job.batch:
+                feed = self._feeds[job.part] = _Feed(self.split, self.plan, self.reader(job.part), job.batch)
+            with streams_kept():
+                return self._decode(job, feed.take())
         except InputError as error:
-            yield error
+            return error
         except MemoryError:
-            yield InputError(f"not enough memory to prepare the images of {self.split.source}")
+            return InputError(f"not enough memory to prepare the images of {self.split.source}")
 
-    def _global_batches(self) -> Iterator[list[Row]]:
-        """Yield the rows of each global batch from `position` on; windows that lie before it are not read."""
-        skip = self.position * self.batch_size
-        waiting: list[Row] = []
-        for units, permutation in self._windows():
-            if skip >= len(permutation):
-                skip -= len(permutation)
-                continue
-            rows = [row for unit in units for row in _read_unit(self.split, unit)]
-            waiting += [rows[k] for k in permutation[skip:]]
-            skip = 0
-            while len(waiting) >= self.batch_size:
-                yield waiting[: self.batch_size]
-                waiting = waiting[self.batch_size :]
-        if waiting:
-            yield waiting
+    def _decode(self, job: _Job, rows: list[tuple[int, Row]]) -> _Part:
+        low, high = self.plan.places(job.batch, self.reader(job.part))
+        count = (high - low) * self.repeats
+        images = torch.empty((count, *self.size, 3), dtype=torch.uint8)
+        if self.ring is not None and job.slot >= 0:
+            first = (low - self.plan.places(job.batch, Reader(self.rank, self.world_size))[0]) * self.repeats
+            images = torch.from_numpy(self.ring.array(job.slot)[first : first + count])
+        part = _Part(
+            images if job.slot < 0 else None, np.zeros(count, np.int64), np.zeros(count, bool), np.zeros(count, bool),
+            np.full(count, -1, np.int64), [],
+        )  # fmt: skip
+        for place, row in rows:
+            for repeat in range(self.repeats):
+                at = (place - low) * self.repeats + repeat
+                part.indices[at], part.labels[at] = row.number, self._label(row)
+                try:
+                    part.mirror[at] = self._image(row, repeat, images[at].permute(2, 0, 1))
+                    part.mask[at] = True
+                except _Undecodable as error:
+                    images[at] = 0
+                    part.skipped.append(str(error))
+                    part.labels[at : at + self.repeats - repeat] = 0
+                    break
+        return part
 
-    def _windows(self) -> Iterator[tuple[list[int], np.ndarray]]:
-        if self.order is None:
-            return (([unit], np.arange(rows)) for unit, rows in enumerate(self.split.unit_rows))
-        seed, epoch, window = self.order
-        return epoch_windows(self.split.unit_rows, seed=seed, epoch=epoch, window=window)
-
-    def _decode(self, rows: list[Row]) -> Batch:
-        """Decode this rank's share of a global batch: consecutive rows, equally many on every rank."""
-        share = -(-len(rows) // self.world_size)
-        mine = rows[self.rank * share : (self.rank + 1) * share]
-        mask = torch.arange(share) < len(mine)
-        mine = mine + (mine or rows)[-1:] * (share - len(mine))
-        images = torch.stack([self._image(row) for row in mine])
-        labels = torch.tensor([self._label(row) for row in mine])
-        return Batch(images, labels, mask, len(rows))
-
-    def _image(self, row: Row) -> torch.Tensor:
+    def _image(self, row: Row, repeat: int, out: torch.Tensor) -> bool:
         data, path = (row.image.get("bytes"), row.image.get("path")) if row.image else (None, None)
         try:
             if data is None and path is None:
@@ -294,56 +208,210 @@ class _Stream(TorchIterableDataset[Any]):
             if data is None:
                 with fsspec.open(path, "rb") as handle:
                     data = cast(io.BufferedIOBase, handle).read()
-            picture = read_image(data)
+            if self.plan.order is not None:
+                reseed(self.plan.order.seed, self.plan.order.epoch, row.number, *([repeat] if repeat else []))
+            return self.decoder(data, out)
         except (InputError, OSError, TypeError, ValueError) as error:
             name = f" ({path})" if path else ""
-            raise InputError(f"{_place(self.split, row.unit, row.number)}{name}: {error}") from error
-        if self.order is None:
-            return self.transform(picture)
-        seed, epoch, _ = self.order
-        with seeded(seed, epoch, row.unit, row.number):
-            return self.transform(picture)
+            raise _Undecodable(f"{self.split.place(row.number)}{name}: {error}") from error
 
     def _label(self, row: Row) -> int:
         label = row.label
         if not isinstance(label, int) or label < 0 or (self.num_classes is not None and label >= self.num_classes):
             expected = "0 or more" if self.num_classes is None else f"0 to {self.num_classes - 1}"
-            raise InputError(f"{_place(self.split, row.unit, row.number)}: label {label!r}, expected {expected}")
+            raise InputError(f"{self.split.place(row.number)}: label {label!r}, expected {expected}")
         return label
 
 
-@dataclass(frozen=True, kw_only=True)
-class Loader:
-    """The batches of one epoch on one rank; iterate it. `len()` counts the batches that are left from `position`."""
+class _Ring:
+    """A few batches in memory that a process shares with its workers; a slot is free again when nobody has its batch.
 
-    split: Split
-    stream: _Stream = field(repr=False)
-    workers: int
+    Memory of its own kind instead of torch's shared tensors: these lie in /dev/shm, which is often small.
+    """
+
+    def __init__(self, slots: int, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self._bytes = int(np.prod(shape))
+        self._memory = mmap.mmap(-1, max(slots * self._bytes, 1))
+        self._free = deque(range(slots))
+
+    def array(self, slot: int) -> np.ndarray:
+        """Return a slot's memory."""
+        flat = np.frombuffer(self._memory, np.uint8, self._bytes, slot * self._bytes)
+        return flat.reshape(self.shape)
+
+    def take(self) -> int:
+        """Return a free slot, or -1."""
+        return self._free.popleft() if self._free else -1
+
+    def lend(self, slot: int) -> torch.Tensor:
+        """Return a slot as a tensor; the slot is free again when the last tensor over this memory is gone."""
+        flat = np.frombuffer(self._memory, np.uint8, self._bytes, slot * self._bytes)
+        weakref.finalize(flat, self._free.append, slot).atexit = False
+        return torch.from_numpy(flat).view(self.shape)
+
+
+class Loader:
+    """The batches of one epoch on one rank; iterate it. `len()` counts the batches that are left from its position.
+
+    Each iteration begins at the position that was asked for. `state_dict()` says, in a few integers, where the running
+    one is; any loader of the same split, seed and epoch continues there, also with other ranks or workers. `skipped`
+    lists the pictures of this rank that could not be decoded.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        plan: Plan,
+        decoder: Decoder,
+        *,
+        size: tuple[int, int],
+        num_classes: int | None,
+        rank: int,
+        world_size: int,
+        workers: int,
+        position: int = 0,
+        repeats: int = 1,
+        corrupt_share: float = 0.0,
+    ) -> None:
+        self.split, self.plan = split, plan
+        self.skipped: list[str] = []
+        self._decoder, self._size, self._num_classes = decoder, size, num_classes
+        self._rank, self._world_size, self._workers = rank, world_size, workers
+        self._start = self._next = position
+        self._repeats, self._corrupt_share = repeats, corrupt_share
 
     def __len__(self) -> int:
-        return -(-self.split.rows // self.stream.batch_size) - self.stream.position
+        return max(self.plan.steps - self._start, 0)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position: seed, epoch, batches handed out, and the fingerprint of the shards."""
+        order = self.plan.order or Order(0, 0, 0)
+        return {"seed": order.seed, "epoch": order.epoch, "batch": self._next, "shards": self.split.fingerprint}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue at a position; reads nothing.
+
+        Errors: `InputError` where it belongs to another epoch, or names the shards that have changed since.
+        """
+        require_same_shards(self.split, state.get("shards", -1))
+        here = self.state_dict()
+        wrong = [
+            f"{key} was {state.get(key)}, now {here[key]}" for key in ("seed", "epoch") if state.get(key) != here[key]
+        ]
+        if wrong or not 0 <= state.get("batch", -1) <= self.plan.steps:
+            raise InputError(f"this position is not of this loader: {'; '.join(wrong) or state}")
+        self._start = self._next = state["batch"]
 
     def __iter__(self) -> Iterator[Batch]:
-        workers = min(self.workers, len(self))
-        batches = DataLoader(
-            self.stream, batch_size=None, num_workers=workers, worker_init_fn=_start_worker if workers else None
+        require_unchanged(self.split.source, self.split.shards, shard_states(self.split.files))
+        self._next = self._start
+        self.skipped.clear()
+        if not len(self):
+            return
+        parts = self.plan.parts(self._world_size, self._workers) if self._workers else 1
+        if self._workers > parts:
+            log.warning(
+                "%d of %d loader workers are used: the %d lanes of the plan are divided among %d x %d readers; "
+                "for more, set lanes to a multiple of ranks x workers",
+                parts, self._workers, self.plan.lanes, self._world_size, parts,
+            )  # fmt: skip
+        stream = _Stream(
+            self.split, self.plan, self._decoder, size=self._size, rank=self._rank, world_size=self._world_size,
+            parts=parts, start=self._start, num_classes=self._num_classes, repeats=self._repeats,
+            slots=AHEAD + 2 if self._workers else 0,
+        )  # fmt: skip
+        workers = parts if self._workers else 0
+        answers = iter(
+            DataLoader(
+                stream,
+                batch_size=None,
+                sampler=_Jobs(stream, self.plan.steps),
+                num_workers=workers,
+                collate_fn=_unchanged,
+                worker_init_fn=_start_worker if workers else None,
+                prefetch_factor=AHEAD if workers else None,
+                generator=torch.Generator(),
+                multiprocessing_context="fork" if workers else None,
+            )
         )
         try:
-            for batch in batches:
-                if isinstance(batch, InputError):
-                    raise batch
-                yield batch
+            for batch in range(self._start, self.plan.steps):
+                found = [next(answers) for _ in range(parts)]
+                for part in found:
+                    if isinstance(part, InputError):
+                        raise part
+                self._next = batch + 1
+                self._count_skipped([text for part in found for text in part.skipped])
+                yield self._assembled(batch, found, stream)
+                del found
         except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):  # how torch reports a worker that was killed
+            if "exited unexpectedly" not in str(error) and "is killed by" not in str(error):  # torch's words for it
                 raise
             raise InputError(
                 f"{error}: a loader worker died, perhaps for want of memory; try --set workers=0"
             ) from error
 
+    def _assembled(self, batch: int, parts: list[_Part], stream: _Stream) -> Batch:
+        total = self.plan.batch_rows(batch) * self._repeats
+        length = self.plan.share(batch, self._world_size) * self._repeats
+        labels, mask, mirror, indices = (
+            torch.from_numpy(np.concatenate([part[k] for part in parts])) for k in range(1, 5)
+        )
+        missing = length - len(labels)
+        own = [part.images for part in parts if part.images is not None]
+        if own:
+            images = (
+                own[0]
+                if len(own) == 1 and not missing
+                else torch.cat([*own, own[0].new_zeros(missing, *self._size, 3)])
+            )
+        else:
+            assert stream.ring is not None
+            images = stream.ring.lend(stream.lent.popleft())[:length]
+        if missing:
+            # Another row's picture upsets batch statistics less than a black one.
+            images[length - missing :] = images[length - missing - 1] if missing < length else 0
+            labels = torch.nn.functional.pad(labels, (0, missing))
+            mask, mirror = (torch.nn.functional.pad(flags, (0, missing)) for flags in (mask, mirror))
+            indices = torch.nn.functional.pad(indices, (0, missing), value=-1)
+        return Batch(images.permute(0, 3, 1, 2), labels, mask, total, mirror, indices)
+
+    def _count_skipped(self, texts: list[str]) -> None:
+        for text in texts:
+            log.warning("left out: %s", text)
+        self.skipped += texts
+        limit = self._corrupt_share * self.split.rows
+        if len(self.skipped) > limit:
+            listed = "; ".join(self.skipped[:20]) + (" …" if len(self.skipped) > 20 else "")
+            allowed = f" ({len(self.skipped)} undecodable images, more than {limit:.0f} of {self.split.rows:,})"
+            raise InputError(listed + (allowed if self._corrupt_share else ""))
+
+
+class _Jobs:
+    """The questions for the workers, in order; asked for by torch's loader as it needs them."""
+
+    def __init__(self, stream: _Stream, steps: int) -> None:
+        self._stream, self._steps = stream, steps
+
+    def __iter__(self) -> Iterator[_Job]:
+        ring = self._stream.ring
+        for batch in range(self._stream.start, self._steps):
+            slot = ring.take() if ring is not None else -1
+            if slot >= 0:
+                self._stream.lent.append(slot)
+            for part in range(self._stream.parts):
+                yield _Job(batch, part, slot)
+
+
+def _unchanged(part: Any) -> Any:
+    return part
+
 
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to report
     torch.set_num_threads(1)
+    gc.freeze()  # a collection here would write to, and so copy, the memory inherited from the main process
     sys.excepthook = _report_unless_hung_up
 
 
@@ -351,6 +419,17 @@ def _report_unless_hung_up(kind: type[BaseException], error: BaseException, trac
     """Print an exception, unless it only says that the main process left while a batch was being handed over."""
     if not issubclass(kind, (EOFError, ConnectionError)):
         sys.__excepthook__(kind, error, trace)
+
+
+def epoch_plan(split: Split, recipe: Recipe, *, seed: int, epoch: int) -> Plan:
+    """Return the plan of a training epoch; with repeated augmentation, of the rows that are each seen several times."""
+    repeats = recipe.repeated_augmentation
+    steps = split.rows // recipe.batch_size if recipe.drop_last else -(-split.rows // recipe.batch_size)
+    return Plan(
+        unit_rows=split.unit_rows, batch_size=recipe.batch_size // repeats, lanes=recipe.lanes,
+        order=Order(seed, epoch, recipe.shuffle_window), drop_last=recipe.drop_last,
+        max_steps=steps if repeats > 1 else None,
+    )  # fmt: skip
 
 
 def loader(
@@ -371,20 +450,23 @@ def loader(
     the number of global batches to leave out at the start. The last batch may be smaller. Errors: see `open_split`.
     """
     opened = source if isinstance(source, Split) else open_split(source, split)
+    size = (recipe.input_size, recipe.input_size)
     transform = training_transform(
         crop=recipe.crop,
-        input_size=(3, recipe.input_size, recipe.input_size),
+        input_size=(3, *size),
         interpolation=recipe.interpolation,
         crop_padding=recipe.crop_padding,
         scale=recipe.scale,
         horizontal_flip=recipe.horizontal_flip,
+        auto_augment=recipe.auto_augment,
+        color_jitter=recipe.color_jitter,
     )
-    stream = _Stream(
-        opened, transform, batch_size=recipe.batch_size, rank=rank, world_size=world_size,
+    return Loader(
+        opened, epoch_plan(opened, recipe, seed=seed, epoch=epoch), Decoder(transform, recipe.decoder), size=size,
         num_classes=recipe.num_classes or (len(opened.class_names) if opened.class_names else None),
-        order=(seed, epoch, recipe.shuffle_window), position=position,
+        rank=rank, world_size=world_size, workers=workers, position=position, repeats=recipe.repeated_augmentation,
+        corrupt_share=recipe.corrupt_share,
     )  # fmt: skip
-    return Loader(split=opened, stream=stream, workers=workers)
 
 
 def evaluation_loader(
@@ -392,16 +474,22 @@ def evaluation_loader(
     split: str | None,
     transform: Transform,
     *,
+    input_size: tuple[int, int],
     batch_size: int,
     num_classes: int,
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
+    decoder: DecoderName = "pil",
+    lanes: int = 24,
 ) -> Loader:
-    """Return every image of a split once, in its own order; `batch_size` counts images over all ranks."""
+    """Return every image of a split once, unshuffled (`Batch.indices` number them); an undecodable one is an error.
+
+    `batch_size` counts images over all ranks, `input_size` is the height and width that `transform` makes.
+    """
     opened = source if isinstance(source, Split) else open_split(source, split)
-    stream = _Stream(
-        opened, transform, batch_size=batch_size, rank=rank, world_size=world_size,
-        num_classes=num_classes, order=None, position=0,
+    plan = Plan(unit_rows=opened.unit_rows, batch_size=batch_size, lanes=lanes, order=None)
+    return Loader(
+        opened, plan, Decoder(transform, decoder), size=input_size, num_classes=num_classes, rank=rank,
+        world_size=world_size, workers=workers,
     )  # fmt: skip
-    return Loader(split=opened, stream=stream, workers=workers)

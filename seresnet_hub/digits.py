@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,10 @@ from PIL import Image as Pillow
 from sklearn.datasets import load_digits
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.folder import replacing
+from seresnet_hub.folder import cache_folder, replacing
 
 SHARDS = {"train": 4, "validation": 1}
 ROWS_PER_GROUP = 100
-
-
-def cache_folder() -> Path:
-    """Return the folder for data this package writes: `$SERESNET_HUB_CACHE`, else `~/.cache/seresnet_hub`."""
-    return Path(os.environ.get("SERESNET_HUB_CACHE") or Path.home() / ".cache" / "seresnet_hub")
 
 
 def digits_folder() -> Path:

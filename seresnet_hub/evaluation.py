@@ -11,8 +11,9 @@ from torch import nn
 from tqdm import tqdm
 
 from seresnet_hub.data import Loader, Split, evaluation_loader
+from seresnet_hub.device import finish, on_device
 from seresnet_hub.errors import InputError
-from seresnet_hub.images import model_transform, normalize
+from seresnet_hub.images import model_transform
 from seresnet_hub.models import eval_mode
 
 
@@ -52,8 +53,8 @@ def evaluate(
         raise InputError(f"{split.source} has {len(split.class_names)} classes, the model {num_classes}")
     transform, config = model_transform(model)
     batches: Loader = evaluation_loader(
-        split, None, transform, batch_size=batch_size, num_classes=num_classes, rank=rank, world_size=world_size,
-        workers=workers,
+        split, None, transform, input_size=config["input_size"][-2:], batch_size=batch_size, num_classes=num_classes,
+        rank=rank, world_size=world_size, workers=workers,
     )  # fmt: skip
     parameter = next(model.parameters())
     device = parameter.device
@@ -63,11 +64,9 @@ def evaluate(
     with eval_mode(model):
         progress = tqdm(batches, desc=f"evaluating {split.name}", disable=rank != 0, leave=False)
         with torch.inference_mode(), progress:
-            for batch in progress:
-                images = normalize(
-                    batch.images.to(device), mean=config["mean"], std=config["std"], dtype=parameter.dtype
-                )
-                labels, mask = batch.labels.to(device), batch.mask.to(device)
+            for batch in on_device(progress, device):
+                images = finish(batch, mean=config["mean"], std=config["std"], dtype=parameter.dtype)
+                labels, mask = batch.labels, batch.mask
                 logits = model(images)
                 finite &= logits.isfinite().all()
                 best = logits.topk(min(5, num_classes), dim=1).indices

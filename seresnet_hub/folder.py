@@ -29,6 +29,11 @@ CURVES_NAME = "curves.png"
 FACTS_KEY = "seresnet_hub"  # in config.json: what timm does not write, and does not read
 
 
+def cache_folder() -> Path:
+    """Return the folder for data this package writes: `$SERESNET_HUB_CACHE`, else `~/.cache/seresnet_hub`."""
+    return Path(os.environ.get("SERESNET_HUB_CACHE") or Path.home() / ".cache" / "seresnet_hub")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same directory that becomes `path` when the block succeeds, and vanishes when not.

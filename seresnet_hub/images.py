@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import create_transform, resolve_model_data_config
+from timm.data.constants import IMAGENET_DEFAULT_MEAN
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import nn
 from torchvision import transforms
 
@@ -22,6 +24,8 @@ from seresnet_hub.errors import InputError
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 Transform = Callable[[Image.Image], torch.Tensor]
+
+GEOMETRIC = (RandomResizedCropAndInterpolation, transforms.RandomHorizontalFlip)  # how timm's training transform begins
 
 
 def read_image(source: bytes | str | Path | Image.Image) -> Image.Image:
@@ -104,25 +108,31 @@ def training_transform(
     crop_padding: int,
     scale: tuple[float, float],
     horizontal_flip: float,
+    auto_augment: str | None = None,
+    color_jitter: float = 0.0,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
 ) -> Transform:
     """Return the training transform, stopped before normalisation: picture to uint8 `(3, height, width)`.
 
     `crop="resized"` is timm's RandomResizedCrop over `scale` of the area; `crop="pad"` resizes to the input size, pads
-    by `crop_padding` black pixels on each side and crops back (arXiv 1512.03385, section 4.2).
+    by `crop_padding` black pixels on each side and crops back (arXiv 1512.03385, section 4.2). `auto_augment` is a text
+    in timm's language ("rand-m9-mstd0.5", "original", "3a"), its gaps filled with `mean`; `color_jitter` is a strength,
+    which timm leaves out beside any of them but "3a".
     """
+    timms: Transform = create_transform(
+        tuple(input_size), is_training=True, scale=scale, hflip=horizontal_flip, color_jitter=color_jitter or None,
+        auto_augment=auto_augment, interpolation=interpolation, mean=tuple(mean), normalize=False,
+    )  # fmt: skip
     if crop == "resized":
-        transform: Transform = create_transform(
-            tuple(input_size), is_training=True, scale=scale, hflip=horizontal_flip, color_jitter=0.0,
-            interpolation=interpolation, normalize=False,
-        )  # fmt: skip
-        return transform
+        return timms
     size = tuple(input_size)[-2:]
+    distort = [step for step in timms.transforms if not isinstance(step, GEOMETRIC)]  # type: ignore[attr-defined]
     composed: Transform = transforms.Compose(
         [
             transforms.Resize(size, interpolation=transforms.InterpolationMode(interpolation)),
             transforms.RandomCrop(size, padding=crop_padding or None),
             transforms.RandomHorizontalFlip(horizontal_flip),
-            transforms.PILToTensor(),
+            *distort,  # ends with the tensor
         ]
     )
     return composed
@@ -153,21 +163,32 @@ def seed_from(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) % 2**63
 
 
-@contextlib.contextmanager
-def seeded(*entropy: int) -> Iterator[None]:
-    """Draw random numbers from a stream that depends on `entropy` alone, and give back the old streams afterwards.
+def reseed(*entropy: int) -> None:
+    """Begin random streams that depend on `entropy` alone: those timm's and torchvision's transforms draw from.
 
-    Covers the three generators that timm's and torchvision's transforms draw from: random, NumPy, torch (CPU).
+    They are `random`, NumPy and torch (CPU).
     """
-    generator = torch.default_generator
-    before = random.getstate(), np.random.get_state(), generator.get_state()
     seed = seed_from(*entropy)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def streams_kept() -> Iterator[None]:
+    """Give back the three random streams afterwards as they were before."""
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
-        generator.set_state(before[2])
+        torch.default_generator.set_state(before[2])
+
+
+@contextlib.contextmanager
+def seeded(*entropy: int) -> Iterator[None]:
+    """Draw random numbers from streams that depend on `entropy` alone, and give back the old ones afterwards."""
+    with streams_kept():
+        reseed(*entropy)
+        yield

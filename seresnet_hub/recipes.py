@@ -16,7 +16,14 @@ class Recipe:
     """Everything that decides a training run, apart from the machine it runs on.
 
     `batch_size` counts images over all processes. `data` is a folder or a Hub data set id; "digits" is the embedded
-    one. `mean` and `std` default to the model's own. `shuffle_window` is the number of rows permuted together.
+    one. `mean` and `std` default to the model's own.
+
+    `shuffle_window` is the number of rows permuted together, over `lanes` (see `plan`). Up to `corrupt_share` of the
+    images may be undecodable. `auto_augment` is a text in timm's language, "rand-m9-mstd0.5", "original" or "3a";
+    `color_jitter` is a strength. With `repeated_augmentation` (arXiv 1901.09335) each image is so many times in its
+    batch, and an epoch has as many fewer of them. `mixup` and `cutmix` are the alphas of their Beta distributions,
+    `erasing` is a probability.
+
     `optimizer` is timm's name: its "sgd" has Nesterov momentum, its "momentum" has not. `decay_all` extends weight
     decay to biases and norm parameters. `num_classes` is needed only where the data set does not say.
     `license` is that of the trained weights, as an identifier of the Hub.
@@ -45,6 +52,13 @@ class Recipe:
     horizontal_flip: float = 0.5
     input_size: int
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    decoder: Literal["fast", "pil"] = "fast"
+    auto_augment: str | None = None
+    color_jitter: float = 0.0
+    repeated_augmentation: int = 1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    erasing: float = 0.0
     crop_pct: float = 1.0
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -52,6 +66,9 @@ class Recipe:
     license: str = "apache-2.0"
 
     shuffle_window: int = 16384
+    lanes: int = 24
+    drop_last: bool = False
+    corrupt_share: float = 0.001
     seed: int = 0
     workers: int = 2
 
@@ -63,17 +80,32 @@ class Recipe:
             raise InputError(f"num_classes={self.num_classes}: must be at least 1")
         if self.warmup_epochs >= self.epochs > 0 and self.warmup_epochs:
             raise InputError(f"warmup_epochs={self.warmup_epochs}: must be fewer than the {self.epochs} epochs")
-        positive = ("epochs", "batch_size", "learning_rate", "input_size", "shuffle_window", "crop_pct")
-        fractions = ("label_smoothing", "horizontal_flip", "momentum")
+        positive = ("epochs", "batch_size", "learning_rate", "input_size", "shuffle_window", "crop_pct", "lanes",
+                    "repeated_augmentation")  # fmt: skip
+        fractions = ("label_smoothing", "horizontal_flip", "momentum", "corrupt_share", "erasing")
         for name in positive:
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)}: must be a finite number greater than 0")
-        for name in ("weight_decay", "warmup_epochs", "crop_padding", "seed", "workers"):
+        for name in (
+            "weight_decay",
+            "warmup_epochs",
+            "crop_padding",
+            "seed",
+            "workers",
+            "color_jitter",
+            "mixup",
+            "cutmix",
+        ):
             if not 0 <= getattr(self, name) < 2**63:
                 raise InputError(f"{name}={getattr(self, name)}: must not be negative, nor beyond 2**63")
         for name in fractions:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)}: must be between 0 and 1")
+        if self.batch_size % self.repeated_augmentation:
+            raise InputError(
+                f"batch_size={self.batch_size}: must be a multiple of "
+                f"repeated_augmentation={self.repeated_augmentation}"
+            )
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise InputError(f"scale={self.scale}: must be a range within 0 and 1, the smaller number first")
         if not 0.01 <= self.crop_pct <= 1:

@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
 import shlex
@@ -31,16 +30,18 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from seresnet_hub.cards import card_of, render
-from seresnet_hub.data import EMBEDDED, Split, loader, open_split
+from seresnet_hub.data import EMBEDDED, Split, epoch_plan, loader, open_split
+from seresnet_hub.device import Mixer, finish, on_device
 from seresnet_hub.environment import code_commit, package_version, versions
 from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation import Accuracy, evaluate
 from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, replacing, timm_config, write_model
-from seresnet_hub.images import normalize, seed_from
+from seresnet_hub.images import seed_from
 from seresnet_hub.models import create, list_models, resolve_name
 from seresnet_hub.pictures import draw_curves
 from seresnet_hub.recipes import RECIPES, Recipe
 from seresnet_hub.sizes import sizes_of
+from seresnet_hub.splits import require_same_shards
 
 STATE_NAME = Path("training", "state.pt")
 
@@ -105,9 +106,11 @@ def train(
         train_split = open_split(source, recipe.train_split)
     eval_split = open_split(source, recipe.eval_split)
     num_classes = _num_classes(recipe, train_split)
-    steps_per_epoch = math.ceil(train_split.rows / recipe.batch_size)
+    plan = epoch_plan(train_split, recipe, seed=recipe.seed, epoch=0)
+    steps_per_epoch = plan.steps
     if steps_per_epoch == 0:
-        raise InputError(f"split {train_split.name!r} of {source} is empty")
+        way_out = f", less than a batch of {recipe.batch_size}: set drop_last=false" if train_split.rows else ""
+        raise InputError(f"split {train_split.name!r} of {source} has {train_split.rows} images{way_out}")
     total_steps = recipe.epochs * steps_per_epoch
     last_step = min(total_steps, max_steps or total_steps)
     say(
@@ -120,9 +123,9 @@ def train(
     model = create(recipe.model, pretrained=False, num_classes=num_classes).to(memory_format=torch.channels_last)
     config = _config(recipe, model)
     model.pretrained_cfg = config  # type: ignore[assignment]  # evaluation reads its transform from here, as a user of the saved model does
-    _require_trainable(
-        model, recipe, images=math.ceil((train_split.rows % recipe.batch_size or recipe.batch_size) / world_size)
-    )
+    _require_trainable(model, recipe, images=plan.share(steps_per_epoch - 1, world_size) * recipe.repeated_augmentation)
+    if (recipe.mixup or recipe.cutmix) and plan.share(0, world_size) * recipe.repeated_augmentation % 2:
+        raise InputError(f"batch_size={recipe.batch_size}: each of {world_size} processes needs an even number to mix")
     try:
         optimizer = create_optimizer_v2(
             model, recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay,
@@ -146,10 +149,12 @@ def train(
             optimizer.load_state_dict(state["optimizer"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(f"cannot resume: {output / STATE_NAME} does not fit {recipe.model} ({error})") from error
+        require_same_shards(train_split, state["shards"])
         step, seen, history = state["step"], state["seen"], state["history"]
         say(f"resuming {output} at step {step:,} of {last_step:,}")
 
     # ------------------------------------------------------------------ loop
+    mixer = Mixer(recipe, num_classes, accelerator.device)
     accuracy: Accuracy | None = None
     trained, seconds = 0, 0.0
     with tqdm(total=last_step, initial=step, desc=f"training {recipe.model}", unit="step", disable=not main) as bar:
@@ -162,19 +167,18 @@ def train(
             prepared.train()
             before, epoch_loss = seen, torch.zeros((), device=accelerator.device)
             start = time.perf_counter()
-            for batch in batches:
+            for batch in on_device(batches, accelerator.device):
                 # Drop-outs draw from the step's own stream, so a resumed run draws what the uninterrupted one drew.
                 torch.manual_seed(seed_from(recipe.seed, step, rank))
                 schedule.step_update(step)
-                images = normalize(batch.images.to(accelerator.device), mean=config["mean"], std=config["std"])
-                labels, mask = batch.labels.to(accelerator.device), batch.mask.to(accelerator.device)
+                images = finish(batch, mean=config["mean"], std=config["std"])
+                images, targets = mixer(images, batch.labels, batch.mask, recipe.seed, step, rank)
                 with accelerator.autocast():
                     logits = prepared(images)
-                losses = F.cross_entropy(
-                    logits.float(), labels, reduction="none", label_smoothing=recipe.label_smoothing
-                )
+                smoothing = 0.0 if targets.is_floating_point() else recipe.label_smoothing  # mixed ones are smooth
+                losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
                 # Processes average their gradients; scaled so, that average is the mean over the whole batch.
-                loss_sum = (losses * mask).sum()
+                loss_sum = (losses * batch.mask).sum()
                 epoch_loss += loss_sum.detach()
                 loss = loss_sum * (world_size / batch.total)
                 optimizer.zero_grad()
@@ -187,6 +191,10 @@ def train(
                 if step == last_step:
                     break
             seconds += time.perf_counter() - start
+            skipped = int(accelerator.reduce(torch.tensor(len(batches.skipped), device=accelerator.device)).item())
+            seen, trained = seen - skipped, trained - skipped
+            if skipped:
+                say(f"epoch {epoch + 1}: {skipped} undecodable images were left out")
 
             # -------------------------------------------------------------- end of an epoch, or of the run
             if world_size > 1:
@@ -210,6 +218,7 @@ def train(
             if main:
                 state = {
                     "settings": _settings(recipe, train_split), "step": step, "seen": seen, "history": history,
+                    "shards": train_split.fingerprint,
                     "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                 }  # fmt: skip
                 facts = _facts(recipe, source, accuracy, step=step, seen=seen, world_size=world_size)
@@ -341,7 +350,7 @@ def _read_state(path: Path, wanted: str, total_steps: int) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved = json.loads(state["settings"])
         whole = {"model", "optimizer", "history"} <= state.keys() and all(
-            isinstance(state[key], int) for key in ("step", "seen")
+            isinstance(state[key], int) for key in ("step", "seen", "shards")
         )
         if not whole or not 0 <= state["step"] <= total_steps:
             raise ValueError("something is missing in it")

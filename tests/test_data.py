@@ -16,16 +16,22 @@ import torch
 from conftest import WriteSplit, encode, numbered_picture, numbers_in
 from PIL import Image
 
-from seresnet_hub.data import Batch, epoch_windows, evaluation_loader, loader, open_split
+from seresnet_hub.data import Batch, Loader, loader, open_split
+from seresnet_hub.data import evaluation_loader as any_evaluation_loader
 from seresnet_hub.errors import InputError
 from seresnet_hub.images import evaluation_transform
 from seresnet_hub.recipes import Recipe, get_recipe
+from seresnet_hub.splits import read_unit
 
 PLAIN = replace(
     get_recipe("digits"), input_size=8, crop="pad", crop_padding=0, horizontal_flip=0.0, batch_size=12, shuffle_window=9
 )
 KEEP = evaluation_transform(input_size=(3, 8, 8), interpolation="bilinear", crop_pct=1.0)
 UNEVEN = [[5, 3], [1], [7, 7, 2], [10]]  # rows of each row group of each shard: 35 in all
+
+
+def evaluation_loader(*arguments: object, **options: object) -> Loader:
+    return any_evaluation_loader(*arguments, input_size=(8, 8), **options)  # type: ignore[arg-type, misc]
 
 
 def real_numbers(batches: Iterable[Batch]) -> list[list[int]]:
@@ -75,14 +81,6 @@ def test_a_position_continues_where_it_says(write_split: WriteSplit, position: i
     assert len(rest) == 3 - position
 
 
-def test_windows_are_a_permutation_within_windows() -> None:
-    rows = [4, 4, 4, 4, 4, 4]
-    windows = list(epoch_windows(rows, seed=0, epoch=0, window=8))
-    assert [len(units) for units, _ in windows] == [2, 2, 2]
-    assert sorted(unit for units, _ in windows for unit in units) == list(range(6))
-    assert all(sorted(permutation) == list(range(8)) for _, permutation in windows)
-
-
 def test_augmentation_depends_on_the_sample_alone(write_split: WriteSplit) -> None:
     split = open_split(str(write_split(UNEVEN)), "train")
     recipe = replace(PLAIN, crop_padding=3)
@@ -94,19 +92,25 @@ def test_augmentation_depends_on_the_sample_alone(write_split: WriteSplit) -> No
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_evaluation_sees_each_image_once_in_order(write_split: WriteSplit, world_size: int) -> None:
+def test_evaluation_sees_each_image_once(write_split: WriteSplit, world_size: int) -> None:
     split = open_split(str(write_split(UNEVEN, split="test")), None)
     parts = [
         list(evaluation_loader(split, None, KEEP, batch_size=12, num_classes=10, rank=rank, world_size=world_size))
         for rank in range(world_size)
     ]
-    assert [n for batch in merged([real_numbers(part) for part in parts]) for n in batch] == list(range(35))
+    seen = [n for batch in merged([real_numbers(part) for part in parts]) for n in batch]
+    assert sorted(seen) == list(range(35))
+    assert seen == [
+        n for batch in merged([[b.indices[b.mask].tolist() for b in part] for part in parts]) for n in batch
+    ]
+    alone = evaluation_loader(split, None, KEEP, batch_size=12, num_classes=10)
+    assert seen == [n for batch in real_numbers(alone) for n in batch]
     # Every rank gets as many rows as every other, so that none waits for a batch that never comes.
     assert len({tuple(len(batch.mask) for batch in part) for part in parts}) == 1
     labels = [
         label for batch in zip(*parts, strict=True) for part in batch for label in part.labels[part.mask].tolist()
     ]
-    assert labels == [n % 10 for n in range(35)]
+    assert labels == [n % 10 for n in seen]
 
 
 def test_a_single_row_on_three_ranks_is_padded_with_a_mask(write_split: WriteSplit) -> None:
@@ -135,7 +139,8 @@ def test_a_truncated_jpeg_is_named_with_its_row(write_split: WriteSplit, workers
     images = [numbered_picture(k) for k in range(9)]
     images[7] = encode(Image.effect_noise((64, 64), 80), "JPEG")[:600]
     split = open_split(str(write_split([[4], [5]], images=images)), "train")
-    with pytest.raises(InputError, match=r"^row 7 of split 'train' of .*numbers \(7.png\): not a whole image"):
+    place = r"^row 7 of split 'train' of .*numbers \(row 3 of train-00001-of-00002.parquet\)"
+    with pytest.raises(InputError, match=place + r" \(7.png\): not a whole image"):
         list(loader(split, None, PLAIN, workers=workers))
 
 
@@ -215,8 +220,10 @@ def test_webdataset_archives_stream_too(tmp_path: Path) -> None:
     split = open_split(str(tmp_path / "archives"), "train")
     assert (split.rows, split.image_column, split.label_column) == (6, "png", "cls")
     batches = list(evaluation_loader(split, None, KEEP, batch_size=4, num_classes=3))
-    assert real_numbers(batches) == [[0, 1, 2, 3], [4, 5]]
-    assert [label for batch in batches for label in batch.labels.tolist()] == [0, 1, 2, 0, 1, 2]
+    assert sorted(n for batch in real_numbers(batches) for n in batch) == list(range(6))
+    assert all(batch.labels.tolist() == [n % 3 for n in numbers_in(batch.images)] for batch in batches)
+    tars = open_split(str(tmp_path / "archives" / "train-*.tar"), "train")
+    assert (tars.rows, tars.class_names) == (6, None)
 
 
 def test_labels_must_be_numbers(tmp_path: Path) -> None:
@@ -239,8 +246,10 @@ def test_a_shard_cut_short_after_opening_is_refused(write_split: WriteSplit) -> 
     split = open_split(str(root), "train")
     shard = root / "train-00001-of-00002.parquet"
     shard.write_bytes(shard.read_bytes()[:200])
-    with pytest.raises(InputError, match="cannot read part 1 of split 'train'"):
-        list(loader(split, None, PLAIN))
+    with pytest.raises(InputError, match=r"shards of .* have changed.*train-00001-of-00002.parquet \(was 2,"):
+        next(iter(loader(split, None, PLAIN)))  # between two epochs
+    with pytest.raises(InputError, match=r"cannot read part 1 of split 'train' .*\(in train-00001-of-00002.parquet\)"):
+        read_unit(split, 1)  # within one
 
 
 @pytest.mark.parametrize("workers", [0, 2])

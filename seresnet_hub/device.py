@@ -1,0 +1,91 @@
+"""What is done to a batch on the device: mirroring, normalising, mixing, erasing; and bringing it there in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch.nn import functional as F
+
+from seresnet_hub.data import Batch
+from seresnet_hub.images import normalize, seeded
+from seresnet_hub.recipes import Recipe
+
+
+def finish(
+    batch: Batch, *, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Return a batch's images as a model takes them: mirrored where asked for, normalised, in channels_last layout."""
+    images = normalize(batch.images, mean=mean, std=std, dtype=dtype)
+    if batch.mirror.any():
+        images[batch.mirror] = images[batch.mirror].flip(-1)
+    return images
+
+
+class Mixer:
+    """Random erasing, then mixup or cutmix, as timm does them, by a recipe; draws depend on the step and rank alone."""
+
+    def __init__(self, recipe: Recipe, num_classes: int, device: torch.device) -> None:
+        self._num_classes, self._smoothing = num_classes, recipe.label_smoothing
+        self._erase = RandomErasing(recipe.erasing, mode="pixel", device=str(device)) if recipe.erasing else None
+        self._mix = None
+        if recipe.mixup or recipe.cutmix:
+            self._mix = Mixup(
+                mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, label_smoothing=recipe.label_smoothing,
+                num_classes=num_classes,
+            )  # fmt: skip
+
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, *seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images and targets: labels, or class probabilities `(batch, classes)` where the recipe mixes.
+
+        A batch with rows that do not count, or an odd number of them, is not mixed. Draws depend on `seed` alone.
+        """
+        with seeded(*seed):
+            if self._erase is not None:
+                images = self._erase(images)
+            if self._mix is None:
+                return images, labels
+            if len(images) % 2 == 0 and bool(mask.all()):
+                mixed: tuple[torch.Tensor, torch.Tensor] = self._mix(images, labels)
+                return mixed
+        exact = F.one_hot(labels, self._num_classes).float()
+        return images, exact * (1 - self._smoothing) + self._smoothing / self._num_classes
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield the batches on `device`; to a GPU each is copied on a stream of its own while the one before is in use."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch if device.type == "cpu" else _moved(batch, device)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting: Batch | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copied = _moved(_pinned(batch), device, non_blocking=True)
+        if waiting is not None:
+            yield waiting
+        torch.cuda.current_stream(device).wait_stream(stream)
+        for tensor in (copied.images, copied.labels, copied.mask, copied.mirror, copied.indices):
+            tensor.record_stream(torch.cuda.current_stream(device))
+        waiting = copied
+    if waiting is not None:
+        yield waiting
+
+
+def _pinned(batch: Batch) -> Batch:
+    return _each(batch, torch.Tensor.pin_memory)
+
+
+def _moved(batch: Batch, device: torch.device, *, non_blocking: bool = False) -> Batch:
+    return _each(batch, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+
+def _each(batch: Batch, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+    values: Any = [change(value) if isinstance(value, torch.Tensor) else value for value in batch]
+    return Batch(*values)

@@ -1,0 +1,403 @@
+"""Open labelled images as a row of units, each readable on its own, and read them in spite of a bad network.
+
+A data set is read through `datasets` in streaming mode. Its units are the row groups of its parquet shards (for other
+formats, its shards).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import fsspec
+import pyarrow.dataset
+import pyarrow.parquet
+from datasets import ClassLabel, DownloadConfig, Features, Image, IterableDataset, load_dataset_builder
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from seresnet_hub.errors import InputError
+from seresnet_hub.folder import cache_folder, replacing
+
+EMBEDDED = "digits"
+# A failed read is tried again after 1, 2, 4 … seconds, at most a minute: 4 minutes in all.
+ATTEMPTS, OPENING_ATTEMPTS = 9, 4
+FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
+HOPELESS_STATUS = frozenset({400, 401, 403, 404, 410})
+HOPELESS = (FileNotFoundError, PermissionError, OfflineModeIsEnabled, MemoryError)
+# A cut-off answer shows as an error of pyarrow. Which HTTP client there is differs between versions of huggingface_hub.
+MAY_PASS = (InputError, OSError, pyarrow.ArrowException)
+HTTP_CLIENTS = ("httpx", "httpcore", "aiohttp", "requests")
+# fsspec reads this many bytes more than it is asked for, by default five million: bytes of the next row group.
+READ_AHEAD = 1
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class Shard(NamedTuple):
+    """A file of a data set, as it was when the data set was opened: two equal ones hold the same bytes."""
+
+    name: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split of a streamed data set: its units (row groups or shards) and how many rows each has."""
+
+    source: str
+    name: str
+    unit_rows: tuple[int, ...]
+    image_column: str
+    label_column: str
+    class_names: tuple[str, ...] | None
+    shards: tuple[Shard, ...] = ()
+    unit_shards: tuple[int, ...] = field(default=(), repr=False)
+    files: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    dataset: IterableDataset = field(repr=False, compare=False)
+    _of_one_file: dict[int, IterableDataset] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def rows(self) -> int:
+        """The number of images in the split."""
+        return sum(self.unit_rows)
+
+    @property
+    def fingerprint(self) -> int:
+        """A number that another split of other shards does not have."""
+        return _fingerprint(self.shards)
+
+    @property
+    def remote(self) -> bool:
+        """Whether the files come over a network."""
+        return any("://" in file for file in self.files)
+
+    def stream(self, unit: int) -> IterableDataset:
+        """Return a stream of one unit's rows; cuts a parquet shard into its row groups when it is first needed."""
+        if not self.files or not _are_parquet(self.files):
+            return self.dataset.shard(num_shards=self.dataset.num_shards, index=unit)
+        file = self.unit_shards[unit]
+        if file not in self._of_one_file:
+            self._of_one_file[file] = self.dataset.shard(num_shards=len(self.files), index=file).reshard()
+        one_file = self._of_one_file[file]
+        return one_file.shard(num_shards=one_file.num_shards, index=unit - bisect_left(self.unit_shards, file))
+
+    def place(self, index: int) -> str:
+        """Say where a row lies, counted as a viewer of the data set counts, and in which shard."""
+        ends = list(accumulate(self.unit_rows))
+        unit = bisect_right(ends, index)
+        inside = ""
+        if self.unit_shards:
+            shard = self.unit_shards[unit]
+            first = sum(rows for rows, owner in zip(self.unit_rows, self.unit_shards, strict=True) if owner < shard)
+            inside = f" (row {index - first} of {self.shards[shard].name})"
+        return f"row {index} of split {self.name!r} of {self.source}{inside}"
+
+    def unit_place(self, unit: int) -> str:
+        """Say which unit it is, and of which shard."""
+        inside = f" (in {self.shards[self.unit_shards[unit]].name})" if self.unit_shards else ""
+        return f"part {unit} of split {self.name!r} of {self.source}{inside}"
+
+
+class Row(NamedTuple):
+    """An undecoded sample and its number in the split."""
+
+    number: int
+    image: dict[str, Any] | None
+    label: Any
+
+
+def open_split(source: str, split: str | None) -> Split:
+    """Open one split of `source`: a folder, a Hub data set id, "digits", or a glob of files; reads metadata alone.
+
+    Of other formats than parquet every row is counted once. `split=None` takes validation, else test, else the only
+    one. Private data sets need a token as huggingface_hub finds it (`hf auth login`, or HF_TOKEN). Errors: `InputError`
+    where the source or the split does not exist, or no image and label column can be told.
+    """
+    path = _embedded() if source == EMBEDDED else source
+    looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
+    path = os.path.expanduser(path)
+    is_glob = "*" in path or "://" in path
+    if looks_local and not is_glob and not os.path.exists(path):
+        raise InputError(f"no data at {source}: the folder does not exist")
+    local = os.path.exists(path)
+
+    def patiently(what: str, act: Callable[[], Result]) -> Result:
+        return _retrying(what, act, attempts=1 if local else OPENING_ATTEMPTS)
+
+    try:
+        builder, streams = patiently(f"open data set {source!r}", lambda: _open(path, is_glob))
+    except Exception as error:  # datasets, huggingface_hub and fsspec each raise their own
+        hint = "" if local or is_glob else " (it is no folder here, so it was looked for on the Hub)"
+        raise InputError(f"cannot open data set {source!r}{hint}: {error or type(error).__name__}") from error
+    name = _default_split(source, list(streams)) if split is None else split
+    if name not in streams:
+        raise InputError(f"data set {source!r} has no split {name!r}; it has: {', '.join(streams)}")
+    features = streams[name].features
+    if features is None:
+        raise InputError(f"data set {source!r} declares no columns, so no images can be told from other data")
+    image_column, label_column = _columns(source, features)
+    label = features[label_column]
+    files = tuple(str(file) for file in (builder.config.data_files or {}).get(name, []))
+    shards = patiently(f"look at the files of {source!r}", lambda: shard_states(files))
+    stream = streams[name].decode(False).select_columns([image_column, label_column])
+    unit_rows, unit_shards = _units(files, shards, name, stream)
+    return Split(
+        source=source,
+        name=name,
+        unit_rows=unit_rows,
+        image_column=image_column,
+        label_column=label_column,
+        class_names=tuple(label.names) if isinstance(label, ClassLabel) else None,
+        shards=shards,
+        unit_shards=unit_shards,
+        files=files,
+        dataset=stream,
+    )
+
+
+def _open(path: str, is_glob: bool) -> tuple[Any, dict[str, IterableDataset]]:
+    options = DownloadConfig(storage_options={"hf": {"block_size": READ_AHEAD}})
+    if is_glob:
+        kind = "webdataset" if path.endswith(".tar") else "parquet"
+        builder = load_dataset_builder(kind, data_files=path, download_config=options)
+    else:
+        builder = load_dataset_builder(path, download_config=options)
+    if hasattr(builder.config, "fragment_scan_options") and os.path.exists(path):
+        # Reading a row group of a local file at once gains nothing, and holds it twice.
+        builder.config.fragment_scan_options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+    return builder, cast(dict[str, IterableDataset], builder.as_streaming_dataset())
+
+
+def _embedded() -> str:
+    from seresnet_hub.digits import digits_folder  # scikit-learn, a second of import time, is for this one only
+
+    return str(digits_folder())
+
+
+def _default_split(source: str, names: Sequence[str]) -> str:
+    for name in ("validation", "test"):
+        if name in names:
+            return name
+    if len(names) == 1:
+        return names[0]
+    raise InputError(f"data set {source!r} has neither a validation nor a test split; name one of: {', '.join(names)}")
+
+
+def _columns(source: str, features: Features) -> tuple[str, str]:
+    """Return the names of the image and the label column: `image` and `label`, else the only ones of their kind."""
+    images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    labels += [name for name in ("label", "cls") if name in features and name not in labels]
+    image = _only(source, "image", images, features)
+    label = _only(source, "label", labels, features)
+    kind = features[label]
+    if not isinstance(kind, ClassLabel) and not str(getattr(kind, "dtype", "")).startswith(("int", "uint")):
+        raise InputError(
+            f"data set {source!r}: column {label!r} holds {getattr(kind, 'dtype', kind)}, not class numbers"
+        )
+    return image, label
+
+
+def _only(source: str, wanted: str, found: list[str], features: Features) -> str:
+    if wanted in found:
+        return wanted
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"data set {source!r} has several {wanted} columns, none named {wanted!r}: {', '.join(found)}")
+    raise InputError(f"data set {source!r} has no {wanted} column; its columns are: {', '.join(features)}")
+
+
+def shard_states(files: Sequence[str]) -> tuple[Shard, ...]:
+    """Return name, size and etag of each file as they are now.
+
+    The etag of a local parquet shard is the hash of its end, where it says what it holds, so that a copy is the same
+    shard; of other local files it is the time of the last change.
+    """
+    prefix = os.path.commonprefix([file.rpartition("/")[0] + "/" for file in files])  # noqa: RUF071  # cut below
+    common = len(prefix.rpartition("/")[0]) + 1
+    with ThreadPoolExecutor(16) as pool:
+        folders = {file.rpartition("/")[0] for file in files if file.startswith("hf://")}
+        listed = {key: info for infos in pool.map(_hub_folder, folders) for key, info in infos.items()}
+        return tuple(pool.map(lambda file: Shard(file[common:], *_size_and_etag(file, listed)), files))
+
+
+def _fingerprint(shards: Sequence[Shard]) -> int:
+    return int(hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:15], 16)
+
+
+def _hub_folder(folder: str) -> dict[str, Mapping[str, Any]]:
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    return {info["name"]: info for info in filesystem.ls(path, detail=True, refresh=True)}
+
+
+def _size_and_etag(file: str, listed: Mapping[str, Mapping[str, Any]]) -> tuple[int, str]:
+    if "::" in file:  # a member of an archive: it changes with the archive
+        return 0, file
+    if "://" not in file:
+        state = os.stat(file)
+        if not file.endswith(".parquet"):
+            return state.st_size, str(state.st_mtime_ns)
+        with open(file, "rb") as handle:
+            handle.seek(max(state.st_size - 65536, 0))
+            return state.st_size, hashlib.sha256(handle.read()).hexdigest()
+    filesystem, path = fsspec.core.url_to_fs(file)
+    info = listed.get(path) or filesystem.info(path)
+    lfs = info.get("lfs") or {}
+    etag = lfs.get("sha256") or info.get("blob_id") or info.get("ETag") or info.get("mtime") or ""
+    return int(info.get("size") or 0), str(etag)
+
+
+def require_same_shards(split: Split, fingerprint: int) -> None:
+    """Raise `InputError` where a fingerprint is of other shards; names those that changed, if they were read here."""
+    if fingerprint == split.fingerprint:
+        return
+    kept = _kept(fingerprint)
+    if kept.is_file():
+        before = [Shard(*shard) for shard in json.loads(kept.read_text())["shards"]]
+        require_unchanged(split.source, before, split.shards)
+    raise InputError(f"{split.source} has other shards than the run began with")
+
+
+def require_unchanged(source: str, before: Sequence[Shard], now: Sequence[Shard]) -> None:
+    """Raise `InputError` that names the shards which are not what they were."""
+    new = {shard.name: shard for shard in now}
+    changed = [
+        f"{shard.name} (was {shard.size:,} bytes, etag {shard.etag[:20]}; "
+        + (f"now {found.size:,} bytes, etag {found.etag[:20]})" if (found := new.get(shard.name)) else "now missing)")
+        for shard in before
+        if new.get(shard.name) != shard
+    ]
+    known = {shard.name for shard in before}
+    changed += [f"{shard.name} (new)" for shard in now if shard.name not in known]
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise InputError(
+            f"the shards of {source} have changed, so the run cannot go on as the same run: "
+            f"{'; '.join(changed[:5])}{more}"
+        )
+
+
+def _units(
+    files: Sequence[str], shards: Sequence[Shard], split: str, stream: IterableDataset
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the rows and the shard of each unit: from parquet's footers where there are some, else counted once."""
+    if files and _are_parquet(files):
+        groups = _row_groups_of_all(files, shards)
+        rows = [count for counts in groups for count in counts]
+        return tuple(rows), tuple(shard for shard, counts in enumerate(groups) for _ in counts)
+    number = stream.num_shards
+    try:
+        units = [stream.shard(num_shards=number, index=unit) for unit in range(number)]
+        rows = [sum(table.num_rows for table in _tables(unit)) for unit in units]
+    except Exception as error:  # every format has its own
+        raise InputError(f"cannot count the rows of split {split!r}: {error or type(error).__name__}") from error
+    return tuple(rows), tuple(range(len(rows))) if len(rows) == len(shards) else ()
+
+
+def _row_groups_of_all(files: Sequence[str], shards: Sequence[Shard]) -> list[list[int]]:
+    """Read the footers, those of unchanged shards once only: what they say is kept in the cache folder."""
+    kept = _kept(_fingerprint(shards))
+    if kept.is_file():
+        found: list[list[int]] = json.loads(kept.read_text())["row_groups"]
+        return found
+    with ThreadPoolExecutor(16) as pool:
+        groups = list(pool.map(_row_groups, files))
+    with suppress(InputError), replacing(kept) as temporary:  # without a cache folder they are read again next time
+        temporary.write_text(json.dumps({"shards": shards, "row_groups": groups}))
+    return groups
+
+
+def _kept(fingerprint: int) -> Path:
+    return cache_folder() / "shards" / f"{fingerprint}.json"
+
+
+def _row_groups(file: str) -> list[int]:
+    def read() -> list[int]:
+        options = {"block_size": READ_AHEAD} if file.startswith("hf://") else {}
+        with fsspec.open(file, "rb", **options) as handle:
+            metadata = pyarrow.parquet.read_metadata(handle)
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+    try:
+        return _retrying(f"read the footer of {file}", read, attempts=ATTEMPTS if "://" in file else 1)
+    except Exception as error:  # fsspec and pyarrow each raise their own
+        raise InputError(f"cannot read parquet shard {file}: {error}") from error
+
+
+def _are_parquet(files: Sequence[str]) -> bool:
+    return all(file.endswith(".parquet") for file in files)
+
+
+def _tables(stream: IterableDataset) -> Iterable[Any]:
+    return cast(Iterable[Any], stream.with_format("arrow").iter(batch_size=1024))
+
+
+def read_unit(split: Split, unit: int) -> list[Row]:
+    """Read one unit whole, so that no reader is ever left half-way (an open one can abort the interpreter at exit).
+
+    Over a network, what fails is tried again. Errors: `InputError` names the unit.
+    """
+    if split.unit_rows[unit] == 0:  # a row group may be empty, but cannot be read as a stream
+        return []
+    first = sum(split.unit_rows[:unit])
+
+    def read() -> list[Row]:
+        rows: list[Row] = []
+        for table in _tables(split.stream(unit)):
+            images = table.column(split.image_column).to_pylist()
+            labels = table.column(split.label_column).to_pylist()
+            rows += [Row(first + len(rows) + k, image, labels[k]) for k, image in enumerate(images)]
+        if len(rows) != split.unit_rows[unit]:
+            raise InputError(f"it gave {len(rows)} rows, not the {split.unit_rows[unit]} it announced")
+        return rows
+
+    place = split.unit_place(unit)
+    try:
+        return _retrying(f"read {place}", read, attempts=ATTEMPTS if split.remote else 1)
+    except Exception as error:  # each library raises its own
+        raise InputError(f"cannot read {place}: {error or type(error).__name__}") from error
+
+
+def _retrying(what: str, act: Callable[[], Result], *, attempts: int) -> Result:
+    """Return `act()`, tried again with growing pauses after a fault of the network; the last error is raised."""
+    delay = FIRST_DELAY
+    for attempt in range(1, attempts + 1):
+        try:
+            return act()
+        except Exception as error:
+            if attempt == attempts or not _may_pass(error):
+                raise
+            log.warning("cannot %s (%s): trying again in %.0f s (%d of %d)", what, error, delay, attempt, attempts - 1)
+            time.sleep(delay * random.uniform(0.8, 1.2))
+            delay = min(2 * delay, LONGEST_DELAY)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Return whether an error may be a fault of the network: not a refusal, and nothing wrong with the data set."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    statuses = {getattr(getattr(one, "response", None), "status_code", None) for one in chain}
+    if statuses & HOPELESS_STATUS or any(isinstance(one, HOPELESS) for one in chain):
+        return False
+    if statuses - {None}:
+        return True
+    return any(isinstance(one, MAY_PASS) or type(one).__module__.startswith(HTTP_CLIENTS) for one in chain)

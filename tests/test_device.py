@@ -1,0 +1,75 @@
+"""What the device does to a batch must be what timm would do, and depend on the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from seresnet_hub.data import Batch
+from seresnet_hub.device import Mixer, finish, on_device
+from seresnet_hub.images import normalize
+from seresnet_hub.recipes import get_recipe
+
+CPU = torch.device("cpu")
+STATISTICS = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
+
+
+@pytest.fixture
+def batch() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    mirror = torch.tensor([True, False, True, False, False, False])
+    return Batch(images, torch.arange(6), torch.ones(6, dtype=torch.bool), 6, mirror, torch.arange(6))
+
+
+def test_images_are_mirrored_where_asked_for_and_normalised(batch: Batch) -> None:
+    plain = normalize(batch.images, **STATISTICS)
+    finished = finish(batch, **STATISTICS)
+    assert finished.is_contiguous(memory_format=torch.channels_last)
+    for k, mirrored in enumerate(batch.mirror.tolist()):
+        assert torch.equal(finished[k], plain[k].flip(-1) if mirrored else plain[k])
+
+
+@pytest.mark.parametrize("changes", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0, "erasing": 0.9}])
+def test_mixing_depends_on_the_seed_and_keeps_probabilities(batch: Batch, changes: dict[str, float]) -> None:
+    mixer = Mixer(replace(get_recipe("digits"), label_smoothing=0.1, **changes), 10, CPU)
+
+    def mixed(*seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return mixer(finish(batch, **STATISTICS), batch.labels, batch.mask, *seed)
+
+    images, targets = mixed(0, 1)
+    assert targets.shape == (6, 10)
+    assert torch.allclose(targets.sum(dim=1), torch.ones(6))
+    assert all(torch.equal(a, b) for a, b in zip(mixed(0, 1), (images, targets), strict=True))
+    assert any(not torch.equal(mixed(0, k)[0], images) for k in range(2, 6))
+    assert any(not torch.equal(mixed(0, k)[0], finish(batch, **STATISTICS)) for k in range(5))
+
+
+def test_rows_that_do_not_count_are_not_mixed_into_others(batch: Batch) -> None:
+    mixer = Mixer(replace(get_recipe("digits"), mixup=0.8, label_smoothing=0.1), 10, CPU)
+    mask = torch.tensor([True] * 5 + [False])
+    images, targets = mixer(finish(batch, **STATISTICS), batch.labels, mask, 0)
+    assert torch.equal(images, finish(batch, **STATISTICS))
+    assert torch.allclose(targets[2], torch.full((10,), 0.01).index_fill(0, torch.tensor(2), 0.91))
+
+
+def test_without_mixing_labels_stay_labels(batch: Batch) -> None:
+    images, targets = Mixer(get_recipe("digits"), 10, CPU)(finish(batch, **STATISTICS), batch.labels, batch.mask, 0)
+    assert torch.equal(targets, batch.labels)
+    assert torch.equal(images, finish(batch, **STATISTICS))
+
+
+def test_batches_on_the_cpu_are_handed_on_one_by_one(batch: Batch) -> None:
+    asked = []
+
+    def batches() -> Iterator[Batch]:
+        for number in range(3):
+            asked.append(number)
+            yield batch
+
+    moving = on_device(batches(), CPU)
+    assert next(moving) is batch
+    assert asked == [0]  # nothing is taken ahead of need: a loader's memory is lent for one batch at a time

@@ -1,0 +1,226 @@
+"""A damaged picture, a dead worker, a dead run or a changed shard must end well: said clearly, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import WriteSplit, numbered_picture, numbers_in
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from seresnet_hub.data import Batch, loader, open_split
+from seresnet_hub.errors import InputError
+from seresnet_hub.recipes import get_recipe
+
+RECIPE = replace(
+    get_recipe("digits"), input_size=8, crop="pad", crop_padding=0, horizontal_flip=0.0, batch_size=12, shuffle_window=9
+)
+
+
+def in_order(batches: Iterable[Batch]) -> list[int]:
+    return [index for batch in batches for index in batch.indices[batch.mask].tolist()]
+
+
+def test_a_damaged_picture_is_left_out_counted_and_named(
+    write_split: WriteSplit, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [numbered_picture(k) for k in range(40)]
+    images[13] = images[13][:40]
+    split = open_split(str(write_split([[10], [10, 20]], images=images)), "train")
+    batches = loader(split, None, replace(RECIPE, corrupt_share=0.05), workers=2)
+    with caplog.at_level(logging.WARNING):
+        found = in_order(batches)
+    assert sorted(found) == [k for k in range(40) if k != 13]
+    assert len(batches.skipped) == 1
+    assert "left out: row 13 of split 'train'" in caplog.text
+    assert "(row 3 of train-00001-of-00002.parquet)" in caplog.text
+
+
+def test_too_many_damaged_pictures_stop_the_run_with_their_list(write_split: WriteSplit) -> None:
+    images = [numbered_picture(k)[: 40 if k % 3 == 0 else None] for k in range(40)]
+    split = open_split(str(write_split([[40]], images=images)), "train")
+    with pytest.raises(InputError, match=r"row \d+ .*; row \d+ .*undecodable images, more than 4 of 40"):
+        list(loader(split, None, replace(RECIPE, corrupt_share=0.1)))
+
+
+def test_a_position_is_a_few_integers_and_refuses_changed_shards(write_split: WriteSplit) -> None:
+    root = write_split([[10, 10], [20]])
+    whole = in_order(loader(str(root), "train", RECIPE, epoch=2))
+    first = loader(str(root), "train", RECIPE, epoch=2)
+    stopped = iter(first)
+    seen = in_order([next(stopped), next(stopped)])
+    state = first.state_dict()
+    assert all(type(value) is int for value in state.values())
+    assert len(json.dumps(state)) < 120
+    rest = loader(str(root), "train", RECIPE, epoch=2, workers=2)
+    rest.load_state_dict(state)
+    assert len(rest) == 2
+    assert seen + in_order(rest) == whole
+    with pytest.raises(InputError, match="not of this loader: epoch was 2, now 0"):
+        loader(str(root), "train", RECIPE).load_state_dict(state)
+    write_split([[10, 10], [19]])
+    with pytest.raises(InputError, match=r"train-00001-of-00002.parquet \(was [\d,]+ bytes.*now [\d,]+ bytes"):
+        loader(str(root), "train", RECIPE, epoch=2).load_state_dict(state)
+
+
+def test_resuming_reads_only_what_is_left(write_split: WriteSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    import seresnet_hub.data
+
+    split = open_split(str(write_split([[12]] * 24)), "train")
+    read: list[int] = []
+    real = seresnet_hub.data.read_unit
+    monkeypatch.setattr(seresnet_hub.data, "read_unit", lambda split, unit: read.append(unit) or real(split, unit))
+    recipe = replace(RECIPE, lanes=2, shuffle_window=1)
+    whole = in_order(loader(split, None, recipe))
+    assert sorted(read) == list(range(24))
+    read.clear()
+    assert in_order(loader(split, None, recipe, position=20)) == whole[20 * 12 :]
+    assert len(read) == 4
+
+
+def test_repeated_augmentation_shows_an_image_several_times_in_a_batch(write_split: WriteSplit) -> None:
+    split = open_split(str(write_split([[20, 20], [20]])), "train")
+    recipe = replace(RECIPE, repeated_augmentation=3, crop_padding=3)
+    batches = list(loader(split, None, recipe, workers=2))
+    assert [len(batch.images) for batch in batches] == [12] * 5
+    for batch in batches:
+        groups = batch.indices.view(4, 3)
+        assert (groups == groups[:, :1]).all()
+        assert len(groups[:, 0].unique()) == 4
+    assert any(not torch.equal(b.images[3 * k], b.images[3 * k + 1]) for b in batches for k in range(4))
+    alone = list(loader(split, None, recipe))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(alone, batches, strict=True))
+
+
+def test_augmented_pixels_depend_on_neither_workers_nor_a_restart(write_split: WriteSplit) -> None:
+    split = open_split(str(write_split([[30, 30]])), "train")
+    recipe = replace(RECIPE, auto_augment="rand-m9-mstd0.5", color_jitter=0.4, crop_padding=2)
+    alone = list(loader(split, None, recipe, seed=4))
+    for options in ({"workers": 2}, {"workers": 2, "position": 2}):
+        again = list(loader(split, None, recipe, seed=4, **options))
+        assert all(torch.equal(a.images, b.images) for a, b in zip(alone[-len(again) :], again, strict=True))
+
+
+def test_batches_share_a_few_places_in_memory_and_kept_ones_stay(write_split: WriteSplit) -> None:
+    split = open_split(str(write_split([[120, 120]])), "train")
+    places = [batch.images.data_ptr() for batch in loader(split, None, RECIPE, workers=2)]
+    assert len(places) == 20
+    assert len(set(places)) <= 4
+    kept = list(loader(split, None, RECIPE, workers=2))
+    assert all(numbers_in(batch.images) == batch.indices.tolist() for batch in kept)
+
+
+def test_a_killed_worker_ends_the_run_clearly(write_split: WriteSplit) -> None:
+    split = open_split(str(write_split([[200] * 10])), "train")
+    batches = iter(loader(split, None, RECIPE, workers=2))
+    next(batches)
+    os.kill(psutil.Process().children()[0].pid, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(InputError, match="a loader worker died"):
+        for _ in batches:
+            pass
+    assert time.monotonic() - start < 20
+
+
+def test_a_killed_run_goes_on_where_it_was(write_split: WriteSplit, tmp_path: Path) -> None:
+    """kill -9 of the main process: its workers go away, and the saved position continues the same order."""
+    root, notes = write_split([[30, 30], [30]]), tmp_path / "notes"
+    code = (
+        "import json, os, psutil, signal, sys\nfrom dataclasses import replace\n"
+        "from seresnet_hub.data import loader\nfrom seresnet_hub.recipes import get_recipe\n"
+        "recipe = replace(get_recipe('digits'), input_size=8, crop_padding=0, batch_size=12, shuffle_window=9)\n"
+        f"batches, seen = loader({str(root)!r}, 'train', recipe, workers=2), []\n"
+        "for number, batch in enumerate(batches, 1):\n"
+        "    seen += batch.indices.tolist()\n"
+        "    if number == 3:\n"
+        "        workers = [child.pid for child in psutil.Process().children()]\n"
+        f"        open({str(notes)!r}, 'w').write(json.dumps([seen, batches.state_dict(), workers]))\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    seen, state, workers = json.loads(notes.read_text())
+    rest = loader(str(root), "train", RECIPE, workers=1)
+    rest.load_state_dict(state)
+    assert seen + in_order(rest) == in_order(loader(str(root), "train", RECIPE))
+    deadline = time.monotonic() + 30
+    while any(map(psutil.pid_exists, workers)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in workers)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shards=st.lists(st.lists(st.integers(1, 9) | st.just(1), min_size=1, max_size=3), min_size=1, max_size=20),
+    world_size=st.integers(1, 8), other=st.integers(1, 8), batch_size=st.integers(8, 40), data=st.data(),
+)  # fmt: skip
+def test_any_shards_and_ranks_give_the_same_batches(
+    write_split: WriteSplit, tmp_path: Path, shards: list[list[int]], world_size: int, other: int, batch_size: int,
+    data: st.DataObject,
+) -> None:  # fmt: skip
+    """What is really read and decoded, not only planned: the pictures, before and after a stop, on any ranks."""
+    root = write_split(shards, folder=f"case{len(list(tmp_path.iterdir()))}")
+    split = open_split(str(root), "train")
+    recipe = replace(RECIPE, batch_size=batch_size)
+
+    def pictures(ranks: int, **options: int) -> list[list[int]]:
+        parts = [list(loader(split, None, recipe, rank=rank, world_size=ranks, **options)) for rank in range(ranks)]
+        return [
+            [number for batch in together for number in numbers_in(batch.images[batch.mask])]
+            for together in zip(*parts, strict=True)
+        ]
+
+    whole = pictures(1)
+    assert sorted(number for batch in whole for number in batch) == list(range(split.rows))
+    stop = data.draw(st.integers(0, len(whole)))
+    assert pictures(world_size) == whole
+    assert pictures(other, position=stop) == whole[stop:]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, which is the point
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shards=st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=4), min_size=1, max_size=20),
+    workers=st.integers(1, 4), world_size=st.sampled_from([1, 2, 3, 5]), data=st.data(),
+)  # fmt: skip
+def test_any_workers_give_the_same_batches(
+    write_split: WriteSplit, tmp_path: Path, shards: list[list[int]], workers: int, world_size: int, data: st.DataObject
+) -> None:
+    root = write_split(shards, folder=f"case{len(list(tmp_path.iterdir()))}")
+    split = open_split(str(root), "train")
+    whole = [batch.indices[batch.mask].tolist() for batch in loader(split, None, RECIPE)]
+    stop = data.draw(st.integers(0, len(whole)))
+    parts = [
+        [batch.indices[batch.mask].tolist() for batch in loader(
+            split, None, RECIPE, rank=rank, world_size=world_size, workers=workers, position=stop)]
+        for rank in range(world_size)
+    ]  # fmt: skip
+    assert [[n for part in together for n in part] for together in zip(*parts, strict=True)] == whole[stop:]
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_fifty_epochs(write_split: WriteSplit) -> None:
+    images = [numbered_picture(k, size=64) for k in range(600)]
+    split = open_split(str(write_split([[100] * 3, [100] * 3], images=images)), "train")
+    recipe = replace(RECIPE, input_size=64, batch_size=64)
+    held, files = [], []
+    for epoch in range(50):
+        assert sum(int(batch.mask.sum()) for batch in loader(split, None, recipe, epoch=epoch, workers=2)) == 600
+        held.append(psutil.Process().memory_info().rss / 2**20)
+        files.append(psutil.Process().num_fds())
+    assert held[-1] - held[9] < 20  # MiB
+    assert files[-1] <= files[9] + 2
+    assert not psutil.Process().children()
