@@ -119,16 +119,17 @@ def convert(
     raw = unwrapped(checkpoint.tensors)
     kind = find_source(raw, source or ("timm" if sibling else None))
     settings = kind.settings(checkpoint.entries, origin.path.name) if kind.settings else Settings()
-    plan = _planned(kind, raw, checkpoint, sibling, model=model, num_classes=num_classes)
-    sizes = sizes_of(plan.network, plan.network.pretrained_cfg["input_size"])  # type: ignore[arg-type, index]
-    network = _network(plan)
-    _check_statistics(plan.tensors)
-    known = next((w for w in WEIGHTS if checkpoint.sha256.startswith(w.sha256_prefix)), None)
-    provenance = _provenance(kind, origin, checkpoint, plan, settings, known)
-    facts = _facts(kind, plan, provenance, known, sibling)
-    config = {**_config(kind, network, plan, settings, sibling, names, provenance), FACTS_KEY: facts}
-    with ThreadPoolExecutor(1) as prover:  # the proof computes while the weights are written
-        proof = prover.submit(_verified, kind, raw, plan, network) if verify else None
+    with ThreadPoolExecutor(1) as prover:  # the proof computes while the model is made and its weights are written
+        expected = prover.submit(_reference_outputs, kind, raw) if verify else None
+        plan = _planned(kind, raw, checkpoint, sibling, model=model, num_classes=num_classes)
+        sizes = sizes_of(plan.network, plan.network.pretrained_cfg["input_size"])  # type: ignore[arg-type, index]
+        network = _network(plan)
+        _check_statistics(plan.tensors)
+        known = next((w for w in WEIGHTS if checkpoint.sha256.startswith(w.sha256_prefix)), None)
+        provenance = _provenance(kind, origin, checkpoint, plan, settings, known)
+        facts = _facts(kind, plan, provenance, known, sibling)
+        config = {**_config(kind, network, plan, settings, sibling, names, provenance), FACTS_KEY: facts}
+        proof = prover.submit(_verified, kind, plan, network, expected) if expected else None
         sha256, difference = _written(target, plan, config, provenance, sizes, proof)
     return {
         "output": str(target),
@@ -383,16 +384,26 @@ def _check_statistics(tensors: Mapping[str, torch.Tensor]) -> None:
             raise InputError(f"{name!r} has negative variances: the file is damaged")
 
 
-def _verified(kind: Source, raw: Mapping[str, torch.Tensor], plan: Plan, network: nn.Module) -> float | None:
+def _probe(channels: int, *, for_cifar: bool) -> torch.Tensor:
+    """Return one picture of noise: odd, unequal sides, since pools and strides that agree on even squares part there."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(1, channels, *((32, 32) if for_cifar else (33, 41)), generator=generator) * 4 - 2
+
+
+def _reference_outputs(kind: Source, raw: Mapping[str, torch.Tensor]) -> Outputs:
+    """Return what the source's own network computes for the probe; raises where the tensors are no such network."""
+    reference = Reference(kind.name, raw)
+    channels, for_cifar = reference.picture()
+    return reference(_probe(channels, for_cifar=for_cifar))
+
+
+def _verified(kind: Source, plan: Plan, network: nn.Module, reference: Future[Outputs]) -> float | None:
     """Return the largest difference from the source's own network, over stage features and logits, in float64.
 
     None where the source has no network to compare with. Errors: `InputError` where they differ or are not finite.
     """
-    generator = torch.Generator().manual_seed(1)
     for_cifar = architecture_is_for_cifar(plan.architecture)
-    # Odd, unequal sides: pools and strides that agree on even squares part here, and a small picture shows it as well.
-    size = (32, 32) if for_cifar else (33, 41)
-    images = torch.rand(1, _input_channels(Renamed(tensors=plan.tensors)), *size, generator=generator) * 4 - 2
+    images = _probe(_input_channels(Renamed(tensors=plan.tensors)), for_cifar=for_cifar)
     initialised = kind.name == "torchvision"
     features, logits = float64_outputs(network, images, without_se=initialised)
     for values in (*features, logits):
@@ -400,7 +411,10 @@ def _verified(kind: Source, raw: Mapping[str, torch.Tensor], plan: Plan, network
             raise InputError("the converted network computes values that are not finite: its weights are damaged")
     if kind.name not in LAYOUTS or not _has_reference(plan):
         return None
-    expected = Reference(kind.name, raw)(images)
+    try:
+        expected = reference.result()
+    except Exception as error:  # tensors that are missing, or do not fit together
+        raise InputError(f"the source's own network cannot be made of these tensors: {error}") from error
     pairs = list(zip(features, expected.features, strict=True))
     if expected.logits is not None and expected.logits.shape == logits.shape and "fc.weight" not in plan.fresh:
         pairs.append((logits, expected.logits))

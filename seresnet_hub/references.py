@@ -165,6 +165,15 @@ class Reference:
         self.tensors = tensors
         self.prefix = BACKBONE if any(name.startswith(BACKBONE) for name in tensors) else ""
 
+    def picture(self) -> tuple[int, bool]:
+        """Return how many channels the network's pictures have, and whether they are CIFAR's of 32 x 32.
+
+        Errors: `KeyError` names the stem's weight where there is none.
+        """
+        stem, _ = self._stem_names()
+        weight = self._get(f"{stem}.weight")
+        return weight.shape[1], weight.shape[2] == 3 and not self._has_deep_stem()
+
     def __call__(self, images: torch.Tensor) -> Outputs:
         """Return what the network computes for `images`, `(batch, channels, height, width)`."""
         x, layout = self._stem(images.double()), self.layout
@@ -202,17 +211,24 @@ class Reference:
         return (x - mean) / (variance + 1e-5).sqrt() * weight + bias
 
     def _stem(self, x: torch.Tensor) -> torch.Tensor:
-        layout = self.layout
-        if len(layout.deep_stem) == 3 and self._has("", layout.deep_stem[2][0]):
-            for k, (convolution, norm) in enumerate(layout.deep_stem):
+        if self._has_deep_stem():
+            for k, (convolution, norm) in enumerate(self.layout.deep_stem):
                 x = self._norm(norm, self._conv(convolution, x, 2 if k == 0 else 1)).relu()
             return self._pool(x)
-        stem, norm = layout.stem, layout.stem_norm
-        if self._has("", PYTORCHCV_CIFAR_STEM[0]):
-            stem, norm = PYTORCHCV_CIFAR_STEM
-        for_cifar = self._get(f"{stem}.weight").shape[2] == 3
+        (stem, norm), (_, for_cifar) = self._stem_names(), self.picture()
         x = self._norm(norm, self._conv(stem, x, 1 if for_cifar else 2)).relu()
         return x if for_cifar else self._pool(x)
+
+    def _has_deep_stem(self) -> bool:
+        return len(self.layout.deep_stem) == 3 and self._has("", self.layout.deep_stem[2][0])
+
+    def _stem_names(self) -> tuple[str, str]:
+        """Return the names of the first convolution and its norm."""
+        if self._has_deep_stem():
+            return self.layout.deep_stem[0]
+        if self._has("", PYTORCHCV_CIFAR_STEM[0]):
+            return PYTORCHCV_CIFAR_STEM
+        return self.layout.stem, self.layout.stem_norm
 
     def _pool(self, x: torch.Tensor) -> torch.Tensor:
         if self.layout.caffe_pool:
