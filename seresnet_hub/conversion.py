@@ -385,7 +385,7 @@ def _check_statistics(tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _probe(channels: int, *, for_cifar: bool) -> torch.Tensor:
-    """Return one picture of noise: odd, unequal sides, since pools and strides that agree on even squares part there."""
+    """Return one picture of noise, of odd, unequal sides: pools and strides that agree on even squares part there."""
     generator = torch.Generator().manual_seed(1)
     return torch.rand(1, channels, *((32, 32) if for_cifar else (33, 41)), generator=generator) * 4 - 2
 
