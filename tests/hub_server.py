@@ -459,7 +459,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def spoil(self, chunk: bytes, at: int, answer: Answer) -> bytes:
         """Apply a fault of the answer's body to the chunk that starts at byte `at` of the content."""
-        if isinstance(self.action, FlipByte):
+        if isinstance(self.action, FlipByte) and chunk:
             size = len(answer.body) if isinstance(answer.body, bytes) else answer.body.size
             place = self.action.at % size - at
             if 0 <= place < len(chunk):
