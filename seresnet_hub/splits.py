@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import fsspec
 import pyarrow.dataset
 import pyarrow.parquet
-from datasets import ClassLabel, DownloadConfig, Features, Image, IterableDataset, load_dataset_builder
+from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from seresnet_hub.errors import InputError
@@ -170,12 +170,12 @@ def open_split(source: str, split: str | None) -> Split:
 
 
 def _open(path: str, is_glob: bool) -> tuple[Any, dict[str, IterableDataset]]:
-    options = DownloadConfig(storage_options={"hf": {"block_size": READ_AHEAD}})
+    options = {"hf": {"block_size": READ_AHEAD}}  # streaming takes them from the builder, not from a DownloadConfig
     if is_glob:
         kind = "webdataset" if path.endswith(".tar") else "parquet"
-        builder = load_dataset_builder(kind, data_files=path, download_config=options)
+        builder = load_dataset_builder(kind, data_files=path, storage_options=options)
     else:
-        builder = load_dataset_builder(path, download_config=options)
+        builder = load_dataset_builder(path, storage_options=options)
     if hasattr(builder.config, "fragment_scan_options") and os.path.exists(path):
         # Reading a row group of a local file at once gains nothing, and holds it twice.
         builder.config.fragment_scan_options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
