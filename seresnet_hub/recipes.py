@@ -24,6 +24,14 @@ class Recipe:
     batch, and an epoch has as many fewer of them. `mixup` and `cutmix` are the alphas of their Beta distributions,
     `erasing` is a probability.
 
+    `weights` is where to start: a timm name with a tag, `hf-hub:NS/NAME` or `local-dir:DIR`; none is a random start.
+    `schedule="step"` multiplies the learning rate by `decay_rate` at the start of each of `decay_epochs`, "cosine" lets
+    it fall to 0 step by step; before, it rises for `warmup_epochs` from `warmup_learning_rate`. `loss="binary"` is a
+    binary cross entropy for each class, over targets that are 1 where they exceed `target_threshold`, if that is set.
+    `ema_decay` above 0 keeps a moving average of weights and statistics, which is then what is measured and saved.
+    `clip_grad` is the largest norm of all gradients together, 0 for any. Each process's part of a batch is computed in
+    `accumulation` pieces. `checkpoint_steps` is the number of steps between states to resume from, 0 for epochs alone.
+
     `optimizer` is timm's name: its "sgd" has Nesterov momentum, its "momentum" has not. `decay_all` extends weight
     decay to biases and norm parameters. `num_classes` is needed only where the data set does not say.
     `license` is that of the trained weights, as an identifier of the Hub.
@@ -36,6 +44,8 @@ class Recipe:
     eval_split: str = "validation"
     num_classes: int | None = None
 
+    weights: str | None = None
+
     epochs: int
     batch_size: int
     optimizer: str = "sgd"
@@ -43,7 +53,20 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float
     decay_all: bool = True
+    schedule: Literal["cosine", "step"] = "cosine"
+    decay_epochs: tuple[int, ...] = ()
+    decay_rate: float = 0.1
     warmup_epochs: int = 0
+    warmup_learning_rate: float = 0.0
+    clip_grad: float = 0.0
+    accumulation: int = 1
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    checkpoint_steps: int = 0
+
+    drop_path: float = 0.0
+    ema_decay: float = 0.0
+    loss: Literal["softmax", "binary"] = "softmax"
+    target_threshold: float | None = None
     label_smoothing: float = 0.0
 
     crop: Literal["pad", "resized"]
@@ -81,8 +104,16 @@ class Recipe:
         if self.warmup_epochs >= self.epochs > 0 and self.warmup_epochs:
             raise InputError(f"warmup_epochs={self.warmup_epochs}: must be fewer than the {self.epochs} epochs")
         positive = ("epochs", "batch_size", "learning_rate", "input_size", "shuffle_window", "crop_pct", "lanes",
-                    "repeated_augmentation")  # fmt: skip
-        fractions = ("label_smoothing", "horizontal_flip", "momentum", "corrupt_share", "erasing")
+                    "repeated_augmentation", "decay_rate", "accumulation")  # fmt: skip
+        fractions = (
+            "label_smoothing",
+            "horizontal_flip",
+            "momentum",
+            "corrupt_share",
+            "erasing",
+            "ema_decay",
+            "drop_path",
+        )
         for name in positive:
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name}={getattr(self, name)}: must be a finite number greater than 0")
@@ -95,12 +126,21 @@ class Recipe:
             "color_jitter",
             "mixup",
             "cutmix",
+            "warmup_learning_rate",
+            "clip_grad",
+            "checkpoint_steps",
         ):
             if not 0 <= getattr(self, name) < 2**63:
                 raise InputError(f"{name}={getattr(self, name)}: must not be negative, nor beyond 2**63")
         for name in fractions:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)}: must be between 0 and 1")
+        if (self.schedule == "step") != bool(self.decay_epochs):
+            raise InputError(f"decay_epochs={self.decay_epochs}: needed with schedule=step, and only with it")
+        if list(self.decay_epochs) != sorted({*self.decay_epochs}) or min((1, *self.decay_epochs)) < 1:
+            raise InputError(f"decay_epochs={self.decay_epochs}: must be epochs from 1 on, each later than the last")
+        if self.ema_decay == 1 or self.drop_path == 1:
+            raise InputError(f"ema_decay={self.ema_decay}, drop_path={self.drop_path}: must be less than 1")
         if self.batch_size % self.repeated_augmentation:
             raise InputError(
                 f"batch_size={self.batch_size}: must be a multiple of "
@@ -157,7 +197,77 @@ CIFAR10 = Recipe(
 `accelerate launch scripts/train.py --recipe cifar10` needs minutes on two CPU cores; a smoke test, not a result.
 """
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (DIGITS, CIFAR10)}
+SERESNET50_8XB32_IN1K = Recipe(
+    name="seresnet50_8xb32_in1k",
+    model="seresnet50",
+    data="ILSVRC/imagenet-1k",
+    epochs=140,
+    batch_size=256,
+    optimizer="momentum",
+    learning_rate=0.1,
+    weight_decay=1e-4,
+    schedule="step",
+    decay_epochs=(40, 80, 120),
+    crop="resized",
+    input_size=224,
+    decoder="pil",
+    crop_pct=0.875,
+    drop_last=False,
+    shuffle_window=2400,
+    workers=8,
+)
+"""mmpretrain's SE-ResNet-50 (configs/seresnet/seresnet50_8xb32_in1k.py): 77.74 top-1, 93.84 top-5 published.
+
+`accelerate launch scripts/train.py --recipe seresnet50_8xb32_in1k`. Not run here: needs ImageNet and GPUs.
+"""
+
+SERESNET101_8XB32_IN1K = replace(
+    SERESNET50_8XB32_IN1K,
+    name="seresnet101_8xb32_in1k",
+    model="seresnet101",
+    epochs=100,
+    decay_epochs=(30, 60, 90),
+)
+"""mmpretrain's SE-ResNet-101 (configs/seresnet/seresnet101_8xb32_in1k.py): 78.26 top-1, 94.07 top-5 published.
+
+`accelerate launch scripts/train.py --recipe seresnet101_8xb32_in1k`. Not run here.
+"""
+
+SENET_PAPER = replace(
+    SERESNET50_8XB32_IN1K,
+    name="senet_paper",
+    epochs=100,
+    batch_size=1024,
+    learning_rate=0.6,
+    decay_epochs=(30, 60, 90),
+    label_smoothing=0.1,
+)
+"""The SENet paper's training (arXiv 1709.01507v4, section 6.1): 77.72 top-1 reported, after longer training.
+
+`accelerate launch scripts/train.py --recipe senet_paper`. Not run here.
+"""
+
+CIFAR10_PAPER = replace(
+    CIFAR10,
+    name="cifar10_paper",
+    epochs=164,
+    optimizer="momentum",
+    learning_rate=0.1,
+    weight_decay=1e-4,
+    warmup_epochs=0,
+    schedule="step",
+    decay_epochs=(82, 123),
+)
+"""He et al.'s schedule (arXiv 1512.03385, section 4.2): 64,000 steps of 128, the rate divided at 32,000 and 48,000.
+
+`accelerate launch scripts/train.py --recipe cifar10_paper --set model=seresnet56_cifar`. Whole epochs of 391 steps
+here: 64,124 in all, divided at 32,062 and 48,093. Not run here.
+"""
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (DIGITS, CIFAR10, CIFAR10_PAPER, SERESNET50_8XB32_IN1K, SERESNET101_8XB32_IN1K, SENET_PAPER)
+}
 
 
 def get_recipe(name: str) -> Recipe:
@@ -201,7 +311,9 @@ def _parse(text: str, hint: Any) -> Any:
             raise ValueError(f"expected one of {', '.join(map(str, arguments))}")
         return text
     if origin is tuple:
-        parts = text.strip("()[]").split(",")
+        parts = text.strip("()[]").strip(",").split(",")
+        if arguments[-1] is Ellipsis:
+            return tuple(_parse(part.strip(), arguments[0]) for part in parts if part.strip())
         if len(parts) != len(arguments):
             raise ValueError(f"expected {len(arguments)} numbers separated by commas")
         return tuple(_parse(part.strip(), kind) for part, kind in zip(parts, arguments, strict=True))

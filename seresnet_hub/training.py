@@ -11,10 +11,12 @@ import os
 import re
 import shlex
 import shutil
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from timm.loss import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
-from timm.utils import distribute_bn
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -36,6 +40,7 @@ from seresnet_hub.environment import code_commit, package_version, versions
 from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation import Accuracy, evaluate
 from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, replacing, timm_config, write_model
+from seresnet_hub.hub import load
 from seresnet_hub.images import seed_from
 from seresnet_hub.models import create, list_models, resolve_name
 from seresnet_hub.pictures import draw_curves
@@ -44,6 +49,9 @@ from seresnet_hub.sizes import sizes_of
 from seresnet_hub.splits import require_same_shards
 
 STATE_NAME = Path("training", "state.pt")
+# Fields that do not change what is learnt.
+NOT_LEARNT = frozenset({"data", "workers", "license", "checkpoint_steps", "weights"})
+STATE_KEYS = frozenset({"model", "optimizer", "history", "losses", "scaler", "average"})
 
 
 def train(
@@ -80,7 +88,7 @@ def train(
 
     # ------------------------------------------------------------------ processes
     # Accelerate joins CPU processes only when it is told that there is nothing but a CPU.
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=recipe.mixed_precision)
     _share_cores(accelerator)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     main = accelerator.is_main_process
@@ -120,7 +128,8 @@ def train(
 
     # ------------------------------------------------------------------ model
     torch.manual_seed(recipe.seed)  # the same start on every process
-    model = create(recipe.model, pretrained=False, num_classes=num_classes).to(memory_format=torch.channels_last)
+    with accelerator.main_process_first():
+        model = _start(recipe, num_classes).to(memory_format=torch.channels_last)
     config = _config(recipe, model)
     model.pretrained_cfg = config  # type: ignore[assignment]  # evaluation reads its transform from here, as a user of the saved model does
     _require_trainable(model, recipe, images=plan.share(steps_per_epoch - 1, world_size) * recipe.repeated_augmentation)
@@ -133,27 +142,41 @@ def train(
         )  # fmt: skip
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer={recipe.optimizer}: {error}") from error
-    schedule = CosineLRScheduler(
-        optimizer, t_initial=total_steps, warmup_t=recipe.warmup_epochs * steps_per_epoch, warmup_prefix=False,
-        t_in_epochs=False,
-    )  # fmt: skip
+    schedule = _schedule(recipe, optimizer, steps_per_epoch, total_steps)
+    average = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     prepared, optimizer = accelerator.prepare(model, optimizer)
 
     # ------------------------------------------------------------------ resume
     step, seen = 0, 0
     history: list[dict[str, float]] = []  # a row an epoch
+    losses: list[float] = []  # of each step, the mean over its batch
     if resume:
         state = _read_state(output / STATE_NAME, _settings(recipe, train_split), total_steps)
         try:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
+            if accelerator.scaler is not None:
+                accelerator.scaler.load_state_dict(state["scaler"])
+            if average is not None:
+                average.module.load_state_dict(state["average"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(f"cannot resume: {output / STATE_NAME} does not fit {recipe.model} ({error})") from error
         require_same_shards(train_split, state["shards"])
-        step, seen, history = state["step"], state["seen"], state["history"]
+        step, seen = state["step"], state["seen"]
+        history, losses = state["history"], state["losses"].tolist()
         say(f"resuming {output} at step {step:,} of {last_step:,}")
 
+    def state_now() -> dict[str, Any]:
+        return {
+            "settings": _settings(recipe, train_split), "step": step, "seen": seen, "history": history,
+            "losses": torch.tensor(losses, dtype=torch.float64), "shards": train_split.fingerprint,
+            "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+            "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
+            "average": average.module.state_dict() if average is not None else {},
+        }  # fmt: skip
+
     # ------------------------------------------------------------------ loop
+    measured = model if average is None else average.module
     mixer = Mixer(recipe, num_classes, accelerator.device)
     accuracy: Accuracy | None = None
     trained, seconds = 0, 0.0
@@ -165,7 +188,7 @@ def train(
                 epoch=epoch, position=position,
             )  # fmt: skip
             prepared.train()
-            before, epoch_loss = seen, torch.zeros((), device=accelerator.device)
+            step_losses: list[torch.Tensor] = []  # on the device: reading one would wait for it
             start = time.perf_counter()
             for batch in on_device(batches, accelerator.device):
                 # Drop-outs draw from the step's own stream, so a resumed run draws what the uninterrupted one drew.
@@ -173,23 +196,36 @@ def train(
                 schedule.step_update(step)
                 images = finish(batch, mean=config["mean"], std=config["std"])
                 images, targets = mixer(images, batch.labels, batch.mask, recipe.seed, step, rank)
-                with accelerator.autocast():
-                    logits = prepared(images)
-                smoothing = 0.0 if targets.is_floating_point() else recipe.label_smoothing  # mixed ones are smooth
-                losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
-                # Processes average their gradients; scaled so, that average is the mean over the whole batch.
-                loss_sum = (losses * batch.mask).sum()
-                epoch_loss += loss_sum.detach()
-                loss = loss_sum * (world_size / batch.total)
                 optimizer.zero_grad()
-                accelerator.backward(loss)
+                loss = torch.zeros((), device=accelerator.device)
+                pieces = list(zip(*(t.chunk(recipe.accumulation) for t in (images, targets, batch.mask)), strict=True))
+                for number, (piece, wanted, counts) in enumerate(pieces):
+                    waits = number < len(pieces) - 1  # only the last piece's gradients are sent to the other processes
+                    with accelerator.no_sync(prepared) if waits else nullcontext():
+                        with accelerator.autocast():
+                            logits = prepared(piece)
+                        part = (_losses(logits.float(), wanted, recipe) * counts).sum() / batch.total
+                        # Processes average their gradients; times their number, that is the mean over the whole batch.
+                        accelerator.backward(part * world_size)
+                    loss += part.detach()
+                if recipe.clip_grad:
+                    accelerator.clip_grad_norm_(model.parameters(), recipe.clip_grad)
                 optimizer.step()
+                step_losses.append(loss)
                 step, seen, trained = step + 1, seen + batch.total, trained + batch.total
+                if average is not None:
+                    average.update(model, step)
                 bar.update()
                 if step % 10 == 0 and main:
-                    bar.set_postfix(epoch=epoch + 1, loss=f"{loss.item():.3f}", refresh=False)
+                    bar.set_postfix(epoch=epoch + 1, loss=f"{loss.item() * world_size:.3f}", refresh=False)
                 if step == last_step:
                     break
+                if recipe.checkpoint_steps and step % recipe.checkpoint_steps == 0 and step % steps_per_epoch:
+                    losses += _summed(step_losses, accelerator)
+                    step_losses = []
+                    if main:
+                        _save_state(output, state_now())
+            losses += _summed(step_losses, accelerator)
             seconds += time.perf_counter() - start
             skipped = int(accelerator.reduce(torch.tensor(len(batches.skipped), device=accelerator.device)).item())
             seen, trained = seen - skipped, trained - skipped
@@ -199,33 +235,30 @@ def train(
             # -------------------------------------------------------------- end of an epoch, or of the run
             if world_size > 1:
                 distribute_bn(model, world_size, reduce=True)
-            digest = _same_on_all_ranks(model)
-            if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+                if average is not None:  # DistributedDataParallel lets the first process's statistics count meanwhile
+                    distribute_bn(average.module, world_size, reduce=False)
+            digest = _same_on_all_ranks(measured)
+            if not all(tensor.isfinite().all() for tensor in measured.state_dict().values()):
                 raise InputError(
                     f"the weights are no longer finite after step {step:,}: lower learning_rate={recipe.learning_rate} "
                     "(nothing of this epoch was written)"
                 )
-            accuracy = _evaluate(model, eval_split, recipe, accelerator)
+            accuracy = _evaluate(measured, eval_split, recipe, accelerator)
             say(
                 f"epoch {epoch + 1}/{recipe.epochs}: {accuracy.top1:.2f} % top-1, {accuracy.top5:.2f} % top-5 over "
                 f"{accuracy.seen:,} {eval_split.name} images; weights {digest[:12]} on {world_size} process(es)"
             )
             history.append({
                 "step": step, "epoch": step / steps_per_epoch, "learning_rate": optimizer.param_groups[0]["lr"],
-                "train_loss": accelerator.reduce(epoch_loss, reduction="sum").item() / (seen - before),
+                "train_loss": statistics.fmean(losses[int(history[-1]["step"]) if history else 0 :]),
                 "top1": accuracy.top1, "top5": accuracy.top5,
             })  # fmt: skip
             if main:
-                state = {
-                    "settings": _settings(recipe, train_split), "step": step, "seen": seen, "history": history,
-                    "shards": train_split.fingerprint,
-                    "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                }  # fmt: skip
                 facts = _facts(recipe, source, accuracy, step=step, seen=seen, world_size=world_size)
-                _save(output, model, train_split.class_names, facts, state)
+                _save(output, measured, train_split.class_names, facts, state_now())
             accelerator.wait_for_everyone()
     if accuracy is None:  # a finished run was resumed
-        accuracy = _evaluate(model, eval_split, recipe, accelerator)
+        accuracy = _evaluate(measured, eval_split, recipe, accelerator)
     accelerator.end_training()
     return {
         "output": str(output),
@@ -238,6 +271,49 @@ def train(
         "top5": round(accuracy.top5, 4),
         "images_per_second": round(trained / seconds, 1) if trained else 0.0,
     }
+
+
+def _start(recipe: Recipe, num_classes: int) -> nn.Module:
+    """Return the model as training begins: random, or the recipe's weights, with a new classifier for other classes."""
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if recipe.drop_path:
+        options["drop_path_rate"] = recipe.drop_path
+    if recipe.weights is None:
+        return create(recipe.model, pretrained=False, **options)
+    model = load(recipe.weights, **options)
+    found, wanted = model.pretrained_cfg["architecture"], resolve_name(recipe.model).split(".")[0]  # type: ignore[index]
+    if found != wanted:
+        raise InputError(f"weights={recipe.weights} are of {found}, but the recipe trains {wanted}: set model={found}")
+    return model
+
+
+def _schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int) -> Scheduler:
+    options: dict[str, Any] = {
+        "warmup_t": recipe.warmup_epochs * steps_per_epoch, "warmup_lr_init": recipe.warmup_learning_rate,
+        "warmup_prefix": False, "t_in_epochs": False,
+    }  # fmt: skip
+    if recipe.schedule == "cosine":
+        return CosineLRScheduler(optimizer, t_initial=total_steps, **options)
+    # timm's decays at the step before the one it is told.
+    decays = [epoch * steps_per_epoch + 1 for epoch in recipe.decay_epochs]
+    return MultiStepLRScheduler(optimizer, decay_t=decays, decay_rate=recipe.decay_rate, **options)
+
+
+def _losses(logits: torch.Tensor, targets: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """Return the loss of each image; `targets` are labels, or class probabilities with all smoothing in them."""
+    smoothing = 0.0 if targets.is_floating_point() else recipe.label_smoothing
+    if recipe.loss == "softmax":
+        return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    binary = BinaryCrossEntropy(smoothing=smoothing, target_threshold=recipe.target_threshold, reduction="none")
+    return binary(logits, targets).mean(dim=1)
+
+
+def _summed(values: list[torch.Tensor], accelerator: Accelerator) -> list[float]:
+    """Return the values, each summed over the processes."""
+    if not values:
+        return []
+    summed: torch.Tensor = accelerator.reduce(torch.stack(values).double(), reduction="sum")
+    return summed.tolist()
 
 
 def _require_writable(output: Path) -> None:
@@ -336,10 +412,7 @@ def _same_on_all_ranks(model: nn.Module) -> str:
 
 def _settings(recipe: Recipe, split: Split) -> str:
     """Return, as JSON, what must be the same for a run to go on as the same run: the recipe and the data's shape."""
-    # Where the data lies and how many workers read it does not change what is learnt.
-    settings = {
-        key: value for key, value in dataclasses.asdict(recipe).items() if key not in ("data", "workers", "license")
-    }
+    settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in NOT_LEARNT}
     rows = hashlib.sha256(json.dumps(split.unit_rows).encode()).hexdigest()[:16]
     return json.dumps({**settings, "training_images": split.rows, "shards": rows, "classes": split.class_names})
 
@@ -349,9 +422,7 @@ def _read_state(path: Path, wanted: str, total_steps: int) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved = json.loads(state["settings"])
-        whole = {"model", "optimizer", "history"} <= state.keys() and all(
-            isinstance(state[key], int) for key in ("step", "seen", "shards")
-        )
+        whole = state.keys() >= STATE_KEYS and all(isinstance(state[key], int) for key in ("step", "seen", "shards"))
         if not whole or not 0 <= state["step"] <= total_steps:
             raise ValueError("something is missing in it")
         changed = [
@@ -385,12 +456,7 @@ def _save(
             table.writerows(state["history"])
         with replacing(folder / CURVES_NAME) as temporary:
             draw_curves(state["history"], temporary)
-        with replacing(folder / STATE_NAME) as temporary:
-            try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # how torch reports a full disk
-                free = shutil.disk_usage(folder).free >> 20
-                raise OSError(f"{str(error).splitlines()[0]} ({free} MiB are free there)") from error
+        _save_state(folder, state)
 
     if output.is_dir():
         fill(output)
@@ -398,6 +464,15 @@ def _save(
     with replacing(output) as temporary:
         temporary.mkdir()
         fill(temporary)
+
+
+def _save_state(folder: Path, state: dict[str, Any]) -> None:
+    with replacing(folder / STATE_NAME) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # how torch reports a full disk
+            free = shutil.disk_usage(folder).free >> 20
+            raise OSError(f"{str(error).splitlines()[0]} ({free} MiB are free there)") from error
 
 
 def _facts(recipe: Recipe, source: str, accuracy: Accuracy, *, step: int, seen: int, world_size: int) -> dict[str, Any]:

@@ -22,8 +22,8 @@ FLOORS = [
     {"models", "splits"},
     {"data"},
     {"device"},
-    {"inference", "evaluation", "conversion"},
-    {"training", "mmpretrain", "tables", "hub"},
+    {"inference", "evaluation", "conversion", "hub"},
+    {"training", "mmpretrain", "tables"},
 ]
 PACKAGE = Path(seresnet_hub.__file__).parent
 

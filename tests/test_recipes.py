@@ -66,5 +66,5 @@ def test_override_refuses_and_says_why(assignment: str, message: str) -> None:
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="cifar10, digits"):
+    with pytest.raises(InputError, match="cifar10, cifar10_paper, digits"):
         get_recipe("cifar100")
