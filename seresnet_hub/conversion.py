@@ -304,7 +304,27 @@ def _said_architecture(checkpoint: Checkpoint, sibling: Mapping[str, Any] | None
         arguments = sibling.get("model_args") or {}
         return str(sibling["architecture"]), {k: v for k, v in dict(arguments).items() if k != "num_classes"}
     said = checkpoint.entries.get("arch")
-    return (said, {}) if isinstance(said, str) and timm.is_model(said) else None
+    return (said, _training_arguments(checkpoint)) if isinstance(said, str) and timm.is_model(said) else None
+
+
+def _training_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the arguments that timm's `train.py` gave the architecture, from the options it keeps in its files."""
+    options = checkpoint.entries.get("args")
+    options = options if isinstance(options, dict) else getattr(options, "state", None)
+    if not isinstance(options, dict):
+        return {}
+    arguments = dict(options["model_kwargs"]) if isinstance(options.get("model_kwargs"), dict) else {}
+    if options.get("gp"):
+        arguments["global_pool"] = options["gp"]
+    arguments.pop("num_classes", None)
+    plain = (str, int, float, type(None))
+    for name, value in arguments.items():
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if not isinstance(name, str) or name in FACTORY_ARGUMENTS or not all(isinstance(item, plain) for item in items):
+            raise InputError(
+                f"the file's args give the architecture {name!r}, which cannot be written in a config.json"
+            )
+    return arguments
 
 
 def _arguments_for(model: str, renamed: Renamed) -> dict[str, Any]:
