@@ -84,6 +84,7 @@ CIFAR_ARCHITECTURES: dict[str, tuple[int, bool]] = {
     "seresnet164_cifar": (18, True),
 }
 MAX_BLOCKS = 512
+MAX_CHANNELS = 2**14  # more are no network's, and new or padded SE units would take their square in memory
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -172,7 +173,8 @@ def pad_se_units(tensors: Tensors) -> tuple[dict[str, torch.Tensor], list[str]]:
     """
     completed = dict(tensors)
     widths = _se_widths(tensors)
-    if len(_layers(tensors)) != 4 or _ratios(widths) or any(width > default_se_width(c) for c, width in widths):
+    usual = all(channels <= MAX_CHANNELS and width <= default_se_width(channels) for channels, width in widths)
+    if len(_layers(tensors)) != 4 or _ratios(widths) or not usual:
         return completed, []
     padded = []
     for name, tensor in tensors.items():

@@ -209,9 +209,14 @@ def _integers(values: Any, what: str) -> tuple[int, ...]:
     return tuple(_size(value, what) for value in values)
 
 
+def _said(value: Any) -> str:
+    """Return what the stream put somewhere as short text: containers can nest to more text than there is memory."""
+    return str(value)[:80] if isinstance(value, (str, int, float, bytes)) else f"a {type(value).__name__.strip('_')}"
+
+
 def _size(value: Any, what: str) -> int:
     if type(value) is not int or not 0 <= value < 2**40:
-        raise _Refused(f"{what} is {str(value)[:40]!r}, which is no size")
+        raise _Refused(f"{what} is {_said(value)!r}, which is no size")
     return value
 
 
@@ -238,8 +243,8 @@ def _same_tensor(tensor: Any, *_: Any) -> _Tensor:
 
 
 def _rebuild_subclass(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
-    if function not in TENSOR_BUILDERS or not isinstance(arguments, tuple):
-        raise _Refused(f"it makes a tensor with {str(function)[:80]}")
+    if not isinstance(function, str) or function not in TENSOR_BUILDERS or not isinstance(arguments, tuple):
+        raise _Refused(f"it makes a tensor with {_said(function)}")
     return TENSOR_BUILDERS[function](*arguments)
 
 
@@ -264,7 +269,7 @@ def _encoded(text: Any = "", encoding: Any = "latin1") -> bytes:
 
 
 def _array_type(code: Any = "", *_: Any) -> _ArrayType:
-    return _ArrayType(code=str(code))
+    return _ArrayType(code=_said(code))
 
 
 def _array_from_buffer(data: Any = b"", kind: Any = None, shape: Any = (), order: Any = "C") -> _Array:
@@ -317,7 +322,8 @@ def _key(value: Any) -> Any:
 
 
 def _named(module: Any, name: Any) -> _Global:
-    module, name = str(module), str(name)
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise _Refused("it names something with what is no text")
     module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
     full = f"{module}.{name}"
     if module.split(".")[0] in DANGEROUS_MODULES or (module == "builtins" and name.split(".")[0] in DANGEROUS_BUILTINS):
@@ -639,7 +645,7 @@ def _storage_of(identity: Any) -> _Storage:
     kind, key, count = identity[1], identity[2], _size(identity[4], "a storage's size")
     name = kind.rsplit(".", 1)[-1] if isinstance(kind, _Global) and kind.startswith("torch.") else ""
     if name not in STORAGE_TYPES or not isinstance(key, (str, int)):
-        raise _Refused(f"a storage is of type {str(kind)[:80]}, which no weights are")
+        raise _Refused(f"a storage is of type {_said(kind)}, which no weights are")
     offset, whole = 0, count
     if len(identity) == 6 and identity[5] is not None:
         if not isinstance(identity[5], tuple) or len(identity[5]) != 3:
@@ -770,7 +776,8 @@ def _parse_pickles(view: memoryview, buffer: torch.Tensor) -> tuple[Any, Find]:
 
     content = _unpickled(stream, remember)
     keys = _unpickled(stream)
-    if not isinstance(keys, list) or {str(key) for key in keys} != set(used) or len(keys) != len(used):
+    are_names = isinstance(keys, list) and all(isinstance(key, (str, int)) for key in keys)
+    if not are_names or {str(key) for key in keys} != set(used) or len(keys) != len(used):
         raise _Refused("its list of storages does not match its tensors")
     # PyTorch puts the storages wherever the pickles end. Moving the bytes once aligns nearly all of them.
     shift = stream.tell() % 8
@@ -794,14 +801,21 @@ def _no_storage(storage: _Storage) -> torch.Tensor:
     raise _Refused("its pickle points outside itself")
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise _Refused("its header has one name twice")
+    return table
+
+
 def _parse_safetensors(view: memoryview, buffer: torch.Tensor) -> tuple[Any, Find]:
     length = int.from_bytes(view[:8], "little")
     if length > MAX_PICKLE_BYTES or 8 + length > len(view):
         raise _Refused("its header is longer than the file: it is truncated or damaged")
-    header = json.loads(bytes(view[8 : 8 + length]))
+    header = json.loads(bytes(view[8 : 8 + length]), object_pairs_hook=_distinct)
     if not isinstance(header, dict):
         raise _Refused("its header is no table")
-    content = _Header()
+    content, runs = _Header(), []
     for name, entry in header.items():
         if name == "__metadata__":
             content[name] = {str(key): str(value) for key, value in dict(entry).items()}
@@ -812,9 +826,17 @@ def _parse_safetensors(view: memoryview, buffer: torch.Tensor) -> tuple[Any, Fin
         start, stop = _integers(entry.get("data_offsets"), f"the place of {name!r}")
         if stop - start != math.prod(shape) * dtype.itemsize or 8 + length + stop > len(view):
             raise _Refused(f"tensor {name!r} has other bytes than its shape needs: it is truncated or damaged")
+        runs.append((start, stop))
         storage = _Storage(key=str(start), dtype=dtype, count=math.prod(shape), whole=math.prod(shape))
         stride = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         content[name] = _Tensor(storage=storage, offset=0, shape=shape, stride=stride)
+    end = 0
+    for start, stop in sorted(runs):
+        if start != end:
+            raise _Refused("its tensors overlap or leave gaps between them: it is damaged")
+        end = stop
+    if 8 + length + end != len(view):
+        raise _Refused("there is something behind its tensors")
     return content, lambda storage: _values(buffer, 8 + length + int(storage.key), storage)
 
 

@@ -10,14 +10,16 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import timm
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors import safe_open
 from torch import nn
 
@@ -25,6 +27,7 @@ from seresnet_hub.architectures import (
     ARCHITECTURES,
     CIFAR_ARCHITECTURES,
     LEGACY_ARCHITECTURES,
+    MAX_CHANNELS,
     RATIO_ARCHITECTURES,
     Shape,
     default_se_width,
@@ -55,9 +58,21 @@ from seresnet_hub.weights import WEIGHTS, Weights
 
 # Two networks that do the same additions in another order differ by rounding; anything structural differs by far more.
 TOLERANCE = 1e-10
+MAX_CLASSES = 10**6
 LISTS = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
+# What timm and this project call the weights beside a `config.json`, old and new.
+FOLDER_SUFFIXES = (".safetensors", ".bin")
+# Arguments of `timm.create_model` itself; one of them makes it open another file.
+FACTORY_ARGUMENTS = frozenset(
+    {"cache_dir", "checkpoint_path", "exportable", "model_name", "no_jit", "pretrained", "pretrained_cfg"}
+    | {"pretrained_cfg_overlay", "scriptable"}
+)
 HEAD_NAMES = ("fc", "last_linear")
 FRESH_SEED = 0
+ASSUMED_PLAIN = (
+    "the file names no architecture: the usual network of its shapes is assumed, without what shapes do not show "
+    "(anti-aliasing, dilation, other strides, another BN eps)"
+)
 DOWNLOAD_CHUNK = 2**20
 
 
@@ -109,27 +124,34 @@ def convert(
     target = Path(output)
     if os.path.lexists(target) and not force:
         raise InputError(f"{target} exists; choose another folder, or replace its model with --force")
-    if target.exists() and not target.is_dir():
+    if os.path.exists(target) and not os.path.isdir(target):
         raise InputError(f"{target} is a file, not a folder")
+    for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME):
+        if os.path.isdir(target / name):
+            raise InputError(f"{target / name} is a folder, where a file is to be written")
     names = _label_names(Path(labels)) if labels is not None else ()
     with _located(str(src)) as origin:
         checkpoint = read_checkpoint(origin.path)
         _check_name_against_hash(origin, checkpoint)
         sibling = _sibling_config(origin.path)
     raw = unwrapped(checkpoint.tensors)
-    kind = find_source(raw, source or ("timm" if sibling else None))
-    settings = kind.settings(checkpoint.entries, origin.path.name) if kind.settings else Settings()
-    with ThreadPoolExecutor(1) as prover:  # the proof computes while the model is made and its weights are written
-        expected = prover.submit(_reference_outputs, kind, raw) if verify else None
-        plan = _planned(kind, raw, checkpoint, sibling, model=model, num_classes=num_classes)
-        sizes = sizes_of(plan.network, plan.network.pretrained_cfg["input_size"])  # type: ignore[arg-type, index]
-        network = _network(plan)
-        _check_statistics(plan.tensors)
-        known = next((w for w in WEIGHTS if checkpoint.sha256.startswith(w.sha256_prefix)), None)
-        provenance = _provenance(kind, origin, checkpoint, plan, settings, known)
-        facts = _facts(kind, plan, provenance, known, sibling)
-        config = {**_config(kind, network, plan, settings, sibling, names, provenance), FACTS_KEY: facts}
-        proof = prover.submit(_verified, kind, plan, network, expected) if expected else None
+    is_timms = sibling is not None and not sibling["architecture"].startswith("legacy_")
+    kind = find_source(raw, source or ("timm" if is_timms else None))
+    if kind.settings:
+        settings = kind.settings(checkpoint.entries, origin.path.name)
+    else:
+        said = model is not None or _said_architecture(checkpoint, sibling) is not None
+        settings = Settings(assumed="" if said else ASSUMED_PLAIN)
+    plan = _planned(kind, raw, checkpoint, sibling, model=model, num_classes=num_classes)
+    sizes = sizes_of(plan.network, plan.network.pretrained_cfg["input_size"])  # type: ignore[arg-type, index]
+    network = _network(plan)
+    _check_statistics(plan.tensors)
+    known = next((w for w in WEIGHTS if checkpoint.sha256.startswith(w.sha256_prefix)), None)
+    provenance = _provenance(kind, origin, checkpoint, plan, settings, known)
+    facts = _facts(kind, plan, provenance, known, sibling)
+    config = {**_config(kind, network, plan, settings, sibling, names, provenance), FACTS_KEY: facts}
+    with ThreadPoolExecutor(1) as prover:  # the proof computes while the weights are written
+        proof = prover.submit(_verified, kind, raw, plan, network) if verify else None
         sha256, difference = _written(target, plan, config, provenance, sizes, proof)
     return {
         "output": str(target),
@@ -143,6 +165,7 @@ def convert(
         "max_abs_diff": difference,
         "dropped": list(plan.dropped),
         "fresh": list(plan.fresh),
+        "assumed": settings.assumed,
     }
 
 
@@ -161,17 +184,20 @@ def _located(src: str) -> Iterator[Origin]:
         return
     path = Path(src)
     hub_file = re.fullmatch(r"([\w.-]+/[\w.-]+):(.+)", src)
-    if hub_file and not path.exists():
+    if hub_file and not os.path.exists(path):
         try:
             path = Path(hf_hub_download(hub_file.group(1), hub_file.group(2)))
+            if path.suffix in FOLDER_SUFFIXES:  # the network may be one that its tensors alone do not show
+                with suppress(RemoteEntryNotFoundError):
+                    hf_hub_download(hub_file.group(1), str(PurePosixPath(hub_file.group(2)).with_name(CONFIG_NAME)))
         except Exception as error:  # huggingface_hub raises its client's errors, which change with its major version
             raise InputError(f"cannot get {src} from the Hub: {str(error) or type(error).__name__}") from error
         yield Origin(path=path, address=f"https://huggingface.co/{hub_file.group(1)}/blob/main/{hub_file.group(2)}")
         return
-    if not path.is_file():
-        reason = "is a folder: name the file in it" if path.is_dir() else "no such file"
+    if not os.path.isfile(path):
+        reason = "is a folder: name the file in it" if os.path.isdir(path) else "no such file"
         raise InputError(f"{src}: {reason}")
-    yield Origin(path=path, address=path.name)
+    yield Origin(path=path, address=_as_unicode(path.name))
 
 
 def _download(url: str, path: Path) -> None:
@@ -185,9 +211,7 @@ def _download(url: str, path: Path) -> None:
                     raise InputError(f"{url} has more than {MAX_FILE_BYTES} bytes")
             if announced is not None and file.tell() != int(announced):
                 raise InputError(f"{url} ended after {file.tell()} of {announced} bytes: try again")
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except (OSError, ValueError, HTTPException) as error:
         raise InputError(f"cannot download {url}: {error}") from error
 
 
@@ -204,13 +228,20 @@ def _check_name_against_hash(origin: Origin, checkpoint: Checkpoint) -> None:
 def _sibling_config(path: Path) -> dict[str, Any] | None:
     """Return the `config.json` beside a checkpoint, if it is one that timm and this project write."""
     beside = path.with_name(CONFIG_NAME)
-    if path.suffix != ".safetensors" or not beside.is_file():
+    if path.suffix not in FOLDER_SUFFIXES or not beside.is_file():
         return None
     try:
         config = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {beside}: {error}") from error
-    return config if isinstance(config, dict) and isinstance(config.get("architecture"), str) else None
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        return None
+    for name, kind in (("model_args", dict), ("pretrained_cfg", dict), ("label_names", list)):
+        if not isinstance(config.get(name) or kind(), kind):
+            raise InputError(f"{beside}: {name!r} is no {'table' if kind is dict else 'list'}")
+    if forbidden := FACTORY_ARGUMENTS & set(config.get("model_args") or ()):
+        raise InputError(f"{beside}: 'model_args' has {sorted(forbidden)[0]!r}, which says nothing about a network")
+    return config
 
 
 def _label_names(path: Path) -> tuple[str, ...]:
@@ -287,7 +318,27 @@ def _said_architecture(checkpoint: Checkpoint, sibling: Mapping[str, Any] | None
         arguments = sibling.get("model_args") or {}
         return str(sibling["architecture"]), {k: v for k, v in dict(arguments).items() if k != "num_classes"}
     said = checkpoint.entries.get("arch")
-    return (said, {}) if isinstance(said, str) and timm.is_model(said) else None
+    return (said, _training_arguments(checkpoint)) if isinstance(said, str) and timm.is_model(said) else None
+
+
+def _training_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the arguments that timm's `train.py` gave the architecture, from the options it keeps in its files."""
+    options = checkpoint.entries.get("args")
+    options = options if isinstance(options, dict) else getattr(options, "state", None)
+    if not isinstance(options, dict):
+        return {}
+    arguments = dict(options["model_kwargs"]) if isinstance(options.get("model_kwargs"), dict) else {}
+    if options.get("gp"):
+        arguments["global_pool"] = options["gp"]
+    arguments.pop("num_classes", None)
+    plain = (str, int, float, type(None))
+    for name, value in arguments.items():
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if not isinstance(name, str) or name in FACTORY_ARGUMENTS or not all(isinstance(item, plain) for item in items):
+            raise InputError(
+                f"the file's args give the architecture {name!r}, which cannot be written in a config.json"
+            )
+    return arguments
 
 
 def _arguments_for(model: str, renamed: Renamed) -> dict[str, Any]:
@@ -301,7 +352,7 @@ def _arguments_for(model: str, renamed: Renamed) -> dict[str, Any]:
 
 def _input_channels(renamed: Renamed) -> int:
     for name in ("conv1.weight", "conv1.0.weight", "layer0.conv1.weight"):
-        if name in renamed.tensors and renamed.tensors[name].ndim == 4:
+        if name in renamed.tensors and renamed.tensors[name].ndim == 4 and 0 not in renamed.tensors[name].shape:
             return renamed.tensors[name].shape[1]
     raise InputError("there is no first convolution ('conv1.weight' or 'conv1.0.weight')")
 
@@ -314,15 +365,17 @@ def _classes(renamed: Renamed, head: str, wanted: int | None, fresh: list[str]) 
     found = renamed.tensors[weight].shape[0] if weight in renamed.tensors and renamed.tensors[weight].ndim == 2 else 0
     if wanted is None or wanted == found:
         return found
-    if wanted < 0:
-        raise InputError(f"--num-classes {wanted}: a number from 0 up is needed")
+    if not 0 <= wanted <= MAX_CLASSES:
+        raise InputError(f"--num-classes {wanted}: a number from 0 to {MAX_CLASSES} is needed")
     if found:
         del renamed.tensors[weight], renamed.tensors[bias]
         renamed.dropped += [weight, bias]
     if wanted:
         # The features are as wide as the last norm of the last block.
         last = [name for name in renamed.tensors if re.fullmatch(r"layer\d+\.\d+\.bn\d\.weight", name)]
-        features = renamed.tensors[max(last, key=_numbers)].shape[0] if last else 0
+        features = renamed.tensors[max(last, key=_numbers)].numel() if last else 0
+        if not 0 < features <= MAX_CHANNELS:
+            raise InputError(f"a classifier cannot be made for {features} features")
         generator = torch.Generator().manual_seed(FRESH_SEED)
         renamed.tensors[weight] = torch.randn(wanted, features, generator=generator) * 0.01
         renamed.tensors[bias] = torch.zeros(wanted)
@@ -342,7 +395,9 @@ def _fresh_se_units(renamed: Renamed) -> list[str]:
         last = "bn3" if f"{block}bn3.weight" in renamed.tensors else "bn2"
         if f"{block}{last}.weight" not in renamed.tensors:
             raise InputError(f"tensor '{block}{last}.weight' is missing")
-        channels = renamed.tensors[f"{block}{last}.weight"].shape[0]
+        channels = renamed.tensors[f"{block}{last}.weight"].numel()
+        if not 0 < channels <= MAX_CHANNELS:
+            raise InputError(f"tensor '{block}{last}.weight' has {channels} values: no network is that wide")
         width = default_se_width(channels)
         for layer, shape in (("fc1", (width, channels, 1, 1)), ("fc2", (channels, width, 1, 1))):
             spread = (2 / shape[0]) ** 0.5  # Kaiming, fan out
@@ -384,42 +439,42 @@ def _check_statistics(tensors: Mapping[str, torch.Tensor]) -> None:
             raise InputError(f"{name!r} has negative variances: the file is damaged")
 
 
-def _probe(channels: int, *, for_cifar: bool) -> torch.Tensor:
-    """Return one picture of noise, of odd, unequal sides: pools and strides that agree on even squares part there."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.rand(1, channels, *((32, 32) if for_cifar else (33, 41)), generator=generator) * 4 - 2
-
-
-def _reference_outputs(kind: Source, raw: Mapping[str, torch.Tensor]) -> Outputs:
-    """Return what the source's own network computes for the probe; raises where the tensors are no such network."""
-    reference = Reference(kind.name, raw)
-    channels, for_cifar = reference.picture()
-    return reference(_probe(channels, for_cifar=for_cifar))
-
-
-def _verified(kind: Source, plan: Plan, network: nn.Module, reference: Future[Outputs]) -> float | None:
+def _verified(kind: Source, raw: Mapping[str, torch.Tensor], plan: Plan, network: nn.Module) -> float | None:
     """Return the largest difference from the source's own network, over stage features and logits, in float64.
 
     None where the source has no network to compare with. Errors: `InputError` where they differ or are not finite.
     """
     for_cifar = architecture_is_for_cifar(plan.architecture)
-    images = _probe(_input_channels(Renamed(tensors=plan.tensors)), for_cifar=for_cifar)
+    # Odd, unequal sides: pools and strides that agree on even squares part here, and a small picture shows it as well.
+    compared = kind.name in LAYOUTS and _has_reference(plan)
+    size = (32, 32) if for_cifar else (33, 41) if compared else (64, 64)  # some of timm's networks need even sides
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(1, _input_channels(Renamed(tensors=plan.tensors)), *size, generator=generator) * 4 - 2
     initialised = kind.name == "torchvision"
+    stem: list[torch.Tensor] = []
+    first = network.layer1[0].register_forward_pre_hook(  # type: ignore[index, union-attr]
+        lambda _layer, inputs: stem.append(inputs[0].clone())
+    )
     features, logits = float64_outputs(network, images, without_se=initialised)
+    first.remove()
     for values in (*features, logits):
         if not bool(torch.isfinite(values).all()):
             raise InputError("the converted network computes values that are not finite: its weights are damaged")
-    if kind.name not in LAYOUTS or not _has_reference(plan):
+    if not compared:
         return None
     try:
-        expected = reference.result()
-    except Exception as error:  # tensors that are missing, or do not fit together
-        raise InputError(f"the source's own network cannot be made of these tensors: {error}") from error
-    pairs = list(zip(features, expected.features, strict=True))
-    if expected.logits is not None and expected.logits.shape == logits.shape and "fc.weight" not in plan.fresh:
+        expected = Reference(kind.name, raw)(images)
+    except KeyError as error:
+        raise InputError(f"{kind.title}'s own network does not find {error.args[0]!r} in the file") from error
+    pairs = [(stem[0], expected.stem), *zip(features, expected.features, strict=True)]
+    if expected.logits is not None and any(name.startswith(HEAD_NAMES) for name in plan.fresh):
+        expected = replace(expected, logits=None)  # the classifier is another one
+    if expected.logits is not None:
         pairs.append((logits, expected.logits))
     # Weights far from any training can amplify rounding from block to block; then the blocks are compared one by one.
-    if not all(_equal(*pair) for pair in pairs) and not _blocks_equal(network, expected, without_se=initialised):
+    if not all(_equal(*pair) for pair in pairs) and not (
+        _equal(*pairs[0]) and _blocks_equal(network, expected, without_se=initialised)
+    ):
         raise InputError(
             f"{plan.architecture} loads these tensors and computes something else (by {_distance(*pairs[-1]):.3g}): "
             f"the network of this file is not one that timm has"
@@ -580,7 +635,14 @@ def _config(
         }
     if provenance.get("license") and sibling is None:
         cfg |= {"license": provenance["license"], "origin_url": provenance.get("source_project", "")}
-    return timm_config(network, pretrained_cfg=cfg, model_args=plan.model_args, label_names=label_names)
+    config = timm_config(network, pretrained_cfg=cfg, model_args=plan.model_args, label_names=label_names)
+    readable: dict[str, Any] = json.loads(_as_unicode(json.dumps(config, ensure_ascii=False)))
+    return readable
+
+
+def _as_unicode(text: str) -> str:
+    """Return `text` with a question mark for what UTF-8 cannot write, such as half a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _facts(
@@ -597,9 +659,8 @@ def _facts(
     if "assumed" in provenance:
         notes.append(f"Assumed: {provenance['assumed']}.")
     stated = (sibling or {}).get(FACTS_KEY)
-    if (
-        isinstance(stated, dict) and "summary" in stated and not plan.fresh
-    ):  # the same weights in another wrapping: what was said of them holds
+    # The same weights in another wrapping: what was said of them holds.
+    if isinstance(stated, dict) and {"title", "summary"} <= stated.keys() and not plan.fresh:
         return {**stated, "notes": [*stated.get("notes", ()), *notes]}
     results = (
         [{
@@ -640,7 +701,10 @@ def _written(
 
     Return the weights' sha256 and the proof's result.
     """
-    staged = target.with_name(f".{target.name}.{os.getpid()}.staged")
+    place = Path(os.path.abspath(target))
+    # In an existing folder, which may be a file system of its own; else beside the new one.
+    staged = (target if os.path.isdir(target) else place.parent) / f".{place.name[:100]}.{os.getpid()}.staged"
+    created = [folder for folder in place.parents if not os.path.lexists(folder)]
     try:
         write_weights(staged, plan.tensors, provenance)
         with ThreadPoolExecutor(1) as hasher:
@@ -654,12 +718,18 @@ def _written(
         write_json(staged / CONFIG_NAME, described)
         card = card_of(described, sizes, needs_plugin=plan.architecture in list_models())
         write_text(staged / CARD_NAME, render(card))
-        if target.is_dir():
+        if os.path.isdir(target):
             for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME):
                 os.replace(staged / name, target / name)
         else:
             os.replace(staged, target)
-    except OSError as error:
+    except (OSError, InputError) as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        for folder in created:
+            with suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, InputError):
+            raise InputError(str(error).replace(str(staged), str(target))) from error
         raise InputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)

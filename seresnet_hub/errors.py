@@ -8,4 +8,6 @@ class InputError(RuntimeError):
     """
 
     def __init__(self, message: object) -> None:
-        super().__init__(" ".join(str(message).split()))
+        line = " ".join(str(message).split())
+        # Names out of a stranger's file may hold what a terminal obeys.
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))

@@ -439,3 +439,53 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path) -> None:
 def _read_often(path: Path) -> None:
     for _ in range(200):
         read_checkpoint(path)
+
+
+def many_times(count: int) -> bytes:
+    """Return instructions for a tuple whose text is 2**count times as long as they are."""
+    return b")" + b"2\x86" * count
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        many_times(60) + text("x") + b"\x93",
+        b"(" + text("storage") + many_times(60) + text("0") + text("cpu") + b"K\x01tQ",
+        b"(" + text("storage") + global_of("torch", "FloatStorage") + text("0") + text("cpu") + many_times(60) + b"tQ",
+        global_of("torch._tensor", "_rebuild_from_type_v2") + b"(" + many_times(60) + b"N)NtR",
+        global_of("numpy", "dtype") + b"(" + many_times(60) + b"tR",
+    ],
+    ids=["name", "storage type", "storage size", "tensor function", "array type"],
+)
+def test_nested_tuples_are_never_made_text(tmp_path: Path, payload: bytes) -> None:
+    """Protects time and memory: sixty small instructions would make more text than there is memory."""
+    for wrapper in (as_zip, as_legacy):
+        (tmp_path / "a.pth").write_bytes(wrapper(b"\x80\x02" + payload + b"."))
+        with pytest.raises(InputError, match=r"a\.pth is refused"):
+            read_checkpoint(tmp_path / "a.pth")
+
+
+def test_messages_are_plain_text(tmp_path: Path) -> None:
+    """Protects terminals from names in a file that would command them."""
+    (tmp_path / "a.pth").write_bytes(b"\x80\x04" + stack_global("x\nerror: fine", "y\x1b[2J") + b")R.")
+    with pytest.raises(InputError) as caught:
+        read_checkpoint(tmp_path / "a.pth")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}',
+        '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}',
+        '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        '{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]},"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}',
+    ],
+    ids=["overlap", "gap", "behind", "twice"],
+)
+def test_safetensors_files_that_hide_bytes_are_refused(tmp_path: Path, header: str) -> None:
+    """Protects as the format demands: every byte belongs to one tensor, and every tensor has its own name."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(12))
+    with pytest.raises(InputError, match=r"overlap|behind|twice"):
+        read_checkpoint(path)

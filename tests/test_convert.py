@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import http.server
 import json
+import os
 import pickle
 import re
+import socketserver
 import subprocess
 import sys
 import threading
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +23,11 @@ import timm
 import torch
 from references import networks
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import seresnet_hub
+from seresnet_hub import conversion, references
 from seresnet_hub.conversion import convert, float64_outputs
 from seresnet_hub.errors import InputError
 
@@ -103,10 +109,6 @@ def test_networks_that_only_look_the_same_are_refused(tmp_path: Path, options: d
 
 def test_the_proof_notices_another_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Protects the proof itself: a reference that strides elsewhere must stop the conversion."""
-    import dataclasses
-
-    from seresnet_hub import references
-
     original = networks.randomise(networks.mmpretrain(SHORT))
     path = saved({"state_dict": original.checkpoint("backbone.")}, tmp_path / "a.pth")
     caffe = dataclasses.replace(references.LAYOUTS["mmpretrain"], stride_in=0)
@@ -168,6 +170,26 @@ def test_timm_training_files(tmp_path: Path) -> None:
     result = convert(saved(content, tmp_path / "a.pth.tar"), tmp_path / "out")
     assert (result["architecture"], result["dropped"]) == ("seresnet18", ["state_dict/*"])
     assert_same(tmp_path / "out", original, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ({"model_kwargs": {"output_stride": 16}}, {"output_stride": 16}),
+        ({"gp": "max", "model_kwargs": {}}, {"global_pool": "max"}),
+    ],
+    ids=str,
+)
+def test_options_of_timm_training_files(tmp_path: Path, options: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """Protects what `train.py` changed in the network and no tensor shows."""
+    original = networks.randomise(timm.create_model("seresnet18", num_classes=5, **arguments))
+    content = {"arch": "seresnet18", "state_dict": original.state_dict(), "args": Namespace(**options)}
+    result = convert(saved(content, tmp_path / "a.pth.tar"), tmp_path / "out")
+    assert result["model_args"] == arguments
+    assert_same(tmp_path / "out", original, 64, 64)
+    content["args"] = Namespace(model_kwargs={"checkpoint_path": "x.pth"})
+    with pytest.raises(InputError, match="'checkpoint_path'"):
+        convert(saved(content, tmp_path / "b.pth.tar"), tmp_path / "other")
 
 
 def test_this_projects_own_folders(tmp_path: Path) -> None:
@@ -444,8 +466,200 @@ def test_the_script_prints_one_json_line(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert list(result) == [
         "output", "source", "architecture", "model_args", "tensors", "parameters", "sha256_source", "sha256_weights",
-        "max_abs_diff", "dropped", "fresh",
+        "max_abs_diff", "dropped", "fresh", "assumed",
     ]  # fmt: skip
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout) == (2, "")
     assert re.fullmatch(r"error: .*exists.*--force\n", again.stderr)
+
+
+def small(**options: Any) -> dict[str, torch.Tensor]:
+    return networks.randomise(networks.mmpretrain(SHORT, bottleneck=False, **options)).checkpoint("backbone.")
+
+
+BACKBONE = "backbone=dict(type='SEResNet', style='pytorch')"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            "norm = dict(type='BN', eps=1e-3)\nmodel = dict(backbone=dict(type='SEResNet', norm_cfg=norm))",
+            "not complete",
+        ),
+        ("more = dict(style='caffe')\nmodel = dict(backbone=dict(type='SEResNet', **more))", "not complete"),
+        (f"model = dict({BACKBONE})\nmodel['backbone']['style'] = 'caffe'", "not complete"),
+        (f"_base_ = ['caffe.py']\nmodel = dict({BACKBONE})", "not complete"),
+        (Namespace(model={"backbone": {"style": "caffe"}}), "pickled object"),
+        (f"model = dict({BACKBONE})\ndata_preprocessor = dict(mean=[1, 2, 3], std=[1, 2, 3])", "BGR"),
+        (f"model = dict({BACKBONE})\nimg_norm_cfg = dict(mean=[1, 2, 3], std=[1, 2, 3], to_rgb=False)", "BGR"),
+        ({"model": {"backbone": {"dilations": ([1],)}}}, "dilations"),
+        ({"model": {"backbone": {"depth": 50}, "neck": {"type": ["x"]}}}, "neck"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_cannot_be_relied_on_is_refused(tmp_path: Path, config: Any, message: str) -> None:
+    """Protects from options that are there and not seen: they would count as the usual ones."""
+    path = saved({"meta": {"cfg": config}, "state_dict": small()}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=message):
+        convert(path, tmp_path / "out")
+
+
+def test_preprocessing_is_kept_where_only_a_part_can_be_read(tmp_path: Path) -> None:
+    """Protects the pixel statistics of a configuration without a centre crop; what is assumed is said."""
+    config = f"data_preprocessor = dict(mean=[127.5] , std=[51.0])\nmodel = dict({BACKBONE})"
+    config = config.replace("[127.5] ", "[127.5, 127.5, 127.5]").replace("[51.0]", "[51.0, 51.0, 51.0], to_rgb=True")
+    result = convert(saved({"meta": {"cfg": config}, "state_dict": small()}, tmp_path / "a.pth"), tmp_path / "out")
+    assert result["source"] == "mmpretrain"
+    assert load(tmp_path / "out").pretrained_cfg["mean"] == [0.5] * 3
+    assert "centre crop of 224" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_the_config_beside_the_weights_decides(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects from anti-aliased networks, whose tensors are those of plain ones; from the Hub as well."""
+    original = networks.randomise(timm.create_model("seresnetaa50d", layers=[1, 1, 1, 1], num_classes=5))
+    (tmp_path / "in").mkdir()
+    if name.endswith(".bin"):
+        saved(original.state_dict(), tmp_path / "in" / name)
+    else:
+        save_file(original.state_dict(), tmp_path / "in" / name)
+    config = {"architecture": "seresnetaa50d", "model_args": {"layers": [1, 1, 1, 1]}}
+    (tmp_path / "hub").mkdir()
+
+    def hub(repository: str, file: str) -> str:
+        (tmp_path / "hub" / file).write_bytes((tmp_path / "in" / file).read_bytes())
+        return str(tmp_path / "hub" / file)
+
+    assert convert(tmp_path / "in" / name, tmp_path / "plain")["architecture"] == "seresnet152d"
+    assert "anti-aliasing" in (tmp_path / "plain" / "README.md").read_text()
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(conversion, "hf_hub_download", hub)
+    for number, src in enumerate((tmp_path / "in" / name, f"timm/anything:{name}")):
+        result = convert(src, tmp_path / str(number))
+        assert (result["architecture"], result["max_abs_diff"]) == ("seresnetaa50d", None)
+        assert_same(tmp_path / str(number), original, 64, 64)
+
+
+def test_a_folder_of_a_legacy_network_is_converted(tmp_path: Path) -> None:
+    """Protects this converter's own output as its input."""
+    original = networks.randomise(timm.create_model("legacy_seresnet18", num_classes=5))
+    convert(saved(original.state_dict(), tmp_path / "a.pth"), tmp_path / "one")
+    assert convert(tmp_path / "one" / "model.safetensors", tmp_path / "two")["architecture"] == "legacy_seresnet18"
+    assert_same(tmp_path / "two", original, 65, 81)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_args": {"checkpoint_path": "x.pth"}},
+        {"model_args": [1]},
+        {"pretrained_cfg": "x"},
+        {"label_names": 7},
+        "[" * 100_000,
+    ],
+    ids=lambda config: str(config)[:40],
+)
+def test_a_strange_config_beside_the_weights_is_refused(tmp_path: Path, config: Any) -> None:
+    """Protects from arguments that make timm open other files, and from tracebacks."""
+    save_file(timm.create_model("seresnet18", num_classes=2).state_dict(), tmp_path / "model.safetensors")
+    text = config if isinstance(config, str) else json.dumps({"architecture": "seresnet18", **config})
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json"):
+        convert(tmp_path / "model.safetensors", tmp_path / "out")
+
+
+def test_the_proof_notices_another_stem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects the proof from comparing block by block what already entered the blocks differently."""
+    path = saved({"state_dict": small()}, tmp_path / "a.pth")
+    other = dataclasses.replace(references.LAYOUTS["mmpretrain"], stem_norm="layer1.0.bn1")
+    monkeypatch.setitem(references.LAYOUTS, "mmpretrain", other)
+    with pytest.raises(InputError, match="computes something else"):
+        convert(path, tmp_path / "new" / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_a_new_classifier_where_blocks_are_compared_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects the comparison block by block, which must leave a new classifier out."""
+    answers, equal = iter([True, False]), conversion._equal
+    monkeypatch.setattr(conversion, "_equal", lambda *pair: next(answers, equal(*pair)))
+    path = saved({"state_dict": small()}, tmp_path / "a.pth")
+    assert convert(path, tmp_path / "out", num_classes=3)["fresh"] == ["fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "options", "message"),
+    [
+        ({"backbone.layer4.0.bn2.weight": torch.tensor(1.0)}, {"num_classes": 3}, "other shapes"),
+        ({"backbone.layer1.0.se_layer.conv1.conv.weight": torch.ones(1, 10**6, 1, 1)}, {}, "squeeze"),
+        ({"backbone.conv1.weight": torch.ones(64, 0, 7, 7)}, {}, "first convolution"),
+        ({}, {"num_classes": 10**12}, "number from 0 to"),
+        ({"backbone.bn1.bias": None, "bn1.bias": torch.ones(64)}, {}, r"does not find 'backbone\.bn1\.bias'"),
+    ],
+    ids=["0-d norm", "wide SE unit", "no channels", "classes", "half a prefix"],
+)
+def test_absurd_shapes_and_numbers_are_refused(
+    tmp_path: Path, tensors: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    """Protects memory, and people from tracebacks."""
+    state = {name: tensor for name, tensor in {**small(), **tensors}.items() if tensor is not None}
+    with pytest.raises(InputError, match=message):
+        convert(saved(state, tmp_path / "a.pth"), tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(1.0), torch.ones(10**6)], ids=["0-d", "wide"])
+def test_an_initialisation_from_absurd_shapes_is_refused(tmp_path: Path, value: torch.Tensor) -> None:
+    """Protects memory: new SE units take the square of the width."""
+    state = {**timm.create_model("resnet18", num_classes=2).state_dict(), "layer1.0.bn2.weight": value}
+    with pytest.raises(InputError, match="shape|wide"):
+        convert(saved(state, tmp_path / "a.pth"), tmp_path / "out")
+
+
+def test_text_that_utf8_cannot_write(tmp_path: Path) -> None:
+    """Protects from half surrogate pairs in class names and bytes in file names."""
+    content = {"meta": {"CLASSES": ["\ud800"] * 10}, "state_dict": small()}
+    convert(saved(content, tmp_path / os.fsdecode(b"\xff.pth")), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["label_names"] == ["?"] * 10
+
+
+def test_odd_output_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protects the current folder as a target, and a folder that cannot be replaced whole from half of that."""
+    path = saved({"state_dict": small()}, tmp_path / "a.pth")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    convert(path, ".", force=True)
+    assert sorted(entry.name for entry in Path().iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    (tmp_path / "odd" / "config.json").mkdir(parents=True)
+    (tmp_path / "odd" / "model.safetensors").write_text("old")
+    with pytest.raises(InputError, match=r"config\.json is a folder"):
+        convert(path, tmp_path / "odd", force=True)
+    assert (tmp_path / "odd" / "model.safetensors").read_text() == "old"
+    for target in (tmp_path / ("a" * 300), tmp_path / "a.pth" / "below"):
+        with pytest.raises(InputError, match="cannot write"):
+            convert(path, target)
+    with pytest.raises(InputError, match="no such file"):
+        convert("a" * 5000, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"garbage\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc", b""],
+    ids=["no HTTP", "cut", "nothing"],
+)
+def test_servers_that_break_off(tmp_path: Path, answer: bytes) -> None:
+    """Protects from tracebacks of the HTTP client."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        with pytest.raises(InputError, match="cannot download"):
+            convert(f"http://127.0.0.1:{running.server_address[1]}/a.pth", tmp_path / "out")
+        running.shutdown()
+        thread.join()
+    with pytest.raises(InputError, match="cannot download"):
+        convert("http://127.0.0.1:port/a.pth", tmp_path / "out")
