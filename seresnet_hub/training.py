@@ -176,6 +176,7 @@ def train(
         }  # fmt: skip
 
     # ------------------------------------------------------------------ loop
+    precision = next(model.parameters()).dtype
     measured = model if average is None else average.module
     mixer = Mixer(recipe, num_classes, accelerator.device)
     accuracy: Accuracy | None = None
@@ -194,7 +195,7 @@ def train(
                 # Drop-outs draw from the step's own stream, so a resumed run draws what the uninterrupted one drew.
                 torch.manual_seed(seed_from(recipe.seed, step, rank))
                 schedule.step_update(step)
-                images = finish(batch, mean=config["mean"], std=config["std"])
+                images = finish(batch, mean=config["mean"], std=config["std"], dtype=precision)
                 images, targets = mixer(images, batch.labels, batch.mask, recipe.seed, step, rank)
                 optimizer.zero_grad()
                 loss = torch.zeros((), device=accelerator.device)
@@ -204,7 +205,7 @@ def train(
                     with accelerator.no_sync(prepared) if waits else nullcontext():
                         with accelerator.autocast():
                             logits = prepared(piece)
-                        part = (_losses(logits.float(), wanted, recipe) * counts).sum() / batch.total
+                        part = (_losses(logits.to(precision), wanted, recipe) * counts).sum() / batch.total
                         # Processes average their gradients; times their number, that is the mean over the whole batch.
                         accelerator.backward(part * world_size)
                     loss += part.detach()
@@ -371,14 +372,15 @@ OTHER_WEIGHTS_FACTS = frozenset(
 
 def _config(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     """Return timm's config of the weights to be trained: the architecture's facts, and the recipe's preprocessing."""
+    size = recipe.eval_size or recipe.input_size
     given: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     pool = given.get("pool_size")  # the size of the last map, where the model has one (it scales with the input)
     if pool:
-        pool = tuple(max(1, side * recipe.input_size // given["input_size"][-1]) for side in pool)
+        pool = tuple(max(1, side * size // given["input_size"][-1]) for side in pool)
     return {
         **{key: value for key, value in given.items() if key not in OTHER_WEIGHTS_FACTS},
         "num_classes": model.num_classes,
-        "input_size": (3, recipe.input_size, recipe.input_size),
+        "input_size": (3, size, size),
         "pool_size": pool,
         "interpolation": recipe.interpolation,
         "crop_pct": recipe.crop_pct,
@@ -488,7 +490,8 @@ def _facts(recipe: Recipe, source: str, accuracy: Accuracy, *, step: int, seen: 
         "datasets": [source] if is_hub_id else [],
         "results": [{
             "dataset": data, "dataset_id": source if is_hub_id else "", "split": recipe.eval_split,
-            "top1": accuracy.top1, "top5": accuracy.top5, "image_size": recipe.input_size, "origin": "measured",
+            "top1": accuracy.top1, "top5": accuracy.top5, "image_size": recipe.eval_size or recipe.input_size,
+            "origin": "measured",
             "source": command, "images": accuracy.seen, "commit": commit,
         }],
         "recipe": {name: str(value) for name, value in fields.items() if name not in ("license", "data")},
