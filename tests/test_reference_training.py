@@ -67,7 +67,8 @@ def state_of(run: Path) -> dict[str, Any]:
 def assert_same_losses(ours: torch.Tensor, theirs: list[float], steps: int) -> None:
     assert len(ours) == len(theirs) == steps
     worst = ((ours - torch.tensor(theirs)).abs() / torch.tensor(theirs).abs()).max().item()
-    print(f"largest relative difference of {steps} losses: {worst:.2g}")
+    print(f"losses {theirs[0]:.4f} to {theirs[-1]:.4f}; largest relative difference of {steps}: {worst:.2g}")
+    assert len({round(loss, 6) for loss in theirs}) > steps / 2  # a loop that stands still proves nothing
     assert worst < 1e-4
 
 
@@ -99,11 +100,10 @@ def test_fifty_steps_of_mmpretrains_recipe_are_mmengines(pictures: Path, tmp_pat
         "head": {"type": "LinearClsHead", "num_classes": 10, "in_channels": 2048, "loss": {"type": "CrossEntropyLoss"}},
     })  # fmt: skip
     model.init_weights()
-    torch.save(
-        {"meta": {}, "state_dict": {n: t.float() for n, t in model.state_dict().items()}}, tmp_path / "start.pth"
-    )
+    start = {n: t.float() if t.is_floating_point() else t for n, t in model.state_dict().items()}
+    torch.save({"meta": {}, "state_dict": start}, tmp_path / "start.pth")
     convert(tmp_path / "start.pth", tmp_path / "start", verify=False)
-    model.load_state_dict({n: t.float().to(t.dtype) for n, t in model.state_dict().items()})
+    model.load_state_dict(start)
     model.data_preprocessor = BaseDataPreprocessor()
 
     fed = [(images.clone(), labels.clone()) for images, labels in batches(recipe, pictures, 2)]
