@@ -19,7 +19,7 @@ import pickletools
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -530,15 +530,21 @@ class Checkpoint:
     """What a file holds: its state dict's tensors by name, the other top-level entries, and the bytes' sha256.
 
     `entries` has no tensors: the values in it are plain or opaque. `passed_over` names the other top-level entries that
-    hold weights of their own, such as an exponential moving average. `metadata` is a safetensors header's.
+    hold weights of their own, such as an exponential moving average. `metadata` is a safetensors header's. The hash is
+    `digest`'s result: it takes longer than the rest, which can go on meanwhile.
     """
 
     path: Path
-    sha256: str
+    digest: Future[str]
     tensors: dict[str, torch.Tensor]
     entries: dict[str, Any]
     passed_over: tuple[str, ...] = ()
     metadata: Mapping[str, str] | None = None
+
+    @property
+    def sha256(self) -> str:
+        """The sha256 of the file's bytes; waits for it."""
+        return self.digest.result()
 
 
 # Where a file keeps its weights, best first. In timm's and this project's files the average is what is evaluated; in
@@ -553,8 +559,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     with it: missing, changing, truncated, damaged, too large, of another kind, executable, not finite.
     """
     try:
-        buffer, sha256 = _bytes_of(path)
+        buffer, digest = _bytes_of(path)
         view = memoryview(buffer.numpy())  # type: ignore[arg-type]
+        if bytes(view[:4]) != ZIP_MAGIC:
+            digest.result()  # bytes of the legacy format are moved within the buffer
         content, find = _parse(view, buffer)
         metadata = content.pop("__metadata__", None) if isinstance(content, _Header) else None
         state_dict, entries, passed_over = _select(content)
@@ -566,7 +574,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # damaged bytes fail in as many ways as there are bytes
         raise InputError(f"{path} is damaged or no checkpoint: {str(error)[:200] or type(error).__name__}") from error
     return Checkpoint(
-        path=path, sha256=sha256, tensors=tensors, entries=entries, passed_over=passed_over, metadata=metadata
+        path=path, digest=digest, tensors=tensors, entries=entries, passed_over=passed_over, metadata=metadata
     )
 
 
@@ -585,13 +593,11 @@ class _Header(dict[str, Any]):
 Find = Callable[[_Storage], torch.Tensor]
 
 
-def _bytes_of(path: Path) -> tuple[torch.Tensor, str]:
-    """Return the whole file as one uint8 tensor, and its sha256; errors where it changes meanwhile."""
+def _bytes_of(path: Path) -> tuple[torch.Tensor, Future[str]]:
+    """Return the whole file as one uint8 tensor, and its sha256 to come; errors where it changes meanwhile."""
     digest = hashlib.sha256()
-    with (
-        path.open("rb", buffering=0) as file,
-        ThreadPoolExecutor(1) as hasher,
-    ):  # hashing takes as long as reading: do both at once
+    hasher = ThreadPoolExecutor(1)  # hashing takes longer than reading: do both at once
+    with path.open("rb", buffering=0) as file:
         before = os.fstat(file.fileno())
         if not 0 < before.st_size <= MAX_FILE_BYTES:
             raise _Refused("it is empty" if not before.st_size else f"it has {before.st_size} bytes: too many")
@@ -603,10 +609,12 @@ def _bytes_of(path: Path) -> tuple[torch.Tensor, str]:
             at += count
         after = os.fstat(file.fileno())
         grown = file.read(1)
+    result = hasher.submit(digest.hexdigest)
+    hasher.shutdown(wait=False)
     changed = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
     if changed or grown or at != before.st_size:
         raise _Refused("it changed while it was read; try again when nothing writes to it")
-    return buffer, digest.hexdigest()
+    return buffer, result
 
 
 def _parse(view: memoryview, buffer: torch.Tensor) -> tuple[Any, Find]:
