@@ -94,7 +94,7 @@ def test_predict_reads_standard_input(trained: Path, photo: Image.Image) -> None
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("train", ["--recipe", "cifar100"], "no recipe 'cifar100'; there are: cifar10, digits"),
+        ("train", ["--recipe", "cifar100"], "no recipe 'cifar100'; there are: cifar10, cifar10_paper, digits"),
         ("train", ["--set", "learningrate=1"], "--set learningrate: a recipe has no such field"),
         ("train", ["--set", "epochs=many"], "--set epochs=many: expected a whole number"),
         ("train", ["--data", "./nowhere"], "no data at ./nowhere: the folder does not exist"),
