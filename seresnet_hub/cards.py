@@ -117,9 +117,9 @@ def render(card: Card) -> str:
     return f"---\n{_front_matter(card)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def card_of_weights(weights: Weights, sizes: Sizes, measured: Sequence[Result] = ()) -> Card:
-    """Return the card of published weights that this package converts, with what was `measured` of them here."""
-    published = Result(
+def published_result(weights: Weights) -> Result:
+    """Return the accuracy that the authors of `weights` publish."""
+    return Result(
         dataset="ImageNet-1k",
         dataset_id=IMAGENET,
         split="validation",
@@ -129,6 +129,10 @@ def card_of_weights(weights: Weights, sizes: Sizes, measured: Sequence[Result] =
         origin="published",
         source=weights.origin_url,
     )
+
+
+def card_of_weights(weights: Weights, sizes: Sizes, measured: Sequence[Result] = ()) -> Card:
+    """Return the card of published weights that this package converts, with what was `measured` of them here."""
     return Card(
         title=weights.name,
         summary=f"`{weights.architecture}` with the weights that mmpretrain publishes as `{weights.source_name}`, "
@@ -146,7 +150,7 @@ def card_of_weights(weights: Weights, sizes: Sizes, measured: Sequence[Result] =
             "crop_pct": weights.crop_pct,
         },
         datasets=(IMAGENET,),
-        results=(published, *measured),
+        results=(published_result(weights), *measured),
         recipe=(("recipe of the authors", f"`{weights.source_name}` ({weights.origin_url})"),),
         provenance=(
             ("original file", weights.url),

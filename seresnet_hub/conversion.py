@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -35,7 +35,7 @@ from seresnet_hub.architectures import (
     find_legacy_architecture,
     pad_se_units,
 )
-from seresnet_hub.cards import IMAGENET, card_of, render
+from seresnet_hub.cards import IMAGENET, card_of, published_result, render
 from seresnet_hub.checkpoints import MAX_FILE_BYTES, Checkpoint, read_checkpoint
 from seresnet_hub.environment import package_version
 from seresnet_hub.errors import InputError
@@ -662,18 +662,12 @@ def _facts(
     # The same weights in another wrapping: what was said of them holds.
     if isinstance(stated, dict) and {"title", "summary"} <= stated.keys() and not plan.fresh:
         return {**stated, "notes": [*stated.get("notes", ()), *notes]}
-    results = (
-        [{
-            "dataset": "ImageNet-1k", "dataset_id": IMAGENET, "split": "validation", "top1": known.top1,
-            "top5": known.top5, "image_size": 224, "origin": "published", "source": known.origin_url,
-        }] if known and not plan.fresh else []
-    )  # fmt: skip
     return {
         "title": known.name if known else f"{plan.architecture}, converted from {kind.name}",
         "summary": f"`{plan.architecture}` with weights converted from {kind.title}.",
         "license": provenance.get("license", ""),
         "datasets": [IMAGENET] if known else [],
-        "results": results,
+        "results": [asdict(published_result(known))] if known and not plan.fresh else [],
         "notes": notes,
         "papers": [known.paper_ids] if known else [],
         "provenance": {name: text for name, text in provenance.items() if name not in LISTS},

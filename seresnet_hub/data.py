@@ -98,7 +98,6 @@ class _Feed:
         self._upcoming: deque[Window] = deque()
         self._units: dict[int, Future[list[Row]]] = {}
         self._rows: dict[int, list[tuple[int, Row]]] = defaultdict(list)
-        self._first_row = np.concatenate([[0], np.cumsum(split.unit_rows)])
         self._threads = ThreadPoolExecutor(4 if split.remote else 1, thread_name_prefix="reading")
         self._ahead = 4 if split.remote else 1
         self.next = start

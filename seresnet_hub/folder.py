@@ -57,6 +57,16 @@ def replacing(path: Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
+def fill_folder(directory: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into `directory`, file by file where it exists; a new folder appears whole."""
+    if directory.is_dir():
+        fill(directory)
+        return
+    with replacing(directory) as temporary:
+        temporary.mkdir()
+        fill(temporary)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -168,9 +178,4 @@ def write_model(
         write_json(target / CONFIG_NAME, described)
         write_text(target / CARD_NAME, card(described))
 
-    if directory.is_dir():
-        fill(directory)
-        return
-    with replacing(directory) as temporary:
-        temporary.mkdir()
-        fill(temporary)
+    fill_folder(directory, fill)

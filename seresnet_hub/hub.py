@@ -8,7 +8,7 @@ and checks before it loads.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,8 @@ def _checked(directory: Path, repo_id: str) -> dict[str, Path | bytes]:
     if missing:
         raise InputError(f"{directory} is no model folder: it lacks {', '.join(missing)}")
     model = _load_exactly(directory)
-    for name, expected in _recorded_hashes(directory).items():
-        if sha256_of(directory / name) != expected:
-            raise InputError(f"{directory / name} is not the file that {CONFIG_NAME} describes: its sha256 differs")
+    for name in _unlike_recorded(directory):
+        raise InputError(f"{directory / name} is not the file that {CONFIG_NAME} describes: its sha256 differs")
     _forward(model, directory)
     text = _checked_card(directory / CARD_NAME)
     files: dict[str, Path | bytes] = {name: directory / name for name in (*REQUIRED_FILES, *OPTIONAL_FILES)}
@@ -172,6 +171,12 @@ def _recorded_hashes(directory: Path) -> dict[str, str]:
     hashes = facts.get("sha256") if isinstance(facts, dict) else None
     known = (*REQUIRED_FILES, *OPTIONAL_FILES)
     return {name: str(hashes[name]) for name in known if name in hashes} if isinstance(hashes, dict) else {}
+
+
+def _unlike_recorded(directory: Path) -> Iterator[str]:
+    """Yield the names of the files whose sha256 is not the one that `config.json` records."""
+    hashes = _recorded_hashes(directory)
+    return (name for name, expected in hashes.items() if sha256_of(directory / name) != expected)
 
 
 def _checked_card(path: Path) -> str:
@@ -420,9 +425,8 @@ def _require_safetensors(directory: Path) -> None:
 def _check_folder(directory: Path) -> None:
     """Raise `InputError` unless the folder's files are those that its `config.json` records, if it records any."""
     _require_safetensors(directory)
-    for name, expected in _recorded_hashes(directory).items():
-        if sha256_of(directory / name) != expected:
-            raise InputError(f"{directory / name} is damaged or was exchanged: {CONFIG_NAME} records another sha256")
+    for name in _unlike_recorded(directory):
+        raise InputError(f"{directory / name} is damaged or was exchanged: {CONFIG_NAME} records another sha256")
 
 
 def _snapshot(repo_id: str, revision: str | None, *, names: tuple[str, ...] | None) -> Snapshot:

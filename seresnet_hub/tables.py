@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import cache
 
 import timm
 import torch
 
+from seresnet_hub.cards import table
 from seresnet_hub.errors import InputError
 from seresnet_hub.sizes import Sizes, sizes_of
 from seresnet_hub.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant
@@ -46,7 +47,7 @@ def variants() -> str:
     rows = [*map(_variant_row, PAPER_VARIANTS), *map(_variant_row, CIFAR_VARIANTS)]
     header = ("model", "params (M)", "MACs (G)", "where SE sits", "otherwise", "in plain timm",
               "top-1 / top-5 (paper's training)")  # fmt: skip
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _variant_row(variant: PaperVariant | CifarVariant) -> tuple[str, ...]:
@@ -80,17 +81,12 @@ def weights() -> str:
         )  # fmt: skip
     header = ("timm name", "mmpretrain's name", "params (M)", "MACs (G)", "top-1 (published)", "top-5 (published)",
               "licence", "original file")  # fmt: skip
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def migration() -> str:
     """Return the table that takes mmpretrain's users to our calls and timm's."""
-    return _table(("mmpretrain", "here", ""), MIGRATION)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(("mmpretrain", "here", ""), MIGRATION)
 
 
 TABLES: dict[str, Callable[[], str]] = {"variants": variants, "weights": weights, "migration": migration}

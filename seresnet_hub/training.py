@@ -39,7 +39,7 @@ from seresnet_hub.device import Mixer, finish, on_device
 from seresnet_hub.environment import code_commit, package_version, versions
 from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation import Accuracy, evaluate
-from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, replacing, timm_config, write_model
+from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, fill_folder, replacing, timm_config, write_model
 from seresnet_hub.hub import load
 from seresnet_hub.images import seed_from
 from seresnet_hub.models import create, list_models, resolve_name
@@ -460,12 +460,7 @@ def _save(
             draw_curves(state["history"], temporary)
         _save_state(folder, state)
 
-    if output.is_dir():
-        fill(output)
-        return
-    with replacing(output) as temporary:
-        temporary.mkdir()
-        fill(temporary)
+    fill_folder(output, fill)
 
 
 def _save_state(folder: Path, state: dict[str, Any]) -> None:
