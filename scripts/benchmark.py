@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from _benchmark_convert import add_convert, benchmark_convert
+from _benchmark_inference import add_inference, benchmark_inference
 from _benchmark_loader import add_loader, benchmark_loader
+from _benchmark_training import add_training, benchmark_training
 
 from seresnet_hub.command_line import run
 
@@ -19,7 +21,9 @@ Measure = Callable[[argparse.Namespace], dict[str, Any]]
 # What can be measured: name, what it is, its options, the measurement.
 BENCHMARKS: tuple[tuple[str, str, Add, Measure], ...] = (
     ("convert", "time and memory of a conversion, against load and save", add_convert, benchmark_convert),
+    ("inference", "speed of a fused network, beside timm's and a plain one", add_inference, benchmark_inference),
     ("loader", "speed and memory of the loader, beside others", add_loader, benchmark_loader),
+    ("training", "speed of training steps, beside timm's and a plain network's", add_training, benchmark_training),
 )
 
 

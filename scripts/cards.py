@@ -6,17 +6,19 @@ import _ctrl_c  # noqa: F401  # isort: skip
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from seresnet_hub.cards import Result, card_of_weights, render
+from seresnet_hub.cards import Card, Result, card_of, card_of_weights, render
 from seresnet_hub.command_line import run
 from seresnet_hub.errors import InputError
-from seresnet_hub.folder import write_text
+from seresnet_hub.folder import CONFIG_NAME, CURVES_NAME, read_json, write_text
 from seresnet_hub.tables import sizes
-from seresnet_hub.weights import WEIGHTS
+from seresnet_hub.weights import OWN_WEIGHTS, WEIGHTS, OwnWeights
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
@@ -24,18 +26,29 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--directory", default="model_cards", type=Path, help="default: model_cards")
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a card is stale")
     options = parser.parse_args(arguments)
-    rendered = {
-        options.directory / f"{weights.name}.md": render(
-            card_of_weights(weights, sizes(weights.architecture), measured(options.directory / f"{weights.name}.json"))
-        )
+    published = [
+        card_of_weights(weights, sizes(weights.architecture), measured(options.directory / f"{weights.name}.json"))
         for weights in WEIGHTS
-    }
+    ]
+    cards = [*published, *(own_card(weights, options.directory) for weights in OWN_WEIGHTS)]
+    rendered = {options.directory / f"{card.title}.md": render(card) for card in cards}
     stale = [path for path, text in rendered.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if options.check and stale:
         raise InputError(f"stale: {', '.join(map(str, stale))}; run python scripts/cards.py")
     for path in stale:
         write_text(path, rendered[path])
     return {"cards": [str(path) for path in rendered], "changed": [str(path) for path in stale]}
+
+
+def own_card(weights: OwnWeights, directory: Path) -> Card:
+    """Return the card of weights that come with the package, from the folder that their training wrote."""
+    config = read_json(weights.folder / CONFIG_NAME)
+    card = card_of(config, sizes(weights.architecture), needs_plugin=True, has_curves=True)
+    return replace(
+        card, title=weights.name, notes=(*card.notes, *weights.notes),
+        results=(*card.results, *measured(directory / f"{weights.name}.json")),
+        curves=os.path.relpath(weights.folder / CURVES_NAME, directory),
+    )  # fmt: skip
 
 
 def measured(path: Path) -> list[Result]:

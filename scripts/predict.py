@@ -10,36 +10,53 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 
 from seresnet_hub.command_line import run
 from seresnet_hub.errors import InputError
+from seresnet_hub.fusion import fuse
 from seresnet_hub.hub import load
 from seresnet_hub.images import image_files
 from seresnet_hub.inference import predict
+from seresnet_hub.weights import OWN_WEIGHTS
+
+DEFAULT_MODEL = OWN_WEIGHTS[0].name
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", metavar="MODEL", help="a timm name, hf-hub:NS/NAME[@rev] or local-dir:DIR")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="picture files, folders of them, or - for stdin")
+    parser.usage = "%(prog)s [--topk K] [--fuse] [MODEL] IMAGE [IMAGE ...]"
+    parser.add_argument(
+        "images", metavar="[MODEL] IMAGE", nargs="+",
+        help="a timm name, hf-hub:NS/NAME[@rev] or local-dir:DIR "
+        f"(default: {DEFAULT_MODEL}, which needs no network); then picture files, folders of them, or - for stdin",
+    )  # fmt: skip
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="classes to name (default: 5)")
+    parser.add_argument("--fuse", action="store_true", help="rewrite the model for inference first")
     options = parser.parse_args(arguments)
+    first, *others = options.images
+    model_is_given = timm.is_model(first.split(".")[0]) or not (first == "-" or Path(first).exists())
+    model_name, given_images = (first, others) if model_is_given else (DEFAULT_MODEL, options.images)
+    if not given_images:
+        way_out = f"{first} is no file that exists; after a model, name pictures too"
+        raise InputError(f"there is no picture to look at: {way_out}")
     names: list[str] = []
     pictures: list[Path | bytes] = []
-    for given in options.images:
+    for given in given_images:
         found: list[Path | bytes] = [sys.stdin.buffer.read()] if given == "-" else [*image_files([given])]
         names += ["-"] if given == "-" else map(str, found)
         pictures += found
     if any(picture == b"" for picture in pictures):
         raise InputError("-: standard input is empty")
-    model = load(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load(model_name)
+    model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
     results = predict(model, pictures, topk=options.topk)
     for name, classes in zip(names, results, strict=True):
         best = ", ".join(f"{found['name']} {100 * found['score']:.1f} %" for found in classes)
         print(f"{name}: {best}")
     predictions = [{"image": name, "classes": classes} for name, classes in zip(names, results, strict=True)]
-    return {"model": options.model, "predictions": predictions}
+    return {"model": model_name, "predictions": predictions}
 
 
 if __name__ == "__main__":

@@ -13,24 +13,27 @@ from typing import Any
 from seresnet_hub.command_line import run
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import write_text
-from seresnet_hub.tables import TABLES, fill
+from seresnet_hub.tables import MEASURED_TABLES, TABLES, fill
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", nargs="?", default="README.md", type=Path, help="Markdown file (default: README.md)")
+    parser.add_argument(
+        "--measured", default="model_cards", type=Path, help="folder of measured results (default: model_cards)"
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is stale")
     options = parser.parse_args(arguments)
     try:
         text = options.file.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{options.file}: {error.strerror}") from error
-    current = fill(text)
+    current = fill(text, options.measured)
     if options.check and current != text:
         raise InputError(f"the tables in {options.file} are stale: run python scripts/tables.py")
     if current != text:
         write_text(options.file, current)
-    return {"file": str(options.file), "tables": list(TABLES), "changed": current != text}
+    return {"file": str(options.file), "tables": [*TABLES, *MEASURED_TABLES], "changed": current != text}
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
     parser.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps")
     parser.add_argument(
+        "--tracker", action="append", default=[], metavar="NAME", help="also log to tensorboard, wandb, trackio, ..."
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", nargs="+", help="replace fields of the recipe"
     )
     options = parser.parse_args(arguments)
@@ -32,6 +35,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         data=options.data,
         resume=options.resume,
         max_steps=options.max_steps,
+        trackers=options.tracker,
     )
 
 

@@ -7,13 +7,23 @@ import _ctrl_c  # noqa: F401  # isort: skip
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from seresnet_hub.classes import class_names
 from seresnet_hub.command_line import run
 from seresnet_hub.data import open_split
-from seresnet_hub.evaluation import evaluate
+from seresnet_hub.evaluation import (
+    evaluate,
+    in_model_order,
+    require_report,
+    with_real_labels,
+    worst_classes,
+    write_report,
+)
+from seresnet_hub.fusion import fuse
 from seresnet_hub.hub import load
 
 
@@ -22,20 +32,45 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("model", metavar="MODEL", help="a timm name, hf-hub:NS/NAME[@rev] or local-dir:DIR")
     parser.add_argument("--data", required=True, metavar="DIR_OR_HUB_ID", help="data set with images and labels")
     parser.add_argument("--split", metavar="S", help="its split (default: validation, else test)")
+    parser.add_argument("--label-column", metavar="NAME", help="its labels: class numbers, or lists of them")
+    parser.add_argument("--real", action="store_true", help="count by ImageNet-ReaL's labels, found by file names")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at a time (default: 128)")
+    parser.add_argument("--input-size", type=int, metavar="N", help="height and width (default: the model's)")
+    parser.add_argument(
+        "--crop-pct", type=float, metavar="X", help="the crop's share of the edge (default: the model's)"
+    )
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write accuracy by class and the confusion matrix")
+    parser.add_argument("--fuse", action="store_true", help="rewrite the model for inference first")
     options = parser.parse_args(arguments)
-    split = open_split(options.data, options.split)
-    model = load(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
-    accuracy = evaluate(model, split, batch_size=options.batch_size)
-    return {
+    if options.report is not None:
+        require_report(options.report)
+    split = open_split(options.data, options.split, label_column=options.label_column, label_lists=True)
+    model = load(options.model)
+    split = with_real_labels(split, model) if options.real else in_model_order(split, model)
+    model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
+    accuracy = evaluate(
+        model, split, batch_size=options.batch_size, input_size=options.input_size, crop_pct=options.crop_pct,
+        confusion=options.report is not None,
+    )  # fmt: skip
+    result = {
         "model": options.model,
         "data": options.data,
         "split": split.name,
         "seen": accuracy.seen,
+        "counted": accuracy.counted,
         "top1": round(accuracy.top1, 4),
         "top5": round(accuracy.top5, 4),
+        "loss": None if accuracy.loss is None else round(accuracy.loss, 6),
+        "input_size": list(accuracy.input_size),
+        "crop_pct": accuracy.crop_pct,
         "images_per_second": round(accuracy.images_per_second, 1),
     }
+    if accuracy.confusion is not None:
+        names = split.class_names or class_names(model)
+        write_report(options.report, accuracy.confusion, names)
+        result["report"] = str(options.report)
+        result["worst_classes"] = worst_classes(accuracy.confusion, names)
+    return result
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.fusion import fuse
 from seresnet_hub.inference import extract_features, predict
 from seresnet_hub.mmpretrain import inference_model
 from seresnet_hub.models import create, get_model, list_models
@@ -26,6 +27,7 @@ __all__ = [
     "create",
     "evaluate",
     "extract_features",
+    "fuse",
     "get_model",
     "inference_model",
     "list_models",

@@ -1,7 +1,13 @@
-"""Squeeze-and-excitation blocks that timm does not have: other places for the SE unit, and other squeezes.
+"""Squeeze-and-excitation blocks that timm does not have: faster ones to train, other places for the SE unit, squeezes.
 
-Source: arXiv 1709.01507v4, figure 5 and section 6 (ablation study). Every block takes the arguments of timm's
-`BasicBlock` or `Bottleneck` and has their tensor names, plus `se.fc1` and `se.fc2`.
+Every block takes the arguments of timm's `BasicBlock` or `Bottleneck` and has their tensor names, plus `se.fc1` and
+`se.fc2`. Places and squeezes: arXiv 1709.01507v4, figure 5 and section 6 (ablation study).
+
+`SEBottleneck` and `SEBasicBlock` compute what timm's blocks compute, in as many passes over memory as a block without
+SE. A batch norm needs mean and variance of each channel; taken per image and channel they are the squeeze as well,
+since the norm is affine per channel: the mean of a (x - mean) + b over an image is a (mean of the image - mean) + b.
+What is left is one elementwise pass, act(gate (a (x - mean) + b) + shortcut). Backward likewise: two sums per image and
+channel give every gradient but those of the maps, which one elementwise pass writes.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ from typing import Any
 import torch
 from timm.layers import SEModule, create_attn
 from timm.models.resnet import BasicBlock, Bottleneck
-from torch import nn
+from torch import distributed, nn
 
 AttentionLayer = Callable[..., nn.Module] | str | None
 
@@ -190,3 +196,159 @@ class SE3x3Bottleneck(_Inside, _BottleneckBranch):
         if self.drop_path is not None:
             x = self.drop_path(x)
         return x
+
+
+class SEBasicBlock(BasicBlock):  # type: ignore[misc]
+    """timm's `BasicBlock`, whose SE unit costs no pass over memory of its own where training is compiled.
+
+    Same arguments, tensors and results, to rounding. It needs `torch.compile` to make passes of its operations; where
+    not compiled, in eval mode, or with a norm or SE unit other than timm's usual ones it runs timm's own code.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the block's output `(batch, channels, height, width)`."""
+        if not _takes_sums(self, self.bn2):
+            return super().forward(x)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
+        return self.act2(_norm_scale_add(self.conv2(x), shortcut, self.bn2, self.se, self.drop_path))
+
+
+class SEBottleneck(Bottleneck):  # type: ignore[misc]
+    """timm's `Bottleneck`, whose SE unit costs no pass over memory of its own where training is compiled.
+
+    Same arguments, tensors and results, to rounding. It needs `torch.compile` to make passes of its operations; where
+    not compiled, in eval mode, or with a norm or SE unit other than timm's usual ones it runs timm's own code.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the block's output `(batch, channels, height, width)`."""
+        if not _takes_sums(self, self.bn3):
+            return super().forward(x)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(x)))))
+        return self.act3(_norm_scale_add(self.conv3(x), shortcut, self.bn3, self.se, self.drop_path))
+
+
+def use_training_blocks(model: nn.Module) -> int:
+    """Make timm's blocks with an SE unit those above, in place, weights and all; return their number."""
+    count = 0
+    for module in model.modules():
+        for timms, ours in ((BasicBlock, SEBasicBlock), (Bottleneck, SEBottleneck)):
+            if type(module) is timms and type(module.se) is SEModule:
+                module.__class__ = ours  # they differ in nothing but their forward pass
+                count += 1
+    return count
+
+
+def _takes_sums(block: Any, norm: Any) -> bool:
+    """Say whether a block is compiled, in training, and made of what `_norm_scale_add` knows."""
+    return (
+        torch.compiler.is_compiling()
+        and type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+        and norm.training
+        and norm.affine
+        and type(block.se) is SEModule
+        and not block.se.add_maxpool
+    )
+
+
+class _Moments(torch.autograd.Function):
+    """Mean and variance `(batch, channels, 1, 1)` of each image and channel, of two sums taken in one pass.
+
+    The values are taken from that of one pixel, so that the squares of a large mean cost no digits. Gradients are
+    written out because what autograd derives needs more passes, here and below.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return means and variances."""
+        origin = x[:1, :, x.shape[2] // 2, x.shape[3] // 2, None, None]
+        moved = x - origin
+        first, second = moved.mean((2, 3), keepdim=True), moved.square().mean((2, 3), keepdim=True)
+        means = first + origin
+        ctx.save_for_backward(x, means)
+        return means, (second - first.square()).clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        """Return the gradient by the map."""
+        x, means = ctx.saved_tensors
+        for_mean, for_variance = (grad / (x.shape[2] * x.shape[3]) for grad in grads)
+        return for_mean + 2 * for_variance * (x - means)
+
+
+class _ScaleAdd(torch.autograd.Function):
+    """(x - mean) scale + offset + shortcut, with the means of the images at hand for the gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor,
+        shortcut: torch.Tensor, means: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """Return the sum; `scale` and `offset` are `(batch, channels, 1, 1)`, `mean` is `(1, channels, 1, 1)`."""
+        ctx.save_for_backward(x, mean, scale, means)
+        return (x - mean) * scale + offset + shortcut
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients, all but those of the maps from two sums for each image and channel."""
+        (grad,) = grads
+        x, mean, scale, means = ctx.saved_tensors
+        total = grad.sum((2, 3), keepdim=True)
+        # Centred at the image: centred at the batch, as above, the map would be kept a second time for this alone.
+        weighted = (grad * (x - means)).sum((2, 3), keepdim=True) + (means - mean) * total
+        return grad * scale, -(total * scale).sum(0, keepdim=True), weighted, total, grad, None
+
+
+def _norm_scale_add(x: torch.Tensor, shortcut: torch.Tensor, norm: Any, se: Any, drop_path: Any) -> torch.Tensor:
+    """Return drop_path(se(norm(x))) + shortcut, computed in float32 at least and rounded once to the type of `x`."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    means, variances = _Moments.apply(wide)
+    mean, variance = _batch_statistics(means, variances, x.shape[2] * x.shape[3], norm)
+    scale = (variance + norm.eps).rsqrt() * norm.weight[:, None, None]
+    bias = norm.bias[:, None, None]
+    squeezed = (means - mean) * scale + bias
+    gate = se.gate(se.fc2(se.act(se.bn(se.fc1(squeezed.to(x.dtype)))))).to(wide.dtype)
+    if drop_path is not None:
+        gate = gate * drop_path(x.new_ones(len(x), 1, 1, 1))
+    total: torch.Tensor = _ScaleAdd.apply(
+        wide, mean, gate * scale, gate * bias, shortcut.to(wide.dtype), means.detach()
+    )
+    return total.to(x.dtype)
+
+
+def _batch_statistics(
+    means: torch.Tensor, variances: torch.Tensor, pixels: int, norm: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and variance `(1, channels, 1, 1)` of the batch from those of its images; move the running ones.
+
+    `SyncBatchNorm` takes them of the batches of all processes.
+    """
+    count: Any = len(means) * pixels
+    if count == 1 and type(norm) is nn.BatchNorm2d:
+        raise ValueError("Expected more than 1 value per channel when training")  # torch's words
+    mean = means.mean(0, keepdim=True)
+    variance = (variances + (means - mean).square()).mean(0, keepdim=True)
+    group = norm.process_group or distributed.group.WORLD if type(norm) is nn.SyncBatchNorm else None
+    if group is not None and distributed.get_world_size(group) > 1:
+        # Its import takes longer than that of this package.
+        from torch.distributed._functional_collectives import all_gather_tensor_autograd
+
+        own = torch.cat((mean.flatten(), variance.flatten(), mean.new_full((1,), count)))
+        parts = all_gather_tensor_autograd(own[None], 0, group)  # a row of each process
+        counts = parts[:, -1:, None, None]
+        shares = counts / counts.sum()
+        own_means, own_variances = parts[:, :-1, None, None].chunk(2, dim=1)
+        mean = (shares * own_means).sum(0, keepdim=True)
+        variance = (shares * (own_variances + (own_means - mean).square())).sum(0, keepdim=True)
+        count = counts.sum()
+    if norm.track_running_stats:
+        with torch.no_grad():
+            norm.num_batches_tracked.add_(1)
+            factor = 1 / norm.num_batches_tracked.to(mean.dtype) if norm.momentum is None else norm.momentum
+            unbiased = variance * (count / (count - 1))
+            for running, new in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+                running.copy_((1 - factor) * running + factor * new.flatten())
+    return mean, variance

@@ -73,6 +73,8 @@ class Card:
     """Everything a card says. `notes` are what a reader must know before using the weights.
 
     `recipe` and `provenance` are rows of names and values. `preprocessing` holds timm's fields of that name.
+    `base_model` is the repository of the weights that training began with, `curves` the path from the card to the
+    picture.
     """
 
     title: str
@@ -89,8 +91,10 @@ class Card:
     recipe: tuple[tuple[str, str], ...] = ()
     command: str = ""
     has_curves: bool = False
+    curves: str = CURVES_NAME
     provenance: tuple[tuple[str, str], ...] = ()
     paper_ids: tuple[str, ...] = ()
+    base_model: str = ""
 
 
 def render(card: Card) -> str:
@@ -187,6 +191,7 @@ def card_of(config: Mapping[str, Any], sizes: Sizes, *, needs_plugin: bool, has_
             has_curves=has_curves,
             provenance=(*provenance, *hashes),
             paper_ids=tuple(facts.get("papers", ())),
+            base_model=facts.get("base_model", ""),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{CONFIG_NAME} lacks what a card says: {error}") from error
@@ -203,6 +208,7 @@ def _front_matter(card: Card) -> str:
         library_name="timm",
         pipeline_tag="image-classification",
         license=card.license or None,
+        base_model=card.base_model or None,
         datasets=list(card.datasets) or None,
         tags=["image-classification", "timm", "se-resnet", *(["seresnet_hub"] if card.needs_plugin else [])],
         model_name=card.title,
@@ -345,7 +351,7 @@ def _training(card: Card) -> list[str]:
     if card.command:
         parts.append(f"```bash\n{card.command}\n```")
     if card.has_curves:
-        parts.append(f"![Loss and accuracy over the course of training]({CURVES_NAME})")
+        parts.append(f"![Loss and accuracy over the course of training]({card.curves})")
     return ["## Training", *parts] if parts else []
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from seresnet_hub.errors import InputError
+from seresnet_hub.errors import InputError, LostProcessError, of_a_dead_worker
 
 EXIT_NOT_OK = 1
 EXIT_BAD_INPUT = 2
@@ -18,7 +18,7 @@ EXIT_INTERRUPTED = 130
 
 
 def run(main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str] | None = None) -> int:
-    """Run `main` on the arguments and return the exit code: 0, 2 on bad input, 130 on Ctrl-C.
+    """Run `main` on the arguments and return the exit code: 0, 2 on bad input, 1 on a lost process, 130 on Ctrl-C.
 
     What `main` returns is printed as one JSON line on standard output, by the first process where several run; whatever
     it or a library prints goes to standard error. A result that says `"ok": false` gives exit code 1.
@@ -29,9 +29,15 @@ def run(main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str
         # --help is what was asked for, so argparse may print it on standard output.
         with contextlib.nullcontext() if {"-h", "--help"} & set(given) else contextlib.redirect_stdout(sys.stderr):
             result = main(given)
-    except InputError as error:
+    except (InputError, LostProcessError) as error:
         where = "" if _rank() == "0" else f"process {_rank()}: "
         print(f"{where}error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_NOT_OK
+    except RuntimeError as error:
+        known = of_a_dead_worker(error)
+        if known is None:
+            raise
+        print(f"error: {known}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

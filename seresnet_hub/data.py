@@ -7,16 +7,20 @@ shared batches that are used again and again.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import logging
 import mmap
+import os
 import signal
 import sys
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, cast
 
@@ -26,7 +30,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from seresnet_hub.decoding import Decoder, DecoderName
-from seresnet_hub.errors import InputError
+from seresnet_hub.errors import InputError, of_a_dead_worker
 from seresnet_hub.images import Transform, reseed, streams_kept, training_transform
 from seresnet_hub.plan import Order, Plan, Reader, Window
 from seresnet_hub.recipes import Recipe
@@ -38,7 +42,8 @@ from seresnet_hub.splits import (
     read_unit,
     require_same_shards,
     require_unchanged,
-    shard_states,
+    retrying,
+    shards_now,
 )
 
 __all__ = ["EMBEDDED", "Batch", "Loader", "Split", "evaluation_loader", "loader", "open_split"]
@@ -54,7 +59,8 @@ class Batch(NamedTuple):
 
     Rows with a false `mask` are none: they make all ranks' parts equally long, or could not be decoded. `total` counts
     the rows of all ranks, undecodable ones included. Rows with a true `mirror` are still to be flipped (`device.finish`
-    does it). `indices` number the rows within the split; -1 where there is none.
+    does it). `indices` number the rows within the split; -1 where there is none. `whole` is whether all rows count, and
+    `missing` the number of this part's undecodable rows: the mask's answers, without waiting for a device.
     """
 
     images: torch.Tensor
@@ -63,6 +69,8 @@ class Batch(NamedTuple):
     total: int
     mirror: torch.Tensor
     indices: torch.Tensor
+    whole: bool
+    missing: int
 
 
 class _Job(NamedTuple):
@@ -193,7 +201,7 @@ class _Stream(Dataset[Any]):
                     part.mirror[at] = self._image(row, repeat, images[at].permute(2, 0, 1))
                     part.mask[at] = True
                 except _Undecodable as error:
-                    images[at] = 0
+                    images[at : at + self.repeats - repeat] = 0  # masked, but batch statistics see them
                     part.skipped.append(str(error))
                     part.labels[at : at + self.repeats - repeat] = 0
                     break
@@ -201,12 +209,13 @@ class _Stream(Dataset[Any]):
 
     def _image(self, row: Row, repeat: int, out: torch.Tensor) -> bool:
         data, path = (row.image.get("bytes"), row.image.get("path")) if row.image else (None, None)
+        if data is None and path is not None and "://" in path:
+            data = _remote_file(path)
         try:
             if data is None and path is None:
                 raise InputError("there is no image in this row")
             if data is None:
-                with fsspec.open(path, "rb") as handle:
-                    data = cast(io.BufferedIOBase, handle).read()
+                data = Path(cast(str, path)).read_bytes()
             if self.plan.order is not None:
                 reseed(self.plan.order.seed, self.plan.order.epoch, row.number, *([repeat] if repeat else []))
             return self.decoder(data, out)
@@ -220,6 +229,19 @@ class _Stream(Dataset[Any]):
             expected = "0 or more" if self.num_classes is None else f"0 to {self.num_classes - 1}"
             raise InputError(f"{self.split.place(row.number)}: label {label!r}, expected {expected}")
         return label
+
+
+def _remote_file(path: str) -> bytes:
+    """Return the bytes of a file somewhere else. Errors: `InputError`, since what is out of reach is not damaged."""
+
+    def read() -> bytes:
+        with fsspec.open(path, "rb") as handle:
+            return cast(io.BufferedIOBase, handle).read()
+
+    try:
+        return retrying(f"read {path}", read)
+    except Exception as error:  # each library raises its own
+        raise InputError(f"cannot read {path}: {error or type(error).__name__}") from error
 
 
 class _Ring:
@@ -303,17 +325,19 @@ class Loader:
         self._start = self._next = state["batch"]
 
     def __iter__(self) -> Iterator[Batch]:
-        require_unchanged(self.split.source, self.split.shards, shard_states(self.split.files))
+        require_unchanged(self.split.source, self.split.shards, shards_now(self.split))
         self._next = self._start
         self.skipped.clear()
         if not len(self):
             return
         parts = self.plan.parts(self._world_size, self._workers) if self._workers else 1
-        if self._workers > parts:
+        readers = self._world_size * parts
+        if self._workers > parts or (self._workers and self.plan.lanes % readers):
+            shared = ", which read some row groups twice" if self.plan.lanes % readers else ""
             log.warning(
-                "%d of %d loader workers are used: the %d lanes of the plan are divided among %d x %d readers; "
-                "for more, set lanes to a multiple of ranks x workers",
-                parts, self._workers, self.plan.lanes, self._world_size, parts,
+                "%d of %d loader workers are used: the %d lanes of the plan are divided among %d x %d readers%s; "
+                "set lanes to a multiple of ranks x workers",
+                parts, self._workers, self.plan.lanes, self._world_size, parts, shared,
             )  # fmt: skip
         stream = _Stream(
             self.split, self.plan, self._decoder, size=self._size, rank=self._rank, world_size=self._world_size,
@@ -321,6 +345,9 @@ class Loader:
             slots=AHEAD + 2 if self._workers else 0,
         )  # fmt: skip
         workers = parts if self._workers else 0
+        leaving = mmap.mmap(-1, 1)  # shared with the workers: whether nobody needs them any more
+        leave = partial(leaving.__setitem__, 0, 1)
+        atexit.register(leave)
         answers = iter(
             DataLoader(
                 stream,
@@ -328,7 +355,7 @@ class Loader:
                 sampler=_Jobs(stream, self.plan.steps),
                 num_workers=workers,
                 collate_fn=_unchanged,
-                worker_init_fn=_start_worker if workers else None,
+                worker_init_fn=partial(_start_worker, leaving) if workers else None,
                 prefetch_factor=AHEAD if workers else None,
                 generator=torch.Generator(),
                 multiprocessing_context="fork" if workers else None,
@@ -345,11 +372,13 @@ class Loader:
                 yield self._assembled(batch, found, stream)
                 del found
         except RuntimeError as error:
-            if "exited unexpectedly" not in str(error) and "is killed by" not in str(error):  # torch's words for it
+            known = of_a_dead_worker(error)
+            if known is None:
                 raise
-            raise InputError(
-                f"{error}: a loader worker died, perhaps for want of memory; try --set workers=0"
-            ) from error
+            raise known from error
+        finally:
+            leave()
+            atexit.unregister(leave)
 
     def _assembled(self, batch: int, parts: list[_Part], stream: _Stream) -> Batch:
         total = self.plan.batch_rows(batch) * self._repeats
@@ -357,24 +386,25 @@ class Loader:
         labels, mask, mirror, indices = (
             torch.from_numpy(np.concatenate([part[k] for part in parts])) for k in range(1, 5)
         )
-        missing = length - len(labels)
+        padding, undecodable = length - len(labels), len(mask) - int(mask.sum())
         own = [part.images for part in parts if part.images is not None]
         if own:
             images = (
                 own[0]
-                if len(own) == 1 and not missing
-                else torch.cat([*own, own[0].new_zeros(missing, *self._size, 3)])
+                if len(own) == 1 and not padding
+                else torch.cat([*own, own[0].new_zeros(padding, *self._size, 3)])
             )
         else:
             assert stream.ring is not None
             images = stream.ring.lend(stream.lent.popleft())[:length]
-        if missing:
+        if padding:
             # Another row's picture upsets batch statistics less than a black one.
-            images[length - missing :] = images[length - missing - 1] if missing < length else 0
-            labels = torch.nn.functional.pad(labels, (0, missing))
-            mask, mirror = (torch.nn.functional.pad(flags, (0, missing)) for flags in (mask, mirror))
-            indices = torch.nn.functional.pad(indices, (0, missing), value=-1)
-        return Batch(images.permute(0, 3, 1, 2), labels, mask, total, mirror, indices)
+            images[length - padding :] = images[length - padding - 1] if padding < length else 0
+            labels = torch.nn.functional.pad(labels, (0, padding))
+            mask, mirror = (torch.nn.functional.pad(flags, (0, padding)) for flags in (mask, mirror))
+            indices = torch.nn.functional.pad(indices, (0, padding), value=-1)
+        whole = not padding and not undecodable
+        return Batch(images.permute(0, 3, 1, 2), labels, mask, total, mirror, indices, whole, undecodable)
 
     def _count_skipped(self, texts: list[str]) -> None:
         for text in texts:
@@ -407,8 +437,12 @@ def _unchanged(part: Any) -> Any:
     return part
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(leaving: mmap.mmap, _: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to report
+    # A scheduler signals all processes of a job. A worker serves on while the main process trains to where it saves.
+    main = os.getppid()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1) if leaving[0] or os.getppid() != main else None)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     torch.set_num_threads(1)
     gc.freeze()  # a collection here would write to, and so copy, the memory inherited from the main process
     sys.excepthook = _report_unless_hung_up

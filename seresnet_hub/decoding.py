@@ -24,6 +24,7 @@ DecoderName = Literal["fast", "pil"]
 DECODE_JPEG: Any = getattr(torch.ops.image, "decode_jpeg", None)
 # Markers of a JPEG file (ITU T.81, table B.1): frames of the usual codings, and two applications' own segments.
 FRAMES, EXIF, PAGES = frozenset({0xC0, 0xC1, 0xC2}), 0xE1, 0xE2
+XMP = b"http://ns.adobe.com/xap/1.0/\0"  # how a segment of EXIF's kind begins that holds this instead
 LARGEST = 2**26  # pixels; Pillow judges larger pictures
 
 
@@ -40,6 +41,8 @@ class Decoder:
         self._crops = first is RandomResizedCropAndInterpolation
         self._resizes = first is transforms.Resize and type(steps[1]) is transforms.CenterCrop and len(steps) == 3
         self._steps = steps
+        # timm's crop of a picture of a few pixels may have a side of none, which Pillow takes.
+        self._least = 1 / (min(steps[0].scale) * min(*steps[0].ratio, 1 / max(steps[0].ratio))) if self._crops else 0
         # Where there is nothing but a flip between the crop and the tensor, the device can do it later.
         self._flip = sum(step.p for step in steps[1:-1] if type(step) is transforms.RandomHorizontalFlip)
         self._distorts = any(type(step) is not transforms.RandomHorizontalFlip for step in steps[1:-1])
@@ -51,7 +54,7 @@ class Decoder:
         """
         if self._crops or self._resizes:
             pixels = _decode_plain_jpeg(data)
-            if pixels is not None:
+            if pixels is not None and pixels.shape[1] * pixels.shape[2] > self._least:
                 return self._crop(pixels, out) if self._crops else self._resize(pixels, out)
         out.copy_(self.transform(read_image(data)))
         return False
@@ -111,12 +114,17 @@ def _is_plain_jpeg(data: bytes) -> bool:
         if marker in FRAMES:
             height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
             return data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < height * width <= LARGEST
-        if marker == EXIF and data[at + 4 : at + 10] == b"Exif\0\0" and _is_rotated(data):
+        if marker == EXIF and _may_say_rotated(data[at + 4 : at + 2 + length]) and _is_rotated(data):
             return False
         if marker == PAGES and data[at + 4 : at + 8] == b"MPF\0":  # several pictures in one file
             return False
         at += 2 + length
     return False
+
+
+def _may_say_rotated(segment: bytes) -> bool:
+    """Return whether a segment is EXIF, or XMP that names an orientation, which Pillow reads where EXIF does not."""
+    return segment.startswith(b"Exif\0\0") or (segment.startswith(XMP) and b"tiff:Orientation" in segment)
 
 
 def _is_rotated(data: bytes) -> bool:

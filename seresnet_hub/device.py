@@ -20,8 +20,8 @@ def finish(
 ) -> torch.Tensor:
     """Return a batch's images as a model takes them: mirrored where asked for, normalised, in channels_last layout."""
     images = normalize(batch.images, mean=mean, std=std, dtype=dtype)
-    if batch.mirror.any():
-        images[batch.mirror] = images[batch.mirror].flip(-1)
+    if images.device.type != "cpu" or batch.mirror.any():  # asking a GPU would wait for it
+        images = torch.where(batch.mirror[:, None, None, None], images.flip(-1), images)
     return images
 
 
@@ -39,18 +39,18 @@ class Mixer:
             )  # fmt: skip
 
     def __call__(
-        self, images: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, *seed: int
+        self, images: torch.Tensor, labels: torch.Tensor, whole: bool, *seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images and targets: labels, or class probabilities `(batch, classes)` where the recipe mixes.
 
-        A batch with rows that do not count, or an odd number of them, is not mixed. Draws depend on `seed` alone.
+        A batch that is not whole (rows do not count) or has an odd number is not mixed. Draws depend on `seed` alone.
         """
         with seeded(*seed):
             if self._erase is not None:
                 images = self._erase(images)
             if self._mix is None:
                 return images, labels
-            if len(images) % 2 == 0 and bool(mask.all()):
+            if len(images) % 2 == 0 and whole:
                 mixed: tuple[torch.Tensor, torch.Tensor] = self._mix(images, labels)
                 return mixed
         exact = F.one_hot(labels, self._num_classes).float()

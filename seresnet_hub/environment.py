@@ -7,6 +7,8 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+import torch
+
 PACKAGES = ("torch", "timm", "accelerate", "datasets", "huggingface_hub", "safetensors")
 
 
@@ -29,6 +31,15 @@ def code_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def hardware() -> str:
+    """Return the accelerator's name, or how many threads compute on which kind of CPU."""
+    if torch.accelerator.is_available():
+        return (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else str(torch.accelerator.current_accelerator())
+        )
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def versions() -> dict[str, str]:

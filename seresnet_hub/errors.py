@@ -1,4 +1,4 @@
-"""The one exception that means "the input was wrong": scripts turn it into one line and exit code 2."""
+"""What scripts turn into one line: "the input was wrong" (exit code 2), and "another process is gone" (1)."""
 
 
 class InputError(RuntimeError):
@@ -11,3 +11,17 @@ class InputError(RuntimeError):
         line = " ".join(str(message).split())
         # Names out of a stranger's file may hold what a terminal obeys.
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the same run is gone or out of reach; the message, on one line, says how to go on."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(" ".join(str(message).split()))
+
+
+def of_a_dead_worker(error: RuntimeError) -> InputError | None:
+    """Return what to say where torch's error is that a loader worker died; it raises that wherever the process is."""
+    if "DataLoader worker" not in str(error):
+        return None
+    return InputError(f"{error}: a loader worker died, perhaps for want of memory; try --set workers=0")

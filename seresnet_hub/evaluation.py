@@ -2,29 +2,68 @@
 
 from __future__ import annotations
 
+import copy
+import csv
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
+from seresnet_hub.classes import IMAGENET_FILE, class_order, imagenet_real_labels
 from seresnet_hub.data import Loader, Split, evaluation_loader
 from seresnet_hub.device import finish, on_device
 from seresnet_hub.errors import InputError
+from seresnet_hub.folder import fill_folder, replacing
 from seresnet_hub.images import model_transform
 from seresnet_hub.models import eval_mode
+from seresnet_hub.pictures import draw_confusion
+from seresnet_hub.splits import Answers, in_class_order
+
+# A confusion matrix of so many classes has half a gigabyte.
+MOST_CONFUSED_CLASSES = 8192
+PER_CLASS_NAME, CONFUSION_NAME, PICTURE_NAME = "per_class.csv", "confusion.csv", "confusion.png"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Accuracies in percent over exactly `seen` images, and how fast they were seen."""
+    """Accuracies in percent over `counted` images, and how fast they were seen.
+
+    `seen` is all images of the split; those that have no label are seen but not counted. `loss` is the mean cross
+    entropy in nats, where each image has one label. `confusion`, on request, counts images by class and prediction:
+    int64 `(classes, classes)`. `input_size` is height and width, `crop_pct` the crop's share of the resized image.
+    """
 
     seen: int
+    counted: int
     top1: float
     top5: float
+    loss: float | None
     images_per_second: float
+    input_size: tuple[int, int]
+    crop_pct: float
+    confusion: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassAccuracy:
+    """One class: its images, how many of them were right, and the wrong class that most of the others were taken for.
+
+    `top1` is in percent, `None` where there are no images; `mistaken_for` is `None` where none was wrong.
+    """
+
+    number: int
+    images: int
+    correct: int
+    top1: float | None
+    mistaken_for: int | None
+    mistaken: int
 
 
 def evaluate(
@@ -36,11 +75,17 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     total: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    input_size: int | None = None,
+    crop_pct: float | None = None,
+    confusion: bool = False,
 ) -> Accuracy:
-    """Return top-1 and top-5 accuracy of `model` on every image of `split`, each counted once.
+    """Return loss, top-1 and top-5 accuracy of `model` on every image of `split`, each counted once.
 
-    Ranks share the batches; `total` sums a tensor over them. Errors: `InputError` where a label lies outside the
-    model's classes or a row cannot be read; `RuntimeError` if not every image was counted.
+    Ranks share the batches; `total` sums a tensor over them. `input_size` and `crop_pct` replace those of the model's
+    config, `confusion` asks for the confusion matrix. Where images have several right classes (`Split.answers`), one of
+    them is enough, and an image that has none is not counted. Errors: `InputError` where a label lies outside the
+    model's classes, a row cannot be read or the model does not take the size; `RuntimeError` if not every image was
+    counted.
     """
     if batch_size < world_size:
         raise InputError(f"batch size {batch_size}: must be at least {world_size}, one image for each process")
@@ -51,14 +96,29 @@ def evaluate(
         raise InputError("the model has no classifier: create it with num_classes > 0")
     if split.class_names and len(split.class_names) != num_classes:
         raise InputError(f"{split.source} has {len(split.class_names)} classes, the model {num_classes}")
-    transform, config = model_transform(model)
-    batches: Loader = evaluation_loader(
-        split, None, transform, input_size=config["input_size"][-2:], batch_size=batch_size, num_classes=num_classes,
-        rank=rank, world_size=world_size, workers=workers,
-    )  # fmt: skip
+    if confusion and split.answers is not None:
+        raise InputError(f"images of {split.source} have several right classes, so there is no confusion matrix of it")
+    if confusion and num_classes > MOST_CONFUSED_CLASSES:
+        raise InputError(
+            f"a confusion matrix of {num_classes:,} classes is too large: {MOST_CONFUSED_CLASSES:,} at most"
+        )
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        raise InputError(f"crop_pct={crop_pct}: must be above 0 and at most 1")
+    overrides = {"input_size": (3, input_size, input_size) if input_size is not None else None, "crop_pct": crop_pct}
+    if input_size is not None:
+        _require_size(model, input_size)
+    transform, config = model_transform(model, **overrides)
+    size: tuple[int, int] = tuple(config["input_size"][-2:])
     parameter = next(model.parameters())
     device = parameter.device
-    counts = torch.zeros(3, dtype=torch.int64, device=device)
+    answers = _answer_table(split, num_classes, device) if split.answers is not None else None
+    batches: Loader = evaluation_loader(
+        split, None, transform, input_size=size, batch_size=batch_size,
+        num_classes=num_classes if answers is None else len(answers), rank=rank, world_size=world_size, workers=workers,
+    )  # fmt: skip
+    counts = torch.zeros(4, dtype=torch.int64, device=device)
+    losses = torch.zeros(1, dtype=torch.float64, device=device)
+    matrix = torch.zeros(num_classes**2 if confusion else 0, dtype=torch.int64, device=device)
     finite = torch.tensor(True, device=device)
     start = time.perf_counter()
     with eval_mode(model):
@@ -70,17 +130,135 @@ def evaluate(
                 logits = model(images)
                 finite &= logits.isfinite().all()
                 best = logits.topk(min(5, num_classes), dim=1).indices
-                hits = (best == labels[:, None]) & mask[:, None]
-                counts += torch.stack([hits[:, 0].sum(), hits.sum(), mask.sum()])
+                if answers is None:
+                    right, counted = best == labels[:, None], mask
+                    losses += (F.cross_entropy(logits.float(), labels, reduction="none") * mask).sum(dtype=losses.dtype)
+                else:
+                    wanted = answers[labels]
+                    right, counted = (best[:, :, None] == wanted[:, None]).any(2), mask & (wanted[:, 0] >= 0)
+                hits = right & counted[:, None]
+                counts += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), counted.sum(), mask.sum()])
+                if confusion:
+                    matrix.scatter_add_(0, labels * num_classes + best[:, 0], mask.long())
     if not finite:
         raise InputError("the model's outputs are not finite numbers: its weights are damaged or were never trained")
-    counts = total(counts) if total else counts
-    top1, top5, seen = counts.tolist()
+    if total is not None:
+        counts, losses = total(counts), total(losses)
+        matrix = total(matrix) if confusion else matrix
+    top1, top5, number, seen = counts.tolist()
     if seen != split.rows:
         raise RuntimeError(f"{seen} of the {split.rows} images of split {split.name!r} of {split.source} were counted")
+    if number == 0:
+        raise InputError(f"no image of split {split.name!r} of {split.source} has a label")
     return Accuracy(
         seen=seen,
-        top1=100 * top1 / seen,
-        top5=100 * top5 / seen,
+        counted=number,
+        top1=100 * top1 / number,
+        top5=100 * top5 / number,
+        loss=losses.item() / number if answers is None else None,
         images_per_second=seen / (time.perf_counter() - start),
+        input_size=size,
+        crop_pct=config["crop_pct"],
+        confusion=matrix.view(num_classes, num_classes).cpu().numpy() if confusion else None,
     )
+
+
+def _require_size(model: nn.Module, size: int) -> None:
+    """Raise `InputError` where the model cannot take images of `size` pixels; computes shapes only."""
+    stages = getattr(model, "feature_info", None)
+    reduction = stages[-1].get("reduction", 1) if isinstance(stages, list) and stages else 1
+    if size < reduction:
+        raise InputError(f"input size {size}: the model makes one value of {reduction} pixels, so it takes no fewer")
+    try:
+        with torch.no_grad():
+            dtype = next(model.parameters()).dtype
+            copy.deepcopy(model).to("meta").eval()(torch.zeros(1, 3, size, size, dtype=dtype, device="meta"))
+    except Exception as error:  # whatever the model makes of it
+        raise InputError(f"input size {size}: the model cannot take images of this size ({error})") from error
+
+
+def _answer_table(split: Split, num_classes: int, device: torch.device) -> torch.Tensor:
+    """Return the right classes of each image, `(images, most of them)`, filled up with -1."""
+    assert split.answers is not None
+    classes = split.answers.classes
+    table = np.full((len(classes), max(1, *map(len, classes))), -1, np.int64)
+    for number, right in enumerate(classes):
+        if max(right, default=0) >= num_classes:
+            place = split.place(number) if split.answers.file_pattern is None else f"image {number + 1}"
+            raise InputError(f"{place}: labels {list(right)}, expected 0 to {num_classes - 1}")
+        table[number, : len(right)] = right
+    return torch.from_numpy(table).to(device)
+
+
+def in_model_order(split: Split, model: nn.Module) -> Split:
+    """Return the split with its classes numbered as the model numbers them, by their names (see `class_order`)."""
+    if split.class_names is None:
+        return split
+    order = class_order(split.class_names, model, source=split.source)
+    return split if order is None else in_class_order(split, order)
+
+
+def with_real_labels(split: Split, model: nn.Module) -> Split:
+    """Return a split of ImageNet's validation images with their reassessed labels (ReaL, arXiv 2006.07159).
+
+    The images are known by their files' names. Errors: `InputError` where the model's classes are not ImageNet's.
+    """
+    return replace(split, answers=Answers(imagenet_real_labels(model), IMAGENET_FILE), class_order=None)
+
+
+def per_class(confusion: np.ndarray) -> list[ClassAccuracy]:
+    """Return the accuracy of each class from the confusion matrix `(classes, classes)`."""
+    rows = []
+    for number, predictions in enumerate(confusion):
+        images, correct = int(predictions.sum()), int(predictions[number])
+        others = predictions.copy()
+        others[number] = 0
+        mistaken_for = int(others.argmax())
+        row = ClassAccuracy(
+            number=number, images=images, correct=correct, top1=100 * correct / images if images else None,
+            mistaken_for=mistaken_for if others[mistaken_for] else None, mistaken=int(others[mistaken_for]),
+        )  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def worst_classes(confusion: np.ndarray, names: Sequence[str] | None = None, most: int = 5) -> list[dict[str, Any]]:
+    """Return the classes of lowest accuracy as `{index, name, top1}`, worst first, leaving out those without images."""
+    found = [(row.top1, row.number) for row in per_class(confusion) if row.top1 is not None]
+    return [
+        {"index": number, "name": names[number] if names else str(number), "top1": round(top1, 4)}
+        for top1, number in sorted(found)[:most]
+    ]
+
+
+def require_report(directory: Path) -> None:
+    """Raise `InputError` where no report could be written into `directory`, before the work for it is done."""
+    existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise InputError(f"cannot write a report into {directory}: {existing} is no folder")
+
+
+def write_report(directory: Path, confusion: np.ndarray, names: Sequence[str] | None = None) -> None:
+    """Write `per_class.csv`, `confusion.csv` and `confusion.png`; a new folder appears whole.
+
+    `confusion` counts images by class (row) and prediction (column); `names` are the classes'. Errors: `InputError`
+    where the folder cannot be written.
+    """
+    named = list(names) if names else [str(number) for number in range(len(confusion))]
+
+    def fill(folder: Path) -> None:
+        with replacing(folder / PER_CLASS_NAME) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["class", "name", "images", "correct", "top1", "mistaken_for", "mistaken"])
+            for row in per_class(confusion):
+                wrong = "" if row.mistaken_for is None else named[row.mistaken_for]
+                top1 = "" if row.top1 is None else f"{row.top1:.4f}"
+                table.writerow([row.number, named[row.number], row.images, row.correct, top1, wrong, row.mistaken])
+        with replacing(folder / CONFUSION_NAME) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["class \\ predicted", *named])
+            table.writerows([name, *counts] for name, counts in zip(named, confusion.tolist(), strict=True))
+        with replacing(folder / PICTURE_NAME) as temporary:
+            draw_confusion(confusion, named, temporary)
+
+    fill_folder(directory, fill)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -367,6 +367,50 @@ def load(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
         raise InputError(f"the weights of {name} are published as a pickle only ({cfg.url}): convert them first")
     snapshot = _sound(_snapshot(cfg.hf_hub_id, None, names=(WEIGHTS_NAME,)))
     return create(name, pretrained_cfg_overlay={"file": str(snapshot.paths[WEIGHTS_NAME])}, **kwargs)
+
+
+class Origin(NamedTuple):
+    """Where weights come from: a name without the folders of this machine, the Hub repository, and the licence.
+
+    `repo_id` is empty where they are not on the Hub, `license` where none is named.
+    """
+
+    name: str
+    repo_id: str
+    license: str
+
+
+def origin_of(name: str) -> Origin:
+    """Return where the weights that `load` takes under this name come from; errors as for `load`."""
+    name = resolve_name(name)
+    repository = _repository(name)
+    if repository is not None:
+        repo_id, revision = repository
+        snapshot = _sound(_snapshot(*repository, names=(CONFIG_NAME, WEIGHTS_NAME)))
+        license = _licence_in(snapshot.paths[CONFIG_NAME]) or _licence_on_the_hub(repo_id, revision)
+        return Origin(f"hf-hub:{repo_id}" + (f"@{revision}" if revision else ""), repo_id, license)
+    if name.startswith("local-dir:"):
+        directory = Path(name.removeprefix("local-dir:"))
+        _require_safetensors(directory)
+        return Origin(f"local-dir:{directory.resolve().name}", "", _licence_in(directory / CONFIG_NAME))
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return Origin(name, (cfg.hf_hub_id or "") if cfg else "", (cfg.license or "") if cfg else "")
+
+
+def _licence_in(path: Path) -> str:
+    """Return the licence that a `config.json` names, among our facts or timm's."""
+    config = read_json(path)
+    named = (config.get(key, {}).get("license") for key in (FACTS_KEY, "pretrained_cfg"))
+    return next((str(license) for license in named if license), "")
+
+
+def _licence_on_the_hub(repo_id: str, revision: str | None) -> str:
+    try:
+        card = HfApi().model_info(repo_id, revision=revision).card_data
+    except Exception as error:  # the transport's own
+        say(f"{repo_id}: its licence cannot be read ({error or type(error).__name__})")
+        return ""
+    return str(getattr(card, "license", None) or "")
 
 
 def verify(name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -142,11 +143,15 @@ def normalize(
     images: torch.Tensor, *, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """Return uint8 images `(batch, 3, height, width)` in [0, 1], less `mean`, over `std`, in channels_last layout."""
-    shape = (1, -1, 1, 1)
-    center = torch.tensor(mean, device=images.device).view(shape)
-    spread = torch.tensor(std, device=images.device).view(shape)
+    center, spread = (_by_channel(tuple(values), images.device) for values in (mean, std))
     floats = images.float().div_(255).sub_(center).div_(spread)
     return floats.to(dtype, memory_format=torch.channels_last)
+
+
+@cache  # a tensor made of numbers waits for a GPU
+def _by_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):  # it may be used in training next
+        return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def model_transform(model: nn.Module, **overrides: Any) -> tuple[Transform, dict[str, Any]]:

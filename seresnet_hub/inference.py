@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
+from seresnet_hub.classes import class_names
 from seresnet_hub.errors import InputError
 from seresnet_hub.images import Transform, model_transform, normalize, read_image
 from seresnet_hub.models import create, eval_mode
@@ -97,25 +96,3 @@ def _in_batches(model: nn.Module, images: Picture | Sequence[Picture], forward: 
 
 def _load(pictures: Sequence[Picture], transform: Transform) -> torch.Tensor:
     return torch.stack([transform(read_image(picture)) for picture in pictures])
-
-
-def class_names(model: nn.Module) -> list[str] | None:
-    """Return the class names in the model's config, ImageNet's from timm's tables where it has none, or `None`."""
-    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    num_classes = getattr(model, "num_classes", 0)
-    names, descriptions = config.get("label_names"), config.get("label_descriptions") or {}
-    if names and len(names) == num_classes:
-        ordered = [names[str(k)] if str(k) in names else names[k] for k in range(num_classes)] if isinstance(
-            names, dict
-        ) else list(names)  # fmt: skip
-        return [descriptions.get(name, name) for name in ordered]
-    subset = infer_imagenet_subset(model)
-    if subset and not names:
-        return _imagenet_names(subset)
-    return None
-
-
-@cache
-def _imagenet_names(subset: str) -> list[str]:
-    names: list[str] = ImageNetInfo(subset).label_descriptions()
-    return names

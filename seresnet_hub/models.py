@@ -17,10 +17,11 @@ from torch import nn
 
 from seresnet_hub import blocks
 from seresnet_hub.errors import InputError
+from seresnet_hub.folder import CONFIG_NAME, FACTS_KEY, read_json
 from seresnet_hub.pretrained import VerifiedFile
 from seresnet_hub.registry import add_entrypoint, add_tag
 from seresnet_hub.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant
-from seresnet_hub.weights import WEIGHTS, Weights
+from seresnet_hub.weights import OWN_WEIGHTS, WEIGHTS, OwnWeights, Weights
 
 # Channel statistics of the CIFAR-10 training images in [0, 1], as commonly published.
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -163,10 +164,20 @@ def _tag_cfg(weights: Weights) -> PretrainedCfg:
     )  # fmt: skip
 
 
+def _own_cfg(weights: OwnWeights) -> PretrainedCfg:
+    config = read_json(weights.folder / CONFIG_NAME)
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in config["pretrained_cfg"].items()}
+    return PretrainedCfg(
+        **given, file=VerifiedFile(weights), architecture=weights.architecture, tag=weights.tag,
+        label_names=tuple(config["label_names"]), license=config[FACTS_KEY]["license"],
+    )  # fmt: skip
+
+
 default_cfgs = generate_default_cfgs(
     {
-        **{variant.name: _cifar_cfg(variant) for variant in CIFAR_VARIANTS},
-        **{variant.name: _paper_cfg(variant) for variant in PAPER_VARIANTS},
+        # "untrained" is timm's tag for what has no weights; add_tag puts those that there are before it.
+        **{f"{variant.name}.untrained": _cifar_cfg(variant) for variant in CIFAR_VARIANTS},
+        **{f"{variant.name}.untrained": _paper_cfg(variant) for variant in PAPER_VARIANTS},
     }
 )
 
@@ -182,6 +193,8 @@ for _paper_variant in PAPER_VARIANTS:
     add_entrypoint(__name__, _paper_variant.name, _describe(_paper_variant), partial(_build_paper, _paper_variant))
 for _weights in WEIGHTS:
     add_tag(_weights.architecture, _weights.tag, _tag_cfg(_weights))
+for _own_weights in OWN_WEIGHTS:
+    add_tag(_own_weights.architecture, _own_weights.tag, _own_cfg(_own_weights))
 
 
 def list_models() -> list[str]:

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+MOST_IN_GRID = 20  # classes whose names and numbers can still be read
+MOST_PAIRS = 20
+LONGEST_NAME = 28
+
 
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draw training loss and accuracy over epochs into a PNG; `history` has `epoch`, `train_loss`, `top1`, `top5`."""
+    """Draw losses and accuracies over epochs into a PNG; `history` has timm's names for them, and `epoch`."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     loss, accuracy = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     mark = "o" if len(history) < 3 else ""
-    loss.plot(epochs, [row["train_loss"] for row in history], color="tab:blue", marker=mark)
-    loss.set(xlabel="epoch", ylabel="training loss")
+    for name, label, colour in (("train_loss", "training", "tab:blue"), ("eval_loss", "evaluation", "tab:orange")):
+        loss.plot(epochs, [row[name] for row in history], label=label, color=colour, marker=mark)
+    loss.set(xlabel="epoch", ylabel="loss")
+    loss.legend(loc="upper right")
     for name, label, colour in (("top1", "top-1", "tab:orange"), ("top5", "top-5", "tab:green")):
         accuracy.plot(epochs, [row[name] for row in history], label=label, color=colour, marker=mark)
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
@@ -25,3 +32,65 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
     figure.savefig(path, format="png", dpi=110)
+
+
+def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Draw which classes are taken for which into a PNG; `confusion` counts images by class and prediction.
+
+    Up to 20 classes are a grid of shares of each class's images. Of more, one half has their accuracies in order, the
+    other the 20 pairs where the largest share of a class is taken for another.
+    """
+    short = [_shortened(name) for name in names]
+    figure = _grid(confusion, short) if len(names) <= MOST_IN_GRID else _overview(confusion, short)
+    figure.savefig(path, format="png", dpi=110)
+
+
+def _grid(confusion: np.ndarray, names: Sequence[str]) -> Figure:
+    shares = 100 * confusion / np.maximum(confusion.sum(axis=1), 1)[:, None]
+    side = 3 + 0.42 * len(names)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    places = range(len(names))
+    axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(places, names, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="class")
+    for row, column in zip(*np.nonzero(shares), strict=True):
+        share = shares[row, column]
+        colour = "white" if share > 50 else "black"
+        text = f"{share:.0f}" if share >= 1 else "<1"
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(picture, label="% of the class's images", shrink=0.8)
+    return figure
+
+
+def _overview(confusion: np.ndarray, names: Sequence[str]) -> Figure:
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    ordered, mistakes = figure.subplots(1, 2, width_ratios=(1, 1.2))
+    images = confusion.sum(axis=1)
+    accuracies = np.sort(100 * confusion.diagonal()[images > 0] / images[images > 0])
+    ordered.fill_between(np.arange(len(accuracies) + 1), [*accuracies, accuracies[-1]], step="post", color="tab:blue")
+    ordered.axhline(accuracies.mean(), color="tab:orange", label=f"mean {accuracies.mean():.1f} %")
+    ordered.set(xlim=(0, len(accuracies)), ylim=(0, 100), xlabel="classes, worst first", ylabel="accuracy (%)")
+    ordered.legend(loc="lower right")
+    rows, columns = np.nonzero(confusion)
+    rows, columns = rows[rows != columns], columns[rows != columns]
+    counts = confusion[rows, columns]
+    shares = 100 * counts / images[rows]
+    worst = np.lexsort((-counts, -shares))[:MOST_PAIRS]
+    pairs = [f"{names[row]} → {names[column]}" for row, column in zip(rows[worst], columns[worst], strict=True)]
+    mistakes.barh(range(len(worst)), shares[worst], color="tab:blue")
+    mistakes.set_yticks(range(len(worst)), pairs, fontsize=8, parse_math=False)
+    mistakes.invert_yaxis()
+    mistakes.set(xlabel="% of the class's images", title="class → predicted")
+    ordered.grid(alpha=0.3)
+    mistakes.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def _shortened(name: str) -> str:
+    """Return the first of a class's several words, cut to what fits."""
+    first = name.partition(",")[0].strip()
+    return first if len(first) <= LONGEST_NAME else f"{first[: LONGEST_NAME - 1]}…"

@@ -120,9 +120,9 @@ class Plan:
         return -(-self.batch_rows(batch) // world_size)
 
     def parts(self, world_size: int, workers: int) -> int:
-        """Return among how many workers a rank divides its places: as many as have whole lanes, else all."""
+        """Return among how many workers a rank divides its places: as many as have whole lanes, else a lane each."""
         whole = [n for n in range(1, workers + 1) if self.lanes % (world_size * n) == 0]
-        return max(whole, default=workers)
+        return max(whole, default=min(workers, max(1, self.lanes // world_size)))
 
     def windows(self, reader: Reader, start: int = 0) -> Iterator[Window]:
         """Yield what a reader needs from batch `start` on, in the order in which batches need it."""

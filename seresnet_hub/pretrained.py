@@ -15,25 +15,25 @@ from safetensors.torch import save_file
 
 from seresnet_hub.checkpoints import read_tensors
 from seresnet_hub.errors import InputError
-from seresnet_hub.folder import WEIGHTS_NAME, replacing, sha256_of
+from seresnet_hub.folder import CONFIG_NAME, FACTS_KEY, WEIGHTS_NAME, read_json, replacing, sha256_of
 from seresnet_hub.sources import from_mmpretrain
-from seresnet_hub.weights import Weights
+from seresnet_hub.weights import OwnWeights, Weights
 
 NAMESPACE_VARIABLE = "SERESNET_HUB_NAMESPACE"
 HUB_NAMESPACE: str | None = None  # none is owned yet, and a name that anybody could take must not be trusted
 
 
 class VerifiedFile(os.PathLike[str]):
-    """The path of a set of weights that comes into being when it is first opened: fetched, verified, converted.
+    """The path of a set of weights that is made when it is opened: fetched, verified, converted; own ones verified.
 
     timm opens a pretrained config's `file` when, and only when, it loads the weights.
     """
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights | OwnWeights) -> None:
         self.weights = weights
 
     def __fspath__(self) -> str:
-        return str(fetch(self.weights))
+        return str(fetch(self.weights) if isinstance(self.weights, Weights) else own_file(self.weights))
 
     def __str__(self) -> str:  # timm reads the format from the ending
         return f"{self.weights.name}.safetensors"
@@ -45,6 +45,19 @@ class VerifiedFile(os.PathLike[str]):
 
     def __hash__(self) -> int:
         return hash(self.weights)
+
+
+def own_file(weights: OwnWeights) -> Path:
+    """Return the safetensors file of weights that come with the package; `InputError` where its bytes are others."""
+    path = weights.folder / WEIGHTS_NAME
+    wanted = read_json(weights.folder / CONFIG_NAME)[FACTS_KEY]["sha256"][WEIGHTS_NAME]
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; install the package again") from error
+    if found != wanted:
+        raise InputError(f"{path} has sha256 {found[:16]}…, not {wanted[:16]}…: install the package again")
+    return path
 
 
 @cache

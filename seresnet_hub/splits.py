@@ -11,17 +11,20 @@ import json
 import logging
 import os
 import random
+import re
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import fsspec
+import numpy as np
 import pyarrow.dataset
 import pyarrow.parquet
 from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
@@ -31,6 +34,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.folder import cache_folder, replacing
 
 EMBEDDED = "digits"
+HELD_OUT = "held-out"  # the name of the part of a training split that is measured on
 # A failed read is tried again after 1, 2, 4 … seconds, at most a minute: 4 minutes in all.
 ATTEMPTS, OPENING_ATTEMPTS = 9, 4
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
@@ -54,9 +58,32 @@ class Shard(NamedTuple):
     etag: str
 
 
+class Kept(NamedTuple):
+    """Which rows of each unit of a whole split, of that name and so many rows a unit, are in a part of it."""
+
+    split: str
+    unit_rows: tuple[int, ...]
+    rows: tuple[np.ndarray, ...]
+
+
+class Answers(NamedTuple):
+    """The classes that are right for each image, where that may be several, or none.
+
+    The images are the rows in order; with `file_pattern`, those whose number, counted from 1, it finds in file names.
+    """
+
+    classes: tuple[tuple[int, ...], ...]
+    file_pattern: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split of a streamed data set: its units (row groups or shards) and how many rows each has."""
+    """One split of a streamed data set: its units (row groups or shards) and how many rows each has.
+
+    `kept` says of a part of a split which rows it has; `siblings` are the names of all splits of the data set. With
+    `class_order` a label of the data set stands for the class at that place of it. With `answers` a row's label is the
+    number of its image there.
+    """
 
     source: str
     name: str
@@ -66,6 +93,10 @@ class Split:
     class_names: tuple[str, ...] | None
     shards: tuple[Shard, ...] = ()
     unit_shards: tuple[int, ...] = field(default=(), repr=False)
+    class_order: tuple[int, ...] | None = field(default=None, repr=False)
+    answers: Answers | None = field(default=None, repr=False)
+    kept: Kept | None = field(default=None, repr=False, compare=False)
+    siblings: tuple[str, ...] = field(default=(), repr=False, compare=False)
     files: tuple[str, ...] = field(default=(), repr=False, compare=False)
     dataset: IterableDataset = field(repr=False, compare=False)
     _of_one_file: dict[int, IterableDataset] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -99,12 +130,17 @@ class Split:
         """Say where a row lies, counted as a viewer of the data set counts, and in which shard."""
         ends = list(accumulate(self.unit_rows))
         unit = bisect_right(ends, index)
+        name, unit_rows = self.name, self.unit_rows
+        if self.kept is not None:
+            row = self.kept.rows[unit][index - ends[unit] + self.unit_rows[unit]]
+            name, unit_rows = self.kept.split, self.kept.unit_rows
+            index = sum(unit_rows[:unit]) + int(row)
         inside = ""
         if self.unit_shards:
             shard = self.unit_shards[unit]
-            first = sum(rows for rows, owner in zip(self.unit_rows, self.unit_shards, strict=True) if owner < shard)
+            first = sum(rows for rows, owner in zip(unit_rows, self.unit_shards, strict=True) if owner < shard)
             inside = f" (row {index - first} of {self.shards[shard].name})"
-        return f"row {index} of split {self.name!r} of {self.source}{inside}"
+        return f"row {index} of split {name!r} of {self.source}{inside}"
 
     def unit_place(self, unit: int) -> str:
         """Say which unit it is, and of which shard."""
@@ -120,12 +156,13 @@ class Row(NamedTuple):
     label: Any
 
 
-def open_split(source: str, split: str | None) -> Split:
+def open_split(source: str, split: str | None, *, label_column: str | None = None, label_lists: bool = False) -> Split:
     """Open one split of `source`: a folder, a Hub data set id, "digits", or a glob of files; reads metadata alone.
 
     Of other formats than parquet every row is counted once. `split=None` takes validation, else test, else the only
-    one. Private data sets need a token as huggingface_hub finds it (`hf auth login`, or HF_TOKEN). Errors: `InputError`
-    where the source or the split does not exist, or no image and label column can be told.
+    one. Private data sets need a token as huggingface_hub finds it (`hf auth login`, or HF_TOKEN). `label_column` is
+    `label` or the only one of class numbers. With `label_lists` it may hold lists of them, which are read at once into
+    `Split.answers`. Errors: `InputError` where the source, the split or the column does not exist, or none can be told.
     """
     path = _embedded() if source == EMBEDDED else source
     looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
@@ -136,7 +173,7 @@ def open_split(source: str, split: str | None) -> Split:
     local = os.path.exists(path)
 
     def patiently(what: str, act: Callable[[], Result]) -> Result:
-        return _retrying(what, act, attempts=1 if local else OPENING_ATTEMPTS)
+        return retrying(what, act, attempts=1 if local else OPENING_ATTEMPTS)
 
     try:
         builder, streams = patiently(f"open data set {source!r}", lambda: _open(path, is_glob))
@@ -149,13 +186,13 @@ def open_split(source: str, split: str | None) -> Split:
     features = streams[name].features
     if features is None:
         raise InputError(f"data set {source!r} declares no columns, so no images can be told from other data")
-    image_column, label_column = _columns(source, features)
-    label = features[label_column]
+    image_column, label_column = _columns(source, features, label_column, label_lists)
+    label = _class_feature(features[label_column])
     files = tuple(str(file) for file in (builder.config.data_files or {}).get(name, []))
     shards = patiently(f"look at the files of {source!r}", lambda: shard_states(files))
     stream = streams[name].decode(False).select_columns([image_column, label_column])
     unit_rows, unit_shards = _units(files, shards, name, stream)
-    return Split(
+    opened = Split(
         source=source,
         name=name,
         unit_rows=unit_rows,
@@ -166,7 +203,108 @@ def open_split(source: str, split: str | None) -> Split:
         unit_shards=unit_shards,
         files=files,
         dataset=stream,
+        siblings=tuple(streams),
     )
+    if label is features[label_column]:
+        return opened
+    return replace(opened, answers=Answers(tuple(_class_list(opened, *row) for row in enumerate(_lists(opened)))))
+
+
+def _lists(split: Split) -> list[Any]:
+    return [given for unit in range(len(split.unit_rows)) for given in _label_values(split, unit).to_pylist()]
+
+
+def _class_list(split: Split, row: int, given: list[Any] | None) -> tuple[int, ...]:
+    if any(not isinstance(number, int) or number < 0 for number in given or ()):
+        raise InputError(f"{split.place(row)}: labels {given!r}, expected class numbers")
+    return tuple(given or ())
+
+
+def in_class_order(split: Split, order: Sequence[int]) -> Split:
+    """Return the split with its classes renumbered: its class k becomes class `order[k]`."""
+    names = split.class_names
+    renamed = tuple(names[order.index(number)] for number in range(len(order))) if names else None
+    if split.answers is None:
+        return replace(split, class_order=tuple(order), class_names=renamed)
+    try:
+        classes = tuple(tuple(order[number] for number in numbers) for numbers in split.answers.classes)
+    except IndexError:
+        raise InputError(f"split {split.name!r} of {split.source} has labels beyond its {len(order)} classes") from None
+    return replace(split, answers=split.answers._replace(classes=classes), class_names=renamed)
+
+
+def open_splits(
+    source: str, train: str, evaluation: str | None, *, holdout: float = 0.0, seed: int = 0
+) -> tuple[Split, Split]:
+    """Open the split to train on and the one to measure on.
+
+    `evaluation=None` is validation, else test, else the share `holdout` of the training images (see `hold_out`), which
+    are then not trained on. Errors: as for `open_split`; `InputError` where there is nothing to measure on.
+    """
+    training = open_split(source, train)
+    named = evaluation or next((name for name in ("validation", "test") if name in training.siblings), None)
+    if named is not None:
+        return training, open_split(source, named)
+    if not holdout:
+        raise InputError(
+            f"data set {source!r} has neither a validation nor a test split, only {', '.join(training.siblings)}: "
+            "name one with --set eval_split=NAME, or hold out a tenth of the training images with --set holdout=0.1"
+        )
+    return hold_out(training, holdout, seed)
+
+
+def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Divide a split in two, and return the rest and what is held out; reads every label once.
+
+    Of each class `share` is held out, rounded, but at least one image where there are two or more, and never all.
+    Which ones depends on the seed and the order of the rows alone. Errors: `InputError` where nothing can be held out.
+    """
+    labels = [_labels(split, unit) for unit in range(len(split.unit_rows))]
+    chosen = np.zeros(split.rows, dtype=bool)
+    together = np.concatenate(labels)
+    for label in np.unique(together):
+        rows = np.flatnonzero(together == label)
+        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        random_numbers = np.random.default_rng([seed, int(label) % 2**63])
+        chosen[random_numbers.permutation(rows)[:count]] = True
+    if not chosen.any():
+        raise InputError(
+            f"{split.source} has one image a class, so none can be held out to measure on: add images, or a folder of "
+            "them named test"
+        )
+    cuts = np.cumsum(split.unit_rows)[:-1]
+
+    def part(mask: np.ndarray, name: str) -> Split:
+        rows = tuple(np.flatnonzero(unit) for unit in np.split(mask, cuts))
+        kept = Kept(split.name, split.unit_rows, rows)
+        return replace(split, name=name, unit_rows=tuple(map(len, rows)), kept=kept)
+
+    return part(~chosen, split.name), part(chosen, HELD_OUT)
+
+
+def _labels(split: Split, unit: int) -> np.ndarray:
+    labels = _label_values(split, unit).to_numpy(zero_copy_only=False)
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"cannot read the labels of {split.unit_place(unit)}: some rows have no label")
+    return labels
+
+
+def _label_values(split: Split, unit: int) -> pyarrow.Array:
+    """Read the label column of one unit; a parquet file's images are not read."""
+    if split.unit_rows[unit] == 0:
+        return pyarrow.array([], pyarrow.int64())
+
+    def read() -> pyarrow.Array:
+        tables = _tables(split.stream(unit).select_columns([split.label_column]))
+        return pyarrow.chunked_array(
+            [chunk for table in tables for chunk in table.column(split.label_column).chunks]
+        ).combine_chunks()
+
+    place = split.unit_place(unit)
+    try:
+        return retrying(f"read the labels of {place}", read, attempts=ATTEMPTS if split.remote else 1)
+    except Exception as error:  # each library raises its own
+        raise InputError(f"cannot read the labels of {place}: {error or type(error).__name__}") from error
 
 
 def _open(path: str, is_glob: bool) -> tuple[Any, dict[str, IterableDataset]]:
@@ -197,19 +335,31 @@ def _default_split(source: str, names: Sequence[str]) -> str:
     raise InputError(f"data set {source!r} has neither a validation nor a test split; name one of: {', '.join(names)}")
 
 
-def _columns(source: str, features: Features) -> tuple[str, str]:
+def _columns(source: str, features: Features, label_column: str | None, label_lists: bool) -> tuple[str, str]:
     """Return the names of the image and the label column: `image` and `label`, else the only ones of their kind."""
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     labels += [name for name in ("label", "cls") if name in features and name not in labels]
     image = _only(source, "image", images, features)
-    label = _only(source, "label", labels, features)
-    kind = features[label]
-    if not isinstance(kind, ClassLabel) and not str(getattr(kind, "dtype", "")).startswith(("int", "uint")):
+    if label_column is not None and label_column not in features:
+        raise InputError(f"data set {source!r} has no column {label_column!r}; its columns are: {', '.join(features)}")
+    label = label_column or _only(source, "label", labels, features)
+    kind, inner = features[label], _class_feature(features[label])
+    if not isinstance(inner, ClassLabel) and not str(getattr(inner, "dtype", "")).startswith(("int", "uint")):
         raise InputError(
             f"data set {source!r}: column {label!r} holds {getattr(kind, 'dtype', kind)}, not class numbers"
         )
+    if inner is not kind and not label_lists:
+        raise InputError(
+            f"data set {source!r}: column {label!r} holds lists, not class numbers; lists of them can be validated on, "
+            "not trained on"
+        )
     return image, label
+
+
+def _class_feature(feature: Any) -> Any:
+    """Return what a column of lists holds, and of others the column's own kind."""
+    return getattr(feature, "feature", feature)
 
 
 def _only(source: str, wanted: str, found: list[str], features: Features) -> str:
@@ -234,6 +384,14 @@ def shard_states(files: Sequence[str]) -> tuple[Shard, ...]:
         folders = {file.rpartition("/")[0] for file in files if file.startswith("hf://")}
         listed = {key: info for infos in pool.map(_hub_folder, folders) for key, info in infos.items()}
         return tuple(pool.map(lambda file: Shard(file[common:], *_size_and_etag(file, listed)), files))
+
+
+def shards_now(split: Split) -> tuple[Shard, ...]:
+    """Return the states of a split's shards as they are now. Errors: `InputError` where they are out of reach."""
+    try:
+        return retrying(f"look at the shards of {split.source}", partial(shard_states, split.files))
+    except Exception as error:  # each library raises its own
+        raise InputError(f"cannot look at the shards of {split.source}: {error or type(error).__name__}") from error
 
 
 def _fingerprint(shards: Sequence[Shard]) -> int:
@@ -297,26 +455,35 @@ def _units(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the rows and the shard of each unit: from parquet's footers where there are some, else counted once."""
     if files and _are_parquet(files):
-        groups = _row_groups_of_all(files, shards)
+
+        def read_footers() -> list[list[int]]:
+            with ThreadPoolExecutor(16) as pool:
+                return list(pool.map(_row_groups, files))
+
+        groups = _counted_once(shards, len(files), read_footers)
         rows = [count for counts in groups for count in counts]
         return tuple(rows), tuple(shard for shard, counts in enumerate(groups) for _ in counts)
     number = stream.num_shards
-    try:
+
+    def read_everything() -> list[list[int]]:
         units = [stream.shard(num_shards=number, index=unit) for unit in range(number)]
-        rows = [sum(table.num_rows for table in _tables(unit)) for unit in units]
+        return [[sum(table.num_rows for table in _tables(unit))] for unit in units]
+
+    try:
+        rows = [count for (count,) in _counted_once(shards, number, read_everything)]
     except Exception as error:  # every format has its own
         raise InputError(f"cannot count the rows of split {split!r}: {error or type(error).__name__}") from error
     return tuple(rows), tuple(range(len(rows))) if len(rows) == len(shards) else ()
 
 
-def _row_groups_of_all(files: Sequence[str], shards: Sequence[Shard]) -> list[list[int]]:
-    """Read the footers, those of unchanged shards once only: what they say is kept in the cache folder."""
+def _counted_once(shards: Sequence[Shard], number: int, count: Callable[[], list[list[int]]]) -> list[list[int]]:
+    """Return `count()`, `number` lists, which is kept in the cache folder for as long as the shards do not change."""
     kept = _kept(_fingerprint(shards))
-    if kept.is_file():
+    if shards and kept.is_file():
         found: list[list[int]] = json.loads(kept.read_text())["row_groups"]
-        return found
-    with ThreadPoolExecutor(16) as pool:
-        groups = list(pool.map(_row_groups, files))
+        if len(found) == number:
+            return found
+    groups = count()
     with suppress(InputError), replacing(kept) as temporary:  # without a cache folder they are read again next time
         temporary.write_text(json.dumps({"shards": shards, "row_groups": groups}))
     return groups
@@ -334,7 +501,7 @@ def _row_groups(file: str) -> list[int]:
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
     try:
-        return _retrying(f"read the footer of {file}", read, attempts=ATTEMPTS if "://" in file else 1)
+        return retrying(f"read the footer of {file}", read, attempts=ATTEMPTS if "://" in file else 1)
     except Exception as error:  # fsspec and pyarrow each raise their own
         raise InputError(f"cannot read parquet shard {file}: {error}") from error
 
@@ -362,18 +529,40 @@ def read_unit(split: Split, unit: int) -> list[Row]:
             images = table.column(split.image_column).to_pylist()
             labels = table.column(split.label_column).to_pylist()
             rows += [Row(first + len(rows) + k, image, labels[k]) for k, image in enumerate(images)]
-        if len(rows) != split.unit_rows[unit]:
-            raise InputError(f"it gave {len(rows)} rows, not the {split.unit_rows[unit]} it announced")
+        whole = split.unit_rows if split.kept is None else split.kept.unit_rows
+        if len(rows) != whole[unit]:
+            raise InputError(f"it gave {len(rows)} rows, not the {whole[unit]} it announced")
+        if split.kept is not None:
+            rows = [rows[row]._replace(number=first + k) for k, row in enumerate(split.kept.rows[unit].tolist())]
         return rows
 
     place = split.unit_place(unit)
     try:
-        return _retrying(f"read {place}", read, attempts=ATTEMPTS if split.remote else 1)
+        rows = retrying(f"read {place}", read, attempts=ATTEMPTS if split.remote else 1)
     except Exception as error:  # each library raises its own
         raise InputError(f"cannot read {place}: {error or type(error).__name__}") from error
+    return [row._replace(label=_label(split, row)) for row in rows]
 
 
-def _retrying(what: str, act: Callable[[], Result], *, attempts: int) -> Result:
+def _label(split: Split, row: Row) -> Any:
+    """Return a row's label as `Split` has it, the data set's own where it is none that could be looked up."""
+    if split.answers is not None and split.answers.file_pattern is not None:
+        path = (row.image or {}).get("path") or ""
+        found = re.search(split.answers.file_pattern, path)
+        if found is None:
+            raise InputError(
+                f"{split.place(row.number)}: the image's file is called {path!r}, but it must be named as "
+                f"{split.answers.file_pattern} to look up its labels"
+            )
+        return int(found[1]) - 1
+    if split.answers is not None:
+        return row.number
+    if split.class_order is not None and isinstance(row.label, int) and 0 <= row.label < len(split.class_order):
+        return split.class_order[row.label]
+    return row.label
+
+
+def retrying(what: str, act: Callable[[], Result], *, attempts: int = ATTEMPTS) -> Result:
     """Return `act()`, tried again with growing pauses after a fault of the network; the last error is raised."""
     delay = FIRST_DELAY
     for attempt in range(1, attempts + 1):

@@ -5,15 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 
 from seresnet_hub.cards import table
 from seresnet_hub.errors import InputError
+from seresnet_hub.folder import read_json
+from seresnet_hub.recipes import RECIPES
 from seresnet_hub.sizes import Sizes, sizes_of
 from seresnet_hub.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant
 from seresnet_hub.weights import WEIGHTS
+
+# Benchmarks whose results are kept in the folder of measured results, as `benchmark_NAME.json`.
+BENCHMARKS = ("inference", "training")
 
 # mmpretrain's call, ours or timm's, and what to know.
 MIGRATION: tuple[tuple[str, str, str], ...] = (
@@ -89,16 +96,73 @@ def migration() -> str:
     return table(("mmpretrain", "here", ""), MIGRATION)
 
 
-TABLES: dict[str, Callable[[], str]] = {"variants": variants, "weights": weights, "migration": migration}
+def recipes() -> str:
+    """Return the table of the recipes."""
+    rows = []
+    for name, recipe in RECIPES.items():
+        size = f"{recipe.input_size}" + (f" → {recipe.eval_size}" if recipe.eval_size else "")
+        begins = f" from `{recipe.weights}`" if recipe.weights else ""
+        rows.append(
+            (f"`{name}`", f"`{recipe.model}`{begins}", recipe.data or "yours", size, f"{recipe.epochs}",
+             f"{recipe.batch_size:,}", f"{recipe.optimizer}, {recipe.learning_rate:g}, {recipe.schedule}")
+        )  # fmt: skip
+    return table(("recipe", "model", "data", "image size", "epochs", "batch", "optimiser, rate, schedule"), rows)
 
 
-def fill(text: str) -> str:
+def speed(measured: Path) -> str:
+    """Return the table of what `scripts/benchmark.py inference` and `training` measured, from a folder of results."""
+    rows = []
+    for result in _results(measured):
+        names = ("plain", "timm", result["own"])
+        for measurement in result["measurements"]:
+            plain, timms, own = (measurement["networks"][name] for name in names)
+            kind = f"{result['benchmark']}, {measurement['mode']}, {measurement['dtype']}"
+            speeds = (f"{one['images_per_second']:.1f}" for one in (plain, timms, own))
+            ratios = (f"{own[key]:.3f}" for key in ("times_timm", "times_plain"))
+            rows.append((f"{kind}, batch {measurement['batch_size']}", result["device"], *speeds, *ratios))
+    header = ("", "device", "ResNet-50 (images/s)", "SE-ResNet-50, timm", "SE-ResNet-50, here", "here / timm",
+              "here / ResNet-50")  # fmt: skip
+    return table(header, rows)
+
+
+def passes(measured: Path) -> str:
+    """Return the table of the passes over a block's wide maps in what Inductor generates, from a folder of results."""
+    rows = []
+    for result in _results(measured):
+        kernels = result["kernels"]
+        for graph in dict.fromkeys(kernel["graph"] for kernel in kernels["timm"]):
+            counts = []
+            for name in ("plain", "timm", result["own"]):
+                listed = [kernel for kernel in kernels[name] if kernel["graph"] == graph]
+                reads, writes = (sum(kernel[key] for kernel in listed) for key in ("wide_reads", "wide_writes"))
+                counts.append(f"{reads} + {writes}")
+            rows.append((f"{result['benchmark']}, {graph}", *counts))
+    return table(("wide maps read + written", "ResNet-50", "SE-ResNet-50, timm", "SE-ResNet-50, here"), rows)
+
+
+def _results(measured: Path) -> list[dict[str, Any]]:
+    return [read_json(measured / f"benchmark_{benchmark}.json") for benchmark in BENCHMARKS]
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "variants": variants,
+    "weights": weights,
+    "migration": migration,
+    "recipes": recipes,
+}
+MEASURED_TABLES: dict[str, Callable[[Path], str]] = {"speed": speed, "passes": passes}
+
+
+def fill(text: str, measured: Path) -> str:
     """Return a Markdown text with each table between `<!-- table NAME -->` and `<!-- end -->` rendered anew.
 
-    Errors: `InputError` where a mark names no table, or a table has no mark.
+    `measured` is the folder of measured results. Errors: `InputError` where a mark names no table, a table has no
+    mark, or there are no results.
     """
     marked = re.compile(r"(<!-- table (\w+) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
     names = [match.group(2) for match in marked.finditer(text)]
-    if set(names) != set(TABLES):
-        raise InputError(f"the text has marks for {sorted(names)}, and there are tables for {sorted(TABLES)}")
-    return marked.sub(lambda match: f"{match.group(1)}{TABLES[match.group(2)]()}\n<!-- end -->", text)
+    known = {*TABLES, *MEASURED_TABLES}
+    if set(names) != known:
+        raise InputError(f"the text has marks for {sorted(names)}, and there are tables for {sorted(known)}")
+    rendered = {name: TABLES[name]() if name in TABLES else MEASURED_TABLES[name](measured) for name in known}
+    return marked.sub(lambda match: f"{match.group(1)}{rendered[match.group(2)]}\n<!-- end -->", text)

@@ -7,53 +7,97 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
+import reprlib
 import shlex
-import shutil
+import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, is_compiled_module
+from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, distribute_bn
-from torch import nn
+from timm.utils.model import freeze
+from torch import distributed, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from seresnet_hub.blocks import use_training_blocks
 from seresnet_hub.cards import card_of, render
-from seresnet_hub.data import EMBEDDED, Split, epoch_plan, loader, open_split
+from seresnet_hub.data import EMBEDDED, Split, epoch_plan, loader
 from seresnet_hub.device import Mixer, finish, on_device
-from seresnet_hub.environment import code_commit, package_version, versions
-from seresnet_hub.errors import InputError
+from seresnet_hub.environment import code_commit, hardware, package_version, versions
+from seresnet_hub.errors import InputError, LostProcessError
 from seresnet_hub.evaluation import Accuracy, evaluate
 from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, fill_folder, replacing, timm_config, write_model
-from seresnet_hub.hub import load
+from seresnet_hub.hub import Origin, load, origin_of
 from seresnet_hub.images import seed_from
 from seresnet_hub.models import create, list_models, resolve_name
 from seresnet_hub.pictures import draw_curves
+from seresnet_hub.plan import Plan
 from seresnet_hub.recipes import RECIPES, Recipe
 from seresnet_hub.sizes import sizes_of
-from seresnet_hub.splits import require_same_shards
+from seresnet_hub.splits import open_splits, require_same_shards
+from seresnet_hub.states import STATES_FOLDER, latest_state, list_states, load_optimizer, save_state
 
-STATE_NAME = Path("training", "state.pt")
-# Fields that do not change what is learnt.
-NOT_LEARNT = frozenset({"data", "workers", "license", "checkpoint_steps", "weights"})
+# Fields that may differ between machines: these, and the names of local folders.
+OF_A_MACHINE = frozenset({"data", "weights", "workers", "license", "keep_states"})
+# Fields that do not change what is learnt, but for rounding.
+NOT_LEARNT = OF_A_MACHINE | {"checkpoint_steps", "compile", "se_blocks", "grad_checkpointing"}
+BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 STATE_KEYS = frozenset({"model", "optimizer", "history", "losses", "scaler", "average"})
+# Folders within the output: of the moving average's run also the raw weights, and of both the best beside the last.
+BEST, RAW, BEST_RAW = "best", "raw", "best_raw"
+# The steps between two looks at the losses and at signals, for each of which the host waits for the device.
+LOOK_STEPS = 20
+# How long a process waits for the others before it takes them for lost.
+WAIT_FOR_OTHERS = timedelta(minutes=10)
+# How long it waits for the first one to read a data set.
+WAIT_FOR_READING = timedelta(days=1)
+Answer = TypeVar("Answer")
 
 
+@contextmanager
+def _lost_processes_named() -> Iterator[None]:
+    """Turn what torch's backends raise where another process is gone into a `LostProcessError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
+            raise
+        if not distributed.is_initialized():
+            raise LostProcessError(
+                f"the processes cannot reach each other ({error}): every machine must reach the main one's address and "
+                "port, and on CPUs GLOO_SOCKET_IFNAME may have to name the network interface that leads there"
+            ) from error
+        raise LostProcessError(
+            f"another process is gone, and its own machine's output says why ({error}): "
+            "start all of them again, with --resume where a state was saved"
+        ) from error
+
+
+@_lost_processes_named()
 def train(
     recipe: Recipe,
     *,
@@ -61,13 +105,17 @@ def train(
     data: str | None = None,
     resume: bool = False,
     max_steps: int | None = None,
+    trackers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train `recipe` on `data` (default: the recipe's own) into the folder `output`, and return the measured result.
 
     After each epoch `output` gets `model.safetensors`, `config.json` and `README.md` for timm, `summary.csv` and
-    `curves.png`, and `training/` with what `resume` needs. `max_steps` ends the run early, counted from its very start.
-    Runs on every process that the launcher started. Errors: `InputError` on a bad argument or data set, before anything
-    is written.
+    `curves.png`; its folder `best` the same of the best epoch; and `training/` what `resume` needs. With a moving
+    average, these are the averaged weights, and `raw` and `best_raw` hold the others. `max_steps` ends the run early,
+    counted from its very start; SIGTERM and SIGUSR1 save its state and end it, as `stopped` in the result says.
+    `trackers` are names that Accelerate knows. Runs on every process that the launcher started; only the main one needs
+    `output`. Errors: `InputError` on a bad argument or data set, before anything is written, and where the loss is no
+    longer finite; `LostProcessError` where another process is gone.
     """
     output = Path(output)
 
@@ -79,16 +127,21 @@ def train(
         raise InputError(f"max_steps={max_steps}: must be at least 1")
     if not timm.is_model(resolve_name(recipe.model).split(".")[0]):
         raise InputError(f"recipe {recipe.name!r}: timm knows no model {recipe.model!r}")
-    if resume and not (output / STATE_NAME).is_file():
-        raise InputError(f"nothing to resume: {output / STATE_NAME} does not exist")
-    _require_writable(output)
-    if not resume and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        way_out = "continue it with --resume, or choose" if (output / STATE_NAME).is_file() else "choose"
-        raise InputError(f"{output} already exists: {way_out} another --output")
+    for name in trackers:
+        if name not in {str(tracker) for tracker in get_available_trackers()}:
+            known = ", ".join(sorted(map(str, LOGGER_TYPE_TO_CLASS)))
+            raise InputError(f"tracker {name!r}: not installed, or not one of {known}")
 
     # ------------------------------------------------------------------ processes
     # Accelerate joins CPU processes only when it is told that there is nothing but a CPU.
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=recipe.mixed_precision)
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision=recipe.mixed_precision,
+            log_with=list(trackers) or None, project_dir=output / STATES_FOLDER,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)],
+        )  # fmt: skip
+    except ValueError as error:  # it keeps the settings of the first one that a process makes
+        raise InputError(f"mixed_precision={recipe.mixed_precision}: {error}") from error
     _share_cores(accelerator)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     main = accelerator.is_main_process
@@ -104,15 +157,19 @@ def train(
     if world_size == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         say(
             "warning: the launcher was asked for more processes but started only this one; "
-            "on CPUs start them with: torchrun --nproc_per_node N scripts/train.py"
+            "on CPUs start them with: accelerate launch --multi_gpu --num_processes N scripts/train.py"
         )
     if recipe.batch_size < world_size:
         raise InputError(f"batch_size={recipe.batch_size} cannot be shared by {world_size} processes")
+    if recipe.sync_bn and accelerator.device.type != "cuda":
+        raise InputError("sync_bn=True: torch has it for CUDA devices only")
+    saved = _from_main(accelerator, lambda: _begun(output, resume=resume))
 
     # ------------------------------------------------------------------ data
-    with accelerator.main_process_first():
-        train_split = open_split(source, recipe.train_split)
-    eval_split = open_split(source, recipe.eval_split)
+    with _main_first(accelerator):  # where a format does not say its number of rows, this reads all of it
+        train_split, eval_split = open_splits(
+            source, recipe.train_split, recipe.eval_split, holdout=recipe.holdout, seed=recipe.seed
+        )
     num_classes = _num_classes(recipe, train_split)
     plan = epoch_plan(train_split, recipe, seed=recipe.seed, epoch=0)
     steps_per_epoch = plan.steps
@@ -121,6 +178,7 @@ def train(
         raise InputError(f"split {train_split.name!r} of {source} has {train_split.rows} images{way_out}")
     total_steps = recipe.epochs * steps_per_epoch
     last_step = min(total_steps, max_steps or total_steps)
+    _require_same_run_everywhere(recipe, train_split, last_step)
     say(
         f"{train_split.rows:,} training and {eval_split.rows:,} {eval_split.name} images of {num_classes} classes, "
         f"{steps_per_epoch} steps an epoch, {last_step:,} steps"
@@ -129,74 +187,121 @@ def train(
     # ------------------------------------------------------------------ model
     torch.manual_seed(recipe.seed)  # the same start on every process
     with accelerator.main_process_first():
-        model = _start(recipe, num_classes).to(memory_format=torch.channels_last)
+        origin = origin_of(recipe.weights) if recipe.weights else None
+        model = _start(recipe, num_classes)
+    model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if origin is not None and not (recipe.license or origin.license):
+        say(f"warning: {recipe.weights} name no licence, so push.py will refuse the result: add --set license=ID")
     config = _config(recipe, model)
-    model.pretrained_cfg = config  # type: ignore[assignment]  # evaluation reads its transform from here, as a user of the saved model does
-    _require_trainable(model, recipe, images=plan.share(steps_per_epoch - 1, world_size) * recipe.repeated_augmentation)
-    if (recipe.mixup or recipe.cutmix) and plan.share(0, world_size) * recipe.repeated_augmentation % 2:
-        raise InputError(f"batch_size={recipe.batch_size}: each of {world_size} processes needs an even number to mix")
+    model.pretrained_cfg = config  # evaluation reads its transform from here, as a user of the saved model does
+    shares = [plan.share(batch, world_size) * recipe.repeated_augmentation for batch in (0, steps_per_epoch - 1)]
+    _require_trainable(model, recipe, images=min(_smallest_piece(share, recipe.accumulation) for share in shares))
+    _require_mixable(recipe, plan, world_size)
+    if recipe.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing()
+        except Exception as error:  # whatever the model makes of it
+            raise InputError(f"grad_checkpointing=true: {recipe.model} has none ({error})") from error
+    if recipe.sync_bn:
+        model = convert_sync_batchnorm(model)
+    if recipe.se_blocks:
+        if not recipe.compile:
+            raise InputError("se_blocks=True: it gains something where compile=True alone")
+        if not use_training_blocks(model):
+            raise InputError(f"se_blocks=True: {recipe.model} has no block of timm's with an SE unit")
     try:
         optimizer = create_optimizer_v2(
-            model, recipe.optimizer, lr=recipe.learning_rate, weight_decay=recipe.weight_decay,
-            momentum=recipe.momentum, filter_bias_and_bn=not recipe.decay_all,
+            _parameter_groups(model, recipe), recipe.optimizer, lr=recipe.peak_learning_rate,
+            weight_decay=recipe.weight_decay, momentum=recipe.momentum,
+            **({} if recipe.optimizer_eps is None else {"eps": recipe.optimizer_eps}),
         )  # fmt: skip
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer={recipe.optimizer}: {error}") from error
+    if recipe.optimizer_eps is not None and "eps" not in optimizer.defaults:  # timm drops what its optimiser lacks
+        raise InputError(f"optimizer_eps={recipe.optimizer_eps}: optimizer={recipe.optimizer} has none")
     schedule = _schedule(recipe, optimizer, steps_per_epoch, total_steps)
     average = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     prepared, optimizer = accelerator.prepare(model, optimizer)
+    # Accelerate made the model compute in mixed precision wherever it is called; what is saved is measured as it is.
+    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    if recipe.compile and not is_compiled_module(prepared):  # here, since Accelerate's setting is one for the process
+        # One graph for each size: a graph for any size would be made after the first short batch, so a resumed run,
+        # which begins elsewhere, would be another one's bits.
+        prepared = torch.compile(prepared, dynamic=False)
+    _from_main(accelerator, lambda: _start_trackers(accelerator, recipe))
 
     # ------------------------------------------------------------------ resume
     step, seen = 0, 0
     history: list[dict[str, float]] = []  # a row an epoch
     losses: list[float] = []  # of each step, the mean over its batch
-    if resume:
-        state = _read_state(output / STATE_NAME, _settings(recipe, train_split), total_steps)
+    if saved is not None:
+        state, warnings = saved
+        for warning in warnings:
+            say(f"warning: {warning}; going back to the one before")
+        _require_same_run(state, _settings(recipe, train_split), total_steps)
+        if state["step"] > last_step:
+            raise InputError(f"max_steps={max_steps}: the run in {output} is at step {state['step']:,} already")
         try:
             model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(optimizer, state["optimizer"])
             if accelerator.scaler is not None:
                 accelerator.scaler.load_state_dict(state["scaler"])
             if average is not None:
                 average.module.load_state_dict(state["average"])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise InputError(f"cannot resume: {output / STATE_NAME} does not fit {recipe.model} ({error})") from error
-        require_same_shards(train_split, state["shards"])
+            raise InputError(f"cannot resume: the state in {output} does not fit {recipe.model} ({error})") from error
+        if main:  # the others were compared with it, and a copy of a file may have another time of change
+            require_same_shards(train_split, state["shards"])
         step, seen = state["step"], state["seen"]
         history, losses = state["history"], state["losses"].tolist()
         say(f"resuming {output} at step {step:,} of {last_step:,}")
 
-    def state_now() -> dict[str, Any]:
-        return {
-            "settings": _settings(recipe, train_split), "step": step, "seen": seen, "history": history,
-            "losses": torch.tensor(losses, dtype=torch.float64), "shards": train_split.fingerprint,
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-            "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
-            "average": average.module.state_dict() if average is not None else {},
-        }  # fmt: skip
+    def save() -> None:
+        if main:
+            state = {
+                "settings": _settings(recipe, train_split), "step": step, "seen": seen, "history": history,
+                "losses": torch.tensor(losses, dtype=torch.float64), "shards": train_split.fingerprint,
+                "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
+                "average": average.module.state_dict() if average is not None else {},
+            }  # fmt: skip
+            save_state(output, state, keep=recipe.keep_states)
 
     # ------------------------------------------------------------------ loop
     precision = next(model.parameters()).dtype
     measured = model if average is None else average.module
     mixer = Mixer(recipe, num_classes, accelerator.device)
     accuracy: Accuracy | None = None
-    trained, seconds = 0, 0.0
-    with tqdm(total=last_step, initial=step, desc=f"training {recipe.model}", unit="step", disable=not main) as bar:
-        while step < last_step:
-            epoch, position = divmod(step, steps_per_epoch)
+    trained, seconds, stopped = 0, 0.0, False
+    of_step = [plan.batch_rows(batch) * recipe.repeated_augmentation for batch in range(steps_per_epoch)]
+    images_until = {end: end // steps_per_epoch * sum(of_step) + sum(of_step[: end % steps_per_epoch])
+                    for end in (step, last_step)}  # fmt: skip
+    with (
+        _Interruption() as interruption,
+        tqdm(
+            total=images_until[last_step], initial=images_until[step], desc=f"training {recipe.model}",
+            unit="images", unit_scale=True, disable=not main,
+        ) as bar,
+    ):  # fmt: skip
+        while not stopped and (step < last_step or _measured_until(history) < step):
+            # Whether the run ended when this epoch was trained, but not yet measured.
+            trained_before = _measured_until(history) < step and (step == last_step or step % steps_per_epoch == 0)
+            epoch = (step - trained_before) // steps_per_epoch
             batches = loader(
                 train_split, None, recipe, rank=rank, world_size=world_size, workers=recipe.workers, seed=recipe.seed,
-                epoch=epoch, position=position,
+                epoch=epoch, position=step % steps_per_epoch,
             )  # fmt: skip
             prepared.train()
+            _rest(model)
             step_losses: list[torch.Tensor] = []  # on the device: reading one would wait for it
+            skipped_here = skipped = 0  # rows of this process, and of all
             start = time.perf_counter()
-            for batch in on_device(batches, accelerator.device):
+            for batch in on_device(() if trained_before else batches, accelerator.device):
                 # Drop-outs draw from the step's own stream, so a resumed run draws what the uninterrupted one drew.
                 torch.manual_seed(seed_from(recipe.seed, step, rank))
                 schedule.step_update(step)
                 images = finish(batch, mean=config["mean"], std=config["std"], dtype=precision)
-                images, targets = mixer(images, batch.labels, batch.mask, recipe.seed, step, rank)
+                images, targets = mixer(images, batch.labels, batch.whole, recipe.seed, step, rank)
                 optimizer.zero_grad()
                 loss = torch.zeros((), device=accelerator.device)
                 pieces = list(zip(*(t.chunk(recipe.accumulation) for t in (images, targets, batch.mask)), strict=True))
@@ -207,60 +312,85 @@ def train(
                             logits = prepared(piece)
                         part = (_losses(logits.to(precision), wanted, recipe) * counts).sum() / batch.total
                         # Processes average their gradients; times their number, that is the mean over the whole batch.
-                        accelerator.backward(part * world_size)
+                        with _statistics_kept(model) if recipe.grad_checkpointing else nullcontext():
+                            accelerator.backward(part * world_size)
                     loss += part.detach()
                 if recipe.clip_grad:
                     accelerator.clip_grad_norm_(model.parameters(), recipe.clip_grad)
                 optimizer.step()
                 step_losses.append(loss)
                 step, seen, trained = step + 1, seen + batch.total, trained + batch.total
+                skipped_here += batch.missing
                 if average is not None:
                     average.update(model, step)
-                bar.update()
-                if step % 10 == 0 and main:
-                    bar.set_postfix(epoch=epoch + 1, loss=f"{loss.item() * world_size:.3f}", refresh=False)
-                if step == last_step:
+                bar.update(batch.total)
+                ends = step == last_step or step % steps_per_epoch == 0
+                saves = ends or (recipe.checkpoint_steps > 0 and step % recipe.checkpoint_steps == 0)
+                # Alone, a signal is looked for after every step; several processes have to agree on the step.
+                if saves or step % LOOK_STEPS == 0 or (world_size == 1 and interruption.name):
+                    *newest, skipped_now = _summed([*step_losses, loss.new_tensor(skipped_here)], accelerator)
+                    losses += newest
+                    step_losses.clear()
+                    newly_skipped, skipped = int(skipped_now) - skipped, int(skipped_now)
+                    seen, trained = seen - newly_skipped, trained - newly_skipped
+                    _require_few_skipped(skipped, train_split, recipe)
+                    _require_finite(losses, step, output, recipe)
+                    bar.set_postfix(epoch=epoch + 1, loss=f"{losses[-1]:.3f}", refresh=False)
+                    if trackers:
+                        accelerator.log({"loss": losses[-1], "learning_rate": optimizer.param_groups[0]["lr"]}, step)
+                    stopped = _any_rank(interruption.name is not None, accelerator)
+                    if ends and world_size > 1:
+                        distribute_bn(model, world_size, reduce=True)
+                        if average is not None:  # DistributedDataParallel lets the first process's statistics count
+                            distribute_bn(average.module, world_size, reduce=False)
+                    if saves or stopped:
+                        _require_finite_weights(model, step, output, recipe, accelerator)
+                        save()
+                if stopped or step == last_step:
                     break
-                if recipe.checkpoint_steps and step % recipe.checkpoint_steps == 0 and step % steps_per_epoch:
-                    losses += _summed(step_losses, accelerator)
-                    step_losses = []
-                    if main:
-                        _save_state(output, state_now())
-            losses += _summed(step_losses, accelerator)
             seconds += time.perf_counter() - start
-            skipped = int(accelerator.reduce(torch.tensor(len(batches.skipped), device=accelerator.device)).item())
-            seen, trained = seen - skipped, trained - skipped
             if skipped:
                 say(f"epoch {epoch + 1}: {skipped} undecodable images were left out")
 
+            if stopped:
+                break
+
             # -------------------------------------------------------------- end of an epoch, or of the run
-            if world_size > 1:
-                distribute_bn(model, world_size, reduce=True)
-                if average is not None:  # DistributedDataParallel lets the first process's statistics count meanwhile
-                    distribute_bn(average.module, world_size, reduce=False)
             digest = _same_on_all_ranks(measured)
-            if not all(tensor.isfinite().all() for tensor in measured.state_dict().values()):
-                raise InputError(
-                    f"the weights are no longer finite after step {step:,}: lower learning_rate={recipe.learning_rate} "
-                    "(nothing of this epoch was written)"
-                )
             accuracy = _evaluate(measured, eval_split, recipe, accelerator)
             say(
-                f"epoch {epoch + 1}/{recipe.epochs}: {accuracy.top1:.2f} % top-1, {accuracy.top5:.2f} % top-5 over "
-                f"{accuracy.seen:,} {eval_split.name} images; weights {digest[:12]} on {world_size} process(es)"
+                f"epoch {epoch + 1}/{recipe.epochs}: {accuracy.top1:.2f} % top-1, {accuracy.top5:.2f} % top-5, "
+                f"loss {accuracy.loss:.4f} over {accuracy.seen:,} {eval_split.name} images; weights {digest[:12]} on "
+                f"{world_size} process(es)"
             )
             history.append({
                 "step": step, "epoch": step / steps_per_epoch, "learning_rate": optimizer.param_groups[0]["lr"],
-                "train_loss": statistics.fmean(losses[int(history[-1]["step"]) if history else 0 :]),
-                "top1": accuracy.top1, "top5": accuracy.top5,
+                "train_loss": statistics.fmean(losses[_measured_until(history) :]),
+                **_figures(accuracy),
             })  # fmt: skip
-            if main:
-                facts = _facts(recipe, source, accuracy, step=step, seen=seen, world_size=world_size)
-                _save(output, measured, train_split.class_names, facts, state_now())
+            kinds = [("top1", measured, accuracy, output, output / BEST)]
+            if average is not None:
+                raw = _evaluate(model, eval_split, recipe, accelerator)
+                history[-1] |= _figures(raw, "raw_")
+                kinds.append(("raw_top1", model, raw, output / RAW, output / BEST_RAW))
+            if trackers:
+                accelerator.log(history[-1], step)
+            for key, weights, its_accuracy, last, best in kinds if main else []:
+                is_best = history[-1][key] > max((row[key] for row in history[:-1]), default=-1.0)
+                for folder in (last, best) if is_best else (last,):
+                    facts = _facts(
+                        recipe, source, its_accuracy, split=eval_split, origin=origin, step=step, seen=seen,
+                        world_size=world_size, kind=folder.name if folder != output else "",
+                    )  # fmt: skip
+                    _save(folder, weights, train_split.class_names, facts, history)
+            save()
             accelerator.wait_for_everyone()
-    if accuracy is None:  # a finished run was resumed
+            stopped = step < last_step and _any_rank(interruption.name is not None, accelerator)
+    if accuracy is None and not stopped:  # a finished run was resumed
         accuracy = _evaluate(measured, eval_split, recipe, accelerator)
     accelerator.end_training()
+    if stopped:
+        say(f"stopped by {interruption.name or 'a signal to another process'} at step {step:,}: go on with --resume")
     return {
         "output": str(output),
         "recipe": recipe.name,
@@ -268,24 +398,229 @@ def train(
         "steps": step,
         "epochs": round(step / steps_per_epoch, 4),
         "seen": seen,
-        "top1": round(accuracy.top1, 4),
-        "top5": round(accuracy.top5, 4),
+        "top1": round(accuracy.top1, 4) if accuracy else None,
+        "top5": round(accuracy.top5, 4) if accuracy else None,
         "images_per_second": round(trained / seconds, 1) if trained else 0.0,
+        "stopped": (interruption.name or "signal") if stopped else None,
     }
+
+
+class _Interruption:
+    """Remember the last SIGTERM or SIGUSR1 by its `name` while entered.
+
+    Later ones are no more than the first: where a job is told to end, each process often gets the signal twice, from
+    the scheduler and from its launcher.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interruption:
+        if threading.current_thread() is threading.main_thread():  # nobody else may
+            for name in ("SIGTERM", "SIGUSR1"):
+                if hasattr(signal, name):  # Windows has no SIGUSR1
+                    number = int(getattr(signal, name))
+                    self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+
+
+def _from_main(accelerator: Accelerator, ask: Callable[[], Answer]) -> Answer:
+    """Return on all processes what `ask` says on the main one; an `InputError` there is one on all."""
+    answers: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            answers = [ask()]
+        except InputError as error:
+            answers = [error]
+    broadcast_object_list(answers)
+    if isinstance(answers[0], InputError):
+        raise answers[0]
+    answer: Answer = answers[0]
+    return answer
+
+
+@contextmanager
+def _main_first(accelerator: Accelerator) -> Iterator[None]:
+    """Let the main process go first, and let the others wait for it as long as it takes."""
+    alone = accelerator.num_processes == 1
+    group: Any = None if alone else distributed.new_group(timeout=WAIT_FOR_READING, backend="gloo")
+    if group is not None and not accelerator.is_main_process:
+        distributed.barrier(group)
+    yield
+    if group is not None and accelerator.is_main_process:
+        distributed.barrier(group)
+
+
+def _start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Start the trackers that were asked for; `InputError` where one of them cannot, as without a login."""
+    try:
+        accelerator.init_trackers("seresnet_hub", config={k: str(v) for k, v in dataclasses.asdict(recipe).items()})
+    except Exception as error:  # each tracker has its own
+        raise InputError(f"the trackers {accelerator.log_with} do not start: {error}") from error
+
+
+def _any_rank(flag: bool, accelerator: Accelerator) -> bool:
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(int(flag), device=accelerator.device)).item())
+
+
+def _begun(output: Path, *, resume: bool) -> tuple[dict[str, Any], list[str]] | None:
+    """Return the state to resume from and what is wrong with later ones, or None for a new run.
+
+    Errors: `InputError` where `output` holds none, or something that a new run would overwrite.
+    """
+    _require_writable(output)
+    if resume:
+        _, state, damaged = latest_state(output)
+        return state, damaged
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        way_out = "continue it with --resume, or choose" if list_states(output) else "choose"
+        raise InputError(f"{output} already exists: {way_out} another --output")
+    return None
+
+
+def _measured_until(history: Sequence[Mapping[str, float]]) -> int:
+    return int(history[-1]["step"]) if history else 0
+
+
+def _figures(accuracy: Accuracy, prefix: str = "") -> dict[str, float]:
+    assert accuracy.loss is not None  # every image has one label
+    return {f"{prefix}eval_loss": accuracy.loss, f"{prefix}top1": accuracy.top1, f"{prefix}top5": accuracy.top5}
+
+
+def _kept(output: Path) -> str:
+    saved = list_states(output)
+    return f"the last good state, {saved[0]}, is kept" if saved else "nothing was saved yet"
+
+
+def _require_few_skipped(skipped: int, split: Split, recipe: Recipe) -> None:
+    """Raise `InputError` where all processes together left out too much; each looks at its own share by itself."""
+    limit = recipe.corrupt_share * split.rows * recipe.repeated_augmentation
+    if skipped > limit:
+        raise InputError(
+            f"{skipped} undecodable images of {split.source}, more than {limit:.0f} in an epoch: the processes' output "
+            "names them; corrupt_share is the share that may be"
+        )
+
+
+def _require_finite(losses: Sequence[float], step: int, output: Path, recipe: Recipe) -> None:
+    """Raise `InputError` where one of the newest losses is not a number."""
+    for number, loss in enumerate(losses[-LOOK_STEPS:], start=max(len(losses) - LOOK_STEPS, 0) + 1):
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} at step {number:,} (noticed at {step:,}): "
+                f"lower learning_rate={recipe.learning_rate}; {_kept(output)}"
+            )
+
+
+def _require_finite_weights(
+    model: nn.Module, step: int, output: Path, recipe: Recipe, accelerator: Accelerator
+) -> None:
+    finite = torch.stack([tensor.isfinite().all() for tensor in model.state_dict().values()]).all()
+    if _any_rank(not finite, accelerator):
+        raise InputError(
+            f"the weights are no longer finite after step {step:,}: lower learning_rate={recipe.learning_rate}; "
+            f"{_kept(output)}"
+        )
 
 
 def _start(recipe: Recipe, num_classes: int) -> nn.Module:
     """Return the model as training begins: random, or the recipe's weights, with a new classifier for other classes."""
     options: dict[str, Any] = {"num_classes": num_classes}
+    if recipe.dropout:
+        options["drop_rate"] = recipe.dropout
     if recipe.drop_path:
         options["drop_path_rate"] = recipe.drop_path
+    if recipe.zero_init_last is not None:
+        options["zero_init_last"] = recipe.zero_init_last
     if recipe.weights is None:
-        return create(recipe.model, pretrained=False, **options)
-    model = load(recipe.weights, **options)
-    found, wanted = model.pretrained_cfg["architecture"], resolve_name(recipe.model).split(".")[0]  # type: ignore[index]
-    if found != wanted:
-        raise InputError(f"weights={recipe.weights} are of {found}, but the recipe trains {wanted}: set model={found}")
+        model = create(recipe.model, pretrained=False, **options)
+    else:
+        model = load(recipe.weights, **options)
+        found, wanted = model.pretrained_cfg["architecture"], resolve_name(recipe.model).split(".")[0]  # type: ignore[index]
+        if found != wanted:
+            raise InputError(
+                f"weights={recipe.weights} are of {found}, but the recipe trains {wanted}: set model={found}"
+            )
+        if recipe.new_head:
+            model.reset_classifier(num_classes)  # type: ignore[operator]
+        if frozen := _frozen_parts(model, recipe):
+            freeze(model, frozen, include_bn_running_stats=False)  # else they would become norms of another state dict
+    if recipe.bn_momentum is not None:
+        norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+        if not norms:
+            raise InputError(f"bn_momentum={recipe.bn_momentum}: {recipe.model} has no batch norms")
+        for norm in norms:
+            norm.momentum = recipe.bn_momentum
     return model
+
+
+@contextmanager
+def _statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a second forward pass, within the backward one, does to BatchNorm's running statistics."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    yield
+    for buffer, value in before:
+        buffer.copy_(value)
+
+
+def _frozen_parts(model: nn.Module, recipe: Recipe) -> list[str]:
+    """Return the names of the model's children that the recipe freezes; `InputError` where it has no such part."""
+    if recipe.freeze == "nothing":
+        return []
+    children = [name for name, _ in model.named_children()]
+    parts = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
+    classifier, first_stage = _classifier(model), "layer1"
+    before = {"backbone": classifier, "stem": first_stage}.get(recipe.freeze)
+    if (before or recipe.freeze) not in parts:
+        raise InputError(f"freeze={recipe.freeze}: {recipe.model} has no such part, it is made of {', '.join(parts)}")
+    end = children.index(before) if before else children.index(recipe.freeze) + 1
+    return [name for name in children[:end] if name in parts]
+
+
+def _classifier(model: nn.Module) -> str:
+    """Return the name of the child of the model that is its classifier, or holds it."""
+    name: str = model.pretrained_cfg["classifier"]  # type: ignore[index, assignment]
+    return name.split(".")[0]
+
+
+def _rest(model: nn.Module) -> None:
+    """Put the frozen parts of a model in eval mode: nothing is dropped there, and no statistics are taken."""
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return  # parts without parameters may be drop-outs
+    for part in model.children():
+        if not any(parameter.requires_grad for parameter in part.parameters()):
+            part.eval()
+
+
+def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return timm's groups of parameters by weight decay, each divided where the backbone has a rate of its own.
+
+    timm's schedulers multiply a group's rate by its `lr_scale`. The classifier's groups come first.
+    """
+    groups: list[dict[str, Any]] = param_groups_weight_decay(
+        model, recipe.weight_decay, weight_decay_exclude_1d=not recipe.decay_all
+    )
+    if recipe.backbone_lr_factor == 1:
+        return groups
+    head = {id(parameter) for parameter in model.get_submodule(_classifier(model)).parameters()}
+
+    def part(group: dict[str, Any], *, of_head: bool) -> dict[str, Any]:
+        parameters = [parameter for parameter in group["params"] if (id(parameter) in head) == of_head]
+        return {**group, "params": parameters, **({} if of_head else {"lr_scale": recipe.backbone_lr_factor})}
+
+    divided = [part(group, of_head=of_head) for of_head in (True, False) for group in groups]
+    return [group for group in divided if group["params"]]
 
 
 def _schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int) -> Scheduler:
@@ -295,6 +630,9 @@ def _schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch:
     }  # fmt: skip
     if recipe.schedule == "cosine":
         return CosineLRScheduler(optimizer, t_initial=total_steps, **options)
+    if recipe.decay_every is not None:
+        every = recipe.decay_every * steps_per_epoch
+        return StepLRScheduler(optimizer, decay_t=every, decay_rate=recipe.decay_rate, **options)
     # timm's decays at the step before the one it is told.
     decays = [epoch * steps_per_epoch + 1 for epoch in recipe.decay_epochs]
     return MultiStepLRScheduler(optimizer, decay_t=decays, decay_rate=recipe.decay_rate, **options)
@@ -311,18 +649,16 @@ def _losses(logits: torch.Tensor, targets: torch.Tensor, recipe: Recipe) -> torc
 
 def _summed(values: list[torch.Tensor], accelerator: Accelerator) -> list[float]:
     """Return the values, each summed over the processes."""
-    if not values:
-        return []
     summed: torch.Tensor = accelerator.reduce(torch.stack(values).double(), reduction="sum")
     return summed.tolist()
 
 
 def _require_writable(output: Path) -> None:
     """Raise `InputError` where nothing could be written to `output` after an epoch's work."""
-    if output.is_symlink() and not output.exists():
-        raise InputError(f"cannot write to {output}: it is a link to nothing")
-    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     try:
+        if output.is_symlink() and not output.exists():
+            raise InputError(f"cannot write to {output}: it is a link to nothing")
+        existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
@@ -334,11 +670,30 @@ def _require_trainable(model: nn.Module, recipe: Recipe, *, images: int) -> None
     try:
         with torch.no_grad():
             size = recipe.input_size
-            copy.deepcopy(model).to("meta").train()(torch.zeros(images, 3, size, size, device="meta"))
+            trial = copy.deepcopy(model).to("meta").train()
+            _rest(trial)
+            trial(torch.zeros(images, 3, size, size, device="meta"))
     except Exception as error:  # whatever the model makes of it
         raise InputError(
             f"{recipe.model} cannot train on {images} images of {recipe.input_size} pixels: {error}"
         ) from error
+
+
+def _require_mixable(recipe: Recipe, plan: Plan, world_size: int) -> None:
+    """Raise `InputError` where a process could not mix its part of a batch: filled up to the others', or odd."""
+    rows, repeats = plan.batch_rows(0), recipe.repeated_augmentation
+    if (recipe.mixup or recipe.cutmix) and (rows % world_size or rows // world_size * repeats % 2):
+        times = f", {repeats} times each," if repeats > 1 else ""
+        raise InputError(
+            f"batch_size={recipe.batch_size}: mixup and cutmix need an equal, even number of images on each of "
+            f"{world_size} processes, and these share {rows:,}{times} in a batch"
+        )
+
+
+def _smallest_piece(images: int, pieces: int) -> int:
+    """Return the size of the last piece that `torch.chunk` makes of a batch."""
+    size = -(-images // pieces)
+    return images - (-(-images // size) - 1) * size
 
 
 def _share_cores(accelerator: Accelerator) -> None:
@@ -349,7 +704,9 @@ def _share_cores(accelerator: Accelerator) -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     if accelerator.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_processes))
+        # The cores of the machine may be more than a scheduler or container has left to this process.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // local_processes))
 
 
 def _num_classes(recipe: Recipe, split: Split) -> int:
@@ -396,7 +753,7 @@ def _evaluate(model: nn.Module, split: Split, recipe: Recipe, accelerator: Accel
 
     return evaluate(
         model, split, workers=recipe.workers, rank=accelerator.process_index, world_size=accelerator.num_processes,
-        total=total,
+        batch_size=128 * accelerator.num_processes, total=total,
     )  # fmt: skip
 
 
@@ -412,17 +769,16 @@ def _same_on_all_ranks(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _settings(recipe: Recipe, split: Split) -> str:
+def _settings(recipe: Recipe, split: Split, *, but: frozenset[str] = NOT_LEARNT) -> str:
     """Return, as JSON, what must be the same for a run to go on as the same run: the recipe and the data's shape."""
-    settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in NOT_LEARNT}
+    settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in but}
     rows = hashlib.sha256(json.dumps(split.unit_rows).encode()).hexdigest()[:16]
     return json.dumps({**settings, "training_images": split.rows, "shards": rows, "classes": split.class_names})
 
 
-def _read_state(path: Path, wanted: str, total_steps: int) -> dict[str, Any]:
-    """Return the training state in `path`; `InputError` where it is damaged, or belongs to another run."""
+def _require_same_run(state: Mapping[str, Any], wanted: str, total_steps: int) -> None:
+    """Raise `InputError` where a state belongs to another run, or to another version of this code."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved = json.loads(state["settings"])
         whole = state.keys() >= STATE_KEYS and all(isinstance(state[key], int) for key in ("step", "seen", "shards"))
         if not whole or not 0 <= state["step"] <= total_steps:
@@ -432,17 +788,32 @@ def _read_state(path: Path, wanted: str, total_steps: int) -> dict[str, Any]:
             for key, value in json.loads(wanted).items()
             if saved.get(key) != value
         ]
-    except Exception as error:  # a damaged file fails in as many ways as there are bytes
-        raise InputError(f"cannot resume: {path} is damaged ({type(error).__name__})") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"cannot resume: the state is not one of this version ({error})") from error
     if changed:
         raise InputError(f"cannot resume with another recipe or other data: {'; '.join(changed)}")
-    return state
+
+
+def _require_same_run_everywhere(recipe: Recipe, split: Split, last_step: int) -> None:
+    """Raise `InputError` on every process where one was started with another recipe or reads other data."""
+    names = json.dumps([(shard.name, shard.size) for shard in split.shards])
+    files = f"{len(split.shards)} ({hashlib.sha256(names.encode()).hexdigest()[:12]}, by names and sizes)"
+    settings = _settings(recipe, split, but=OF_A_MACHINE)
+    runs = gather_object([{**json.loads(settings), "files": files, "last step": last_step}])
+    for number, run in enumerate(runs):
+        for key, value in run.items():
+            if value != runs[0].get(key):
+                raise InputError(
+                    f"process {number} has {key} {reprlib.repr(value)}, process 0 {reprlib.repr(runs[0].get(key))}: "
+                    "start all machines with the same command, on the same data"
+                )
 
 
 def _save(
-    output: Path, model: nn.Module, class_names: tuple[str, ...] | None, facts: dict[str, Any], state: dict[str, Any]
-) -> None:
-    """Write the model folder and the training state that belongs to it; a new folder appears whole."""
+    output: Path, model: nn.Module, class_names: tuple[str, ...] | None, facts: dict[str, Any],
+    history: Sequence[Mapping[str, float]],
+) -> None:  # fmt: skip
+    """Write a model folder with the run's history; a new one appears whole."""
     sizes = sizes_of(copy.deepcopy(model).to("meta").eval(), model.pretrained_cfg["input_size"])  # type: ignore[arg-type, index]
 
     def card(config: Mapping[str, Any]) -> str:
@@ -453,38 +824,53 @@ def _save(
         config = {**timm_config(model, pretrained_cfg={}, label_names=class_names), FACTS_KEY: facts}
         write_model(folder, model.state_dict(), config=config, card=card)
         with replacing(folder / SUMMARY_NAME) as temporary, temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(state["history"][0]))
+            table = csv.DictWriter(file, list(history[0]))
             table.writeheader()
-            table.writerows(state["history"])
+            table.writerows(history)
         with replacing(folder / CURVES_NAME) as temporary:
-            draw_curves(state["history"], temporary)
-        _save_state(folder, state)
+            draw_curves(history, temporary)
 
     fill_folder(output, fill)
 
 
-def _save_state(folder: Path, state: dict[str, Any]) -> None:
-    with replacing(folder / STATE_NAME) as temporary:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # how torch reports a full disk
-            free = shutil.disk_usage(folder).free >> 20
-            raise OSError(f"{str(error).splitlines()[0]} ({free} MiB are free there)") from error
+# What is said of the weights in a folder beside the last ones.
+KINDS = {
+    "": "",
+    BEST: " The best epoch so far, chosen by the accuracy below: expect less on other images.",
+    RAW: " The weights themselves, not their moving average.",
+    BEST_RAW: " The best epoch so far of the weights themselves, not their moving average, chosen by the accuracy "
+    "below: expect less on other images.",
+}
 
 
-def _facts(recipe: Recipe, source: str, accuracy: Accuracy, *, step: int, seen: int, world_size: int) -> dict[str, Any]:
+def _facts(
+    recipe: Recipe, source: str, accuracy: Accuracy, *, split: Split, origin: Origin | None, step: int, seen: int,
+    world_size: int, kind: str = "",
+) -> dict[str, Any]:  # fmt: skip
     """Return what the card and `config.json` say of these weights."""
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
     data = source if is_hub_id or source == EMBEDDED else Path(source).name  # a machine's folders are its owner's
+    notes, begun = [], ""
+    if origin is not None:
+        begun = f" from `{origin.name}`"
+        recipe = dataclasses.replace(recipe, weights=origin.name)
+    if split.kept is not None:
+        notes.append(
+            f"Its accuracy was measured on {split.rows:,} images held out from the same collection it was trained on "
+            f"({100 * recipe.holdout:g} % of each class); pictures from elsewhere may fare worse."
+        )
     command, commit = _command(recipe, data if source != RECIPES.get(recipe.name, recipe).data else None), code_commit()
     fields = dataclasses.asdict(recipe)
     return {
         "title": f"{recipe.model}, trained on {data}",
-        "summary": f"`{recipe.model}` trained by the recipe `{recipe.name}`: {step:,} steps, {seen:,} images seen.",
-        "license": recipe.license,
+        "summary": f"`{recipe.model}` trained{begun} by the recipe `{recipe.name}`: {step:,} steps, {seen:,} images."
+        + KINDS[kind],
+        "license": recipe.license or (origin.license if origin else "apache-2.0"),
+        "base_model": origin.repo_id if origin else "",
+        "notes": notes,
         "datasets": [source] if is_hub_id else [],
         "results": [{
-            "dataset": data, "dataset_id": source if is_hub_id else "", "split": recipe.eval_split,
+            "dataset": data, "dataset_id": source if is_hub_id else "", "split": split.name,
             "top1": accuracy.top1, "top5": accuracy.top5, "image_size": recipe.eval_size or recipe.input_size,
             "origin": "measured",
             "source": command, "images": accuracy.seen, "commit": commit,
@@ -493,7 +879,9 @@ def _facts(recipe: Recipe, source: str, accuracy: Accuracy, *, step: int, seen: 
         "command": command,
         "provenance": {
             "trained by": package_version(), **({"commit": commit} if commit else {}),
-            "processes": str(world_size), **versions(),
+            **({"starting weights": origin.name, "licence of the starting weights": origin.license or "not named"}
+               if origin else {}),
+            "processes": str(world_size), "hardware": hardware(), **versions(),
         },
     }  # fmt: skip
 

@@ -226,6 +226,19 @@ def test_webdataset_archives_stream_too(tmp_path: Path) -> None:
     assert (tars.rows, tars.class_names) == (6, None)
 
 
+def test_what_a_format_does_not_say_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(6):
+        picture = tmp_path / "pictures" / "train" / f"class{k % 2}" / f"{k}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(numbered_picture(k))
+    first = open_split(str(tmp_path / "pictures"), "train")
+    monkeypatch.setattr("seresnet_hub.splits._tables", lambda unit: pytest.fail("counted again"))
+    assert open_split(str(tmp_path / "pictures"), "train").unit_rows == first.unit_rows
+    monkeypatch.undo()
+    (tmp_path / "pictures" / "train" / "class0" / "9.png").write_bytes(numbered_picture(9))
+    assert open_split(str(tmp_path / "pictures"), "train").rows == 7
+
+
 def test_labels_must_be_numbers(tmp_path: Path) -> None:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
     image = {"bytes": numbered_picture(0), "path": None}

@@ -75,6 +75,25 @@ def test_real_photographs_agree_within_40_db(imagenet_sample: Path) -> None:
         assert min(psnr(*pair) for pair in pairs) > 40
 
 
+def test_pictures_of_a_few_pixels_are_cropped_as_timm_does() -> None:
+    """timm rounds the sides of a crop, down to none; the exact way's answer counts, and the draws after it."""
+    for size in ((1, 1), (2, 1), (1, 3), (2, 2), (5, 1)):
+        data = encode(Image.new("RGB", size, (200, 30, 90)), "JPEG")
+        for seed in range(20):
+            assert torch.equal(decoded(train(), "fast", data, seed), decoded(train(), "pil", data, seed)), (size, seed)
+
+
+def test_an_orientation_that_only_xmp_names_is_followed() -> None:
+    plain = encode(Image.fromarray(np.arange(40 * 20 * 3, dtype=np.uint8).reshape(20, 40, 3)), "JPEG")
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    xmp += b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    segment = b"http://ns.adobe.com/xap/1.0/\0" + xmp
+    turned = plain[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + plain[2:]
+    exact = decoded(evaluation(), "pil", turned)
+    assert not torch.equal(exact, decoded(evaluation(), "pil", plain))
+    assert psnr(decoded(evaluation(), "fast", turned), exact) > 40
+
+
 def test_other_pictures_go_the_exact_way(jpeg: bytes) -> None:
     photo = Image.open(io.BytesIO(jpeg))
     rotated = Image.Exif()

@@ -22,7 +22,7 @@ def batch() -> Batch:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=generator)
     mirror = torch.tensor([True, False, True, False, False, False])
-    return Batch(images, torch.arange(6), torch.ones(6, dtype=torch.bool), 6, mirror, torch.arange(6))
+    return Batch(images, torch.arange(6), torch.ones(6, dtype=torch.bool), 6, mirror, torch.arange(6), True, 0)
 
 
 def test_images_are_mirrored_where_asked_for_and_normalised(batch: Batch) -> None:
@@ -38,7 +38,7 @@ def test_mixing_depends_on_the_seed_and_keeps_probabilities(batch: Batch, change
     mixer = Mixer(replace(get_recipe("digits"), label_smoothing=0.1, **changes), 10, CPU)
 
     def mixed(*seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return mixer(finish(batch, **STATISTICS), batch.labels, batch.mask, *seed)
+        return mixer(finish(batch, **STATISTICS), batch.labels, batch.whole, *seed)
 
     images, targets = mixed(0, 1)
     assert targets.shape == (6, 10)
@@ -50,14 +50,13 @@ def test_mixing_depends_on_the_seed_and_keeps_probabilities(batch: Batch, change
 
 def test_rows_that_do_not_count_are_not_mixed_into_others(batch: Batch) -> None:
     mixer = Mixer(replace(get_recipe("digits"), mixup=0.8, label_smoothing=0.1), 10, CPU)
-    mask = torch.tensor([True] * 5 + [False])
-    images, targets = mixer(finish(batch, **STATISTICS), batch.labels, mask, 0)
+    images, targets = mixer(finish(batch, **STATISTICS), batch.labels, False, 0)
     assert torch.equal(images, finish(batch, **STATISTICS))
     assert torch.allclose(targets[2], torch.full((10,), 0.01).index_fill(0, torch.tensor(2), 0.91))
 
 
 def test_without_mixing_labels_stay_labels(batch: Batch) -> None:
-    images, targets = Mixer(get_recipe("digits"), 10, CPU)(finish(batch, **STATISTICS), batch.labels, batch.mask, 0)
+    images, targets = Mixer(get_recipe("digits"), 10, CPU)(finish(batch, **STATISTICS), batch.labels, batch.whole, 0)
     assert torch.equal(targets, batch.labels)
     assert torch.equal(images, finish(batch, **STATISTICS))
 

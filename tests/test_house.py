@@ -16,9 +16,9 @@ FLOORS = [
     {"variants", "weights", "recipes"},
     {
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
-        *("sizes", "environment", "pictures"),
+        *("sizes", "environment", "pictures", "classes"),
     },
-    {"pretrained", "digits", "decoding", "architectures", "cards", "hub_client"},
+    {"pretrained", "states", "digits", "decoding", "architectures", "cards", "hub_client", "fusion"},
     {"models", "splits"},
     {"data"},
     {"device"},

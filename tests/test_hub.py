@@ -104,7 +104,7 @@ def test_a_push_is_one_commit_of_the_models_files(hub: HubServer, folder: Path) 
     (folder / "summary.csv").write_text("step\n1\n")
     (folder / "curves.png").write_bytes(b"\x89PNG")
     (folder / "training").mkdir()
-    (folder / "training" / "state.pt").write_bytes(b"a pickle")
+    (folder / "training" / "step-00000001.safetensors").write_bytes(b"a state")
     result = room.push(folder, REPO)
     names = ["model.safetensors", "config.json", "README.md", "summary.csv", "curves.png"]
     head = hub.history(REPO)[0]

@@ -113,6 +113,8 @@ def test_workers_without_whole_lanes_are_left_out() -> None:
     plan = Plan(unit_rows=(10,), batch_size=8, order=None, lanes=24)
     assert [plan.parts(8, workers) for workers in (1, 2, 3, 4)] == [1, 1, 3, 3]
     assert [plan.parts(5, workers) for workers in (1, 4)] == [1, 4]
+    assert [plan.parts(16, workers) for workers in (1, 8)] == [1, 1]  # more readers than lanes would read them all
+    assert plan.parts(64, 4) == 1
 
 
 def test_the_order_depends_on_seed_and_epoch() -> None:

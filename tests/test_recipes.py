@@ -58,6 +58,18 @@ def test_override_reads_each_type() -> None:
         ("scale=1,0.5", "the smaller number first"),
         ("weight_decay=-1", "must not be negative"),
         ("label_smoothing=2", "between 0 and 1"),
+        ("backbone_lr_factor=0", "must be a finite number greater than 0"),
+        ("freeze=layer9", "expected one of nothing, stem, layer1"),
+        ("freeze=stem", "there is nothing to keep in a random start"),
+        ("bn_momentum=1.5", "must be between 0 and 1"),
+        ("lr_scaling=linear", "base_batch_size=None: needed with lr_scaling"),
+        ("base_batch_size=256", "only with them"),
+        ("schedule=staircase", "decay_every=None: needed with schedule=staircase"),
+        ("decay_every=2.4", "and only with it"),
+        ("holdout=0.1", "nothing is held out where eval_split=validation is measured on; set holdout=0 too"),
+        ("dropout=1", "dropout=1: must be less than 1"),
+        ("target_threshold=0.2", "target_threshold=0.2: needs loss=binary"),
+        ("eval_split=", "eval_split is empty"),
     ],
 )
 def test_override_refuses_and_says_why(assignment: str, message: str) -> None:
@@ -68,3 +80,17 @@ def test_override_refuses_and_says_why(assignment: str, message: str) -> None:
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="cifar10, cifar10_paper, digits"):
         get_recipe("cifar100")
+
+
+def test_zero_init_is_refused_where_weights_are_read() -> None:
+    with pytest.raises(InputError, match="zero_init_last=True: of no effect where weights=x are read"):
+        dataclasses.replace(get_recipe("digits"), weights="x", zero_init_last=True)
+
+
+def test_the_rate_scales_with_the_batch() -> None:
+    recipe = dataclasses.replace(
+        get_recipe("digits"), learning_rate=0.1, batch_size=1024, base_batch_size=256, lr_scaling="linear"
+    )
+    assert recipe.peak_learning_rate == pytest.approx(0.4)
+    assert dataclasses.replace(recipe, lr_scaling="sqrt").peak_learning_rate == pytest.approx(0.2)
+    assert get_recipe("digits").peak_learning_rate == get_recipe("digits").learning_rate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import random
 import signal
 import subprocess
@@ -10,9 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import WriteSplit
+
+from seresnet_hub.states import latest_state, list_states, save_state
 
 SCRIPT = str(Path(__file__).parents[1] / "scripts" / "train.py")
 SETTINGS = {
@@ -26,17 +29,34 @@ def start(data: Path, output: Path, processes: int, *more: str) -> subprocess.Po
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
     settings = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
     command = [sys.executable, *launcher, SCRIPT, "--data", str(data), "--output", str(output), *settings, *more]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, start_new_session=True, env=os.environ.copy(), **quiet)  # type: ignore[call-overload]
+    with output.with_suffix(".json").open("wb") as result:
+        return subprocess.Popen(command, stdout=result, stderr=subprocess.DEVNULL)
 
 
 def step_of(output: Path) -> int:
-    try:
-        state = torch.load(output / "training" / "state.pt", weights_only=True)
-    except FileNotFoundError:
-        return 0
-    step: int = state["step"]
-    return step
+    found = list_states(output)
+    return int(found[0].stem.removeprefix("step-")) if found else 0
+
+
+def wait_for(output: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 200
+    while step_of(output) < step:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    whole, parts = (latest_state(folder)[1] for folder in (first, second))
+    assert whole["step"] == parts["step"] == STEPS
+    assert torch.equal(whole["losses"], parts["losses"])
+    assert whole["history"] == parts["history"]
+    for kind in ("model", "average"):
+        assert whole[kind]
+        assert all(torch.equal(whole[kind][name], tensor) for name, tensor in parts[kind].items()), kind
+    for name in (".", "best", "raw", "best_raw"):
+        files = [(folder / name / "model.safetensors").read_bytes() for folder in (first, second)]
+        assert files[0] == files[1], name
 
 
 @pytest.mark.slow
@@ -48,20 +68,78 @@ def test_five_kills_change_no_bit(tmp_path: Path, write_split: WriteSplit, proce
     kills = sorted(random.Random(processes).sample([k for k in range(1, STEPS) if k % 6], 5))
     for number, kill in enumerate(kills):
         process = start(data, tmp_path / "parts", processes, *(["--resume"] if number else []))
-        deadline = time.monotonic() + 200
-        while step_of(tmp_path / "parts") < kill:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
+        wait_for(tmp_path / "parts", kill, process)
+        for member in [
+            *trainers_of(process),
+            psutil.Process(process.pid),
+        ]:  # the launcher last: it would end the others
+            member.kill()
         process.wait()
         print(f"killed at step {step_of(tmp_path / 'parts')} of {STEPS}, wanted {kill}")
     assert start(data, tmp_path / "parts", processes, "--resume").wait(300) == 0
-    whole, parts = (torch.load(tmp_path / name / "training" / "state.pt") for name in ("whole", "parts"))
-    assert whole["step"] == parts["step"] == STEPS
-    assert torch.equal(whole["losses"], parts["losses"])
-    for kind in ("model", "average"):
-        assert whole[kind]
-        assert all(torch.equal(whole[kind][name], tensor) for name, tensor in parts[kind].items()), kind
-    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
-    assert files[0] == files[1]
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "number"), [(1, signal.SIGTERM), (1, signal.SIGUSR1), (2, signal.SIGUSR1), (2, signal.SIGTERM)]
+)
+def test_a_schedulers_signal_saves_and_ends_the_run(
+    tmp_path: Path, write_split: WriteSplit, processes: int, number: signal.Signals
+) -> None:
+    """The whole job gets the signal, loader workers too; nothing but the signal makes a state within an epoch.
+
+    Of two processes the launcher gets SIGTERM as well, and passes it on: they get it twice.
+    """
+    write_split([[30, 26], [40]])
+    data = write_split([[7]], split="validation")
+    settings = ["--set", "checkpoint_steps=0", "workers=1", "--max-steps", str(STEPS)]
+    assert start(data, tmp_path / "whole", processes, *settings).wait(300) == 0
+    process = start(data, tmp_path / "parts", processes, *settings)
+    wait_for(tmp_path / "parts", 1, process)
+    launched = processes > 1 and number == signal.SIGTERM
+    for member in [*trainers_of(process), *([psutil.Process(process.pid)] if launched else [])]:
+        member.send_signal(number)
+    process.wait(120)
+    result = json.loads((tmp_path / "parts.json").read_text())
+    print(f"{number.name} on {processes} process(es): stopped at step {result['steps']} of {STEPS}")
+    assert result["stopped"] == number.name
+    assert (process.returncode == 0) is not launched  # torch's launcher reports its own end by a signal
+    assert step_of(tmp_path / "parts") == result["steps"] < STEPS
+    assert start(data, tmp_path / "parts", processes, *settings, "--resume").wait(300) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def trainers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return the processes that train, loader workers too, but no launcher."""
+    started = psutil.Process(process.pid)
+    family = [started, *started.children(recursive=True)]
+    alive = [member for member in family if member.status() != psutil.STATUS_ZOMBIE]
+    return [member for member in alive if "torch.distributed.run" not in member.cmdline()]
+
+
+def test_states_of_a_run_that_went_back_are_replaced(tmp_path: Path) -> None:
+    """The newest state was damaged, so the run went on from the one before; what it saves now must not be deleted."""
+    for step in (1, 2, 3):
+        save_state(tmp_path, {"step": step, "model": {"weight": torch.ones(2)}}, keep=3)
+    list_states(tmp_path)[0].write_bytes(b"damaged")
+    _, state, damaged = latest_state(tmp_path)
+    assert (state["step"], len(damaged)) == (2, 1)
+    for keep, left in ((1, [2]), (2, [3, 2])):
+        save_state(tmp_path, {**state, "step": left[0]}, keep=keep)
+        assert [int(path.stem[5:]) for path in list_states(tmp_path)] == left
+    assert latest_state(tmp_path)[2] == []
+
+
+@pytest.mark.slow
+def test_an_epoch_that_was_trained_but_not_measured_is_measured_first(tmp_path: Path, write_split: WriteSplit) -> None:
+    """Killed while it evaluates: the state of the epoch's last step has no row in the history yet."""
+    write_split([[30, 26], [40]])
+    data = write_split([[7]], split="validation")
+    assert start(data, tmp_path / "whole", 1).wait(300) == 0
+    assert start(data, tmp_path / "parts", 1, "--max-steps", "12").wait(300) == 0
+    state = latest_state(tmp_path / "parts")[1]
+    assert (state["step"], len(state["history"])) == (12, 2)
+    save_state(tmp_path / "parts", {**state, "history": state["history"][:1]})
+    assert start(data, tmp_path / "parts", 1, "--resume").wait(300) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")

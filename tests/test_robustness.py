@@ -134,6 +134,60 @@ def test_a_killed_worker_ends_the_run_clearly(write_split: WriteSplit) -> None:
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.parametrize("moment", ["raise SystemExit(seresnet_hub.command_line.run(main))", "main([])"])
+def test_a_worker_that_dies_while_the_main_process_computes_is_one_line(write_split: WriteSplit, moment: str) -> None:
+    """torch raises its error wherever the main process is; scripts turn it into a line."""
+    code = (
+        "import os, psutil, signal, time, seresnet_hub.command_line\nfrom dataclasses import replace\n"
+        "from seresnet_hub.data import loader\nfrom seresnet_hub.recipes import get_recipe\n"
+        "recipe = replace(get_recipe('digits'), input_size=8, crop_padding=0, batch_size=12, shuffle_window=9)\n"
+        "def main(arguments):\n"
+        f"    for batch in loader({str(write_split([[200] * 10]))!r}, 'train', recipe, workers=2):\n"
+        "        os.kill(psutil.Process().children()[0].pid, signal.SIGKILL)\n"
+        "        time.sleep(30)\n"
+        f"{moment}\n"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], timeout=120, check=False, capture_output=True, text=True)
+    assert time.monotonic() - start < 25
+    assert "is killed by signal" in done.stderr
+    if "run(" in moment:
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert done.stderr.startswith("error: DataLoader worker")
+        assert "try --set workers=0" in done.stderr
+    else:
+        assert (done.returncode, "RuntimeError: DataLoader worker" in done.stderr) == (1, True)
+
+
+def test_a_workers_sigterm_is_the_main_processes_to_answer(write_split: WriteSplit) -> None:
+    """A scheduler signals every process; however long the main one takes to save, its workers serve on, and then go."""
+    batches = iter(loader(str(write_split([[200] * 10])), "train", RECIPE, workers=2))
+    next(batches)
+    workers = psutil.Process().children()
+    assert len(workers) == 2
+    for worker in workers * 2:
+        worker.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    assert sum(1 for _ in range(100) if next(batches) is not None) == 100
+    assert all(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    batches.close()
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+
+
+def test_a_lost_picture_leaves_nothing_of_an_earlier_batch(write_split: WriteSplit) -> None:
+    """Masked rows do not count in a loss, but batch statistics see them: they must not depend on what was before."""
+    images = [numbered_picture(k) for k in range(40)]
+    images[39] = images[39][:40]
+    split = open_split(str(write_split([[40]], images=images)), "train")
+    recipe = replace(RECIPE, batch_size=24, repeated_augmentation=3, corrupt_share=0.1)
+    for workers in (0, 1):
+        for batch in loader(split, None, recipe, workers=workers):
+            lost = batch.images[~batch.mask & (batch.labels == 0)]
+            assert not lost.any()
+            assert batch.missing in (0, 3)
+            assert batch.missing == int((~batch.mask).sum())
+
+
 def test_a_killed_run_goes_on_where_it_was(write_split: WriteSplit, tmp_path: Path) -> None:
     """kill -9 of the main process: its workers go away, and the saved position continues the same order."""
     root, notes = write_split([[30, 30], [30]]), tmp_path / "notes"

@@ -52,7 +52,7 @@ def test_train_prints_its_result(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert out.count("\n") == 1
     result = json.loads(out)
     assert list(result) == [
-        "output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", "images_per_second",
+        "output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", "images_per_second", "stopped",
     ]  # fmt: skip
     assert (result["output"], result["recipe"], result["steps"], result["seen"]) == (
         str(tmp_path / "run"), "digits", 2, 128,
@@ -61,12 +61,26 @@ def test_train_prints_its_result(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert "training seresnet20_cifar" in err  # the progress bar
 
 
-def test_validate_prints_its_result(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_validate_prints_its_result(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call("validate", f"local-dir:{trained}", "--data", "digits", capfd=capfd)
     assert code == 0
     result = json.loads(out)
-    assert list(result) == ["model", "data", "split", "seen", "top1", "top5", "images_per_second"]
-    assert (result["split"], result["seen"]) == ("validation", 360)
+    assert list(result) == [
+        "model", "data", "split", "seen", "counted", "top1", "top5", "loss", "input_size", "crop_pct",
+        "images_per_second",
+    ]  # fmt: skip
+    assert (result["split"], result["seen"], result["counted"]) == ("validation", 360, 360)
+    assert (result["input_size"], result["crop_pct"]) == ([8, 8], 1.0)
+    options = ["--input-size", 12, "--crop-pct", 0.75, "--report", tmp_path / "report"]
+    code, out, _ = call("validate", f"local-dir:{trained}", "--data", "digits", *options, capfd=capfd)
+    assert code == 0
+    reported = json.loads(out)
+    assert list(reported) == [*result, "report", "worst_classes"]
+    assert (reported["input_size"], reported["crop_pct"], reported["seen"]) == ([12, 12], 0.75, 360)
+    assert [list(row) for row in reported["worst_classes"]] == [["index", "name", "top1"]] * 5
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "confusion.csv", "confusion.png", "per_class.csv",
+    ]  # fmt: skip
 
 
 def test_predict_prints_its_result(
@@ -102,6 +116,11 @@ def test_predict_reads_standard_input(trained: Path, photo: Image.Image) -> None
         ("validate", ["seresnet20_cifar", "--data", "./nowhere"], "no data at ./nowhere"),
         ("validate", ["seresnet9000", "--data", "digits"], "cannot create model 'seresnet9000'"),
         ("validate", ["local-dir:./nowhere", "--data", "digits"], "nowhere: there is no such folder"),
+        ("validate", ["local-dir:MODEL", "--data", "digits", "--real"], "1,000 classes of ImageNet-1k, the model 10"),
+        ("validate", ["local-dir:MODEL", "--data", "digits", "--input-size", "2"], "input size 2: the model makes one"),
+        ("validate", ["local-dir:MODEL", "--data", "digits", "--crop-pct", "2"], "crop_pct=2.0: must be above 0"),
+        ("validate", ["local-dir:MODEL", "--data", "digits", "--label-column", "real"], "no column 'real'"),
+        ("validate", ["local-dir:MODEL", "--data", "digits", "--report", "TEXT"], "notes.txt is no folder"),
         ("predict", ["seresnet20_cifar", "missing.png"], "missing.png: no such file or folder"),
         ("predict", ["local-dir:MODEL", "TEXT"], "notes.txt: not an image"),
         ("predict", ["local-dir:MODEL", "CUT"], "cut.jpg: not a whole image"),
@@ -160,7 +179,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     ) as process:
         assert process.stderr is not None
         heard = b""
-        while not re.search(rb"\| [1-9]\d*/460 ", heard):  # a step is done
+        while not re.search(rb"\| [1-9][\d.]*k?/28\.7k ", heard):  # a step is done
             piece = process.stderr.read1(200)
             assert piece, heard
             heard += piece

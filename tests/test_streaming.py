@@ -51,7 +51,7 @@ def files_of(root: Path) -> dict[str, bytes]:
     return {f"data/{path.name}": path.read_bytes() for path in sorted(root.glob("*.parquet"))}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_faults_of_the_network_change_no_batch(write_split: WriteSplit, tmp_path: Path, workers: int) -> None:
     """503 three times, 429, a dropped connection, truncated answers: the same batches as from disk, with a token."""
     root = write_split([[9, 8], [16], [5, 5]])

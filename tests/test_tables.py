@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.sources import SOURCES
 
 README = Path(__file__).parents[1] / "README.md"
+MEASURED = README.parent / "model_cards"
+NAMES = [*tables.TABLES, *tables.MEASURED_TABLES]
 
 
 def test_the_readme_is_current() -> None:
     text = README.read_text(encoding="utf-8")
-    assert tables.fill(text) == text, "run: python scripts/tables.py"
+    assert tables.fill(text, MEASURED) == text, "run: python scripts/tables.py"
 
 
 def test_every_model_has_a_row() -> None:
@@ -27,16 +30,28 @@ def test_every_model_has_a_row() -> None:
 
 
 def test_stale_tables_are_replaced_and_the_rest_is_kept() -> None:
-    marks = "\n".join(f"FIRST\n<!-- table {name} -->\nSTALE\n<!-- end -->\nLAST" for name in tables.TABLES)
-    filled = tables.fill(marks)
+    marks = "\n".join(f"FIRST\n<!-- table {name} -->\nSTALE\n<!-- end -->\nLAST" for name in NAMES)
+    filled = tables.fill(marks, MEASURED)
     assert "STALE" not in filled
-    assert filled.count("FIRST") == filled.count("LAST") == len(tables.TABLES)
-    assert tables.fill(filled) == filled
+    assert filled.count("FIRST") == filled.count("LAST") == len(NAMES)
+    assert tables.fill(filled, MEASURED) == filled
 
 
 def test_a_missing_mark_is_an_error() -> None:
     with pytest.raises(InputError, match="has marks for"):
-        tables.fill("no tables here")
+        tables.fill("no tables here", MEASURED)
+
+
+def test_measured_tables_say_what_was_measured(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="benchmark_inference.json"):
+        tables.speed(tmp_path)
+    result = json.loads((MEASURED / "benchmark_inference.json").read_text())
+    networks = result["measurements"][0]["networks"]
+    networks["fused"]["times_timm"] = 1.2345
+    for name in tables.BENCHMARKS:
+        (tmp_path / f"benchmark_{name}.json").write_text(json.dumps(result))
+    assert tables.speed(tmp_path).count("| 1.234 |") == tables.speed(tmp_path).count(" eager, ") == 2
+    assert tables.passes(tmp_path).count("| inference, forward | 2 + 1 | 4 + 2 | 3 + 2 |") == 2
 
 
 def test_the_calls_in_the_migration_table_exist() -> None:

@@ -15,7 +15,7 @@ import timm
 
 import seresnet_hub
 from seresnet_hub import registry
-from seresnet_hub.weights import WEIGHTS
+from seresnet_hub.weights import OWN_WEIGHTS, WEIGHTS
 
 DESCRIBE = """
 import json, timm, torch
@@ -65,7 +65,9 @@ def run(code: str, *arguments: str) -> Any:
 def test_only_our_names_and_weights_are_added() -> None:
     without, within = run(DESCRIBE), run(IMPORT + DESCRIBE)
     assert set(within["names"]) - set(without["names"]) == set(seresnet_hub.list_models())
-    assert set(within["pretrained"]) - set(without["pretrained"]) == {weights.name for weights in WEIGHTS}
+    assert set(within["pretrained"]) - set(without["pretrained"]) == {
+        weights.name for weights in (*WEIGHTS, *OWN_WEIGHTS)
+    }
     assert set(without["pretrained"]) <= set(within["pretrained"])
     assert within["deprecated"] == without["deprecated"]
     assert set(without["modules"]) <= set(within["modules"])

@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +18,18 @@ import timm
 import torch
 from conftest import WriteSplit
 from PIL import Image
+from safetensors import SafetensorError
 
 import seresnet_hub
-from seresnet_hub import training
+from seresnet_hub import states, training
 from seresnet_hub.errors import InputError
+from seresnet_hub.evaluation import evaluate
+from seresnet_hub.hub import load
+from seresnet_hub.plan import Plan
 from seresnet_hub.recipes import Recipe, get_recipe
+from seresnet_hub.splits import open_split
 
-KEYS = ["output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", "images_per_second"]
+KEYS = ["output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", "images_per_second", "stopped"]
 SMALL = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0)
 
 
@@ -187,12 +193,13 @@ def test_a_full_disk_keeps_the_last_state(tmp_path: Path, numbers: str, monkeypa
     training.train(SMALL, data=numbers, output=out, max_steps=4)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.parent.name == "training"}
 
-    def full(_: object, path: Path) -> None:
+    def full(_: object, path: Path, **__: object) -> None:
         Path(path).write_bytes(b"half")
-        raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file data/0")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(torch, "save", full)
-    refused("cannot write .*state.pt: .*failed writing", data=numbers, output=out, resume=True)
+    monkeypatch.setattr(states, "save_file", full)
+    message = r"cannot write \S+/run/training/step-00000008.safetensors: .*No space left .* MiB are free"
+    refused(message, data=numbers, output=out, resume=True)
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.parent.name == "training"}
     assert after == before
 
@@ -212,6 +219,12 @@ def test_what_cannot_work_is_refused_and_writes_nothing(tmp_path: Path, numbers:
     refused("num_classes=3, but .* has 10 classes", replace(SMALL, num_classes=3), data=numbers, output=out)
     refused("no data set of its own", replace(SMALL, data=None), output=out)
     refused("optimizer=sgdd: ", replace(SMALL, optimizer="sgdd"), data=numbers, output=out)
+    refused("igloo/gloo: the folder does not exist", data=str(tmp_path / "igloo" / "gloo"), output=out)
+    checkpointed = replace(SMALL, model="legacy_seresnet18", input_size=32, grad_checkpointing=True)
+    refused("grad_checkpointing=true: legacy_seresnet18 has none", checkpointed, data=numbers, output=out)
+    # The last batch holds three images, of which each piece has one.
+    pieces = replace(SMALL, input_size=4, accumulation=3)
+    refused("cannot train on 1 images of 4 pixels: Expected more than 1 value", pieces, data=numbers, output=out)
     # The last batch holds one image, on which a network of stride 32 has one number a channel to normalise.
     single = replace(SMALL, model="resnet18", batch_size=16)
     refused(
@@ -224,12 +237,62 @@ def test_what_cannot_work_is_refused_and_writes_nothing(tmp_path: Path, numbers:
     assert not out.exists()
     (tmp_path / "file").write_text("in the way")
     refused("cannot write to .*file/run: Not a directory", data=numbers, output=tmp_path / "file" / "run")
+    refused("cannot write to .*: File name too long", data=numbers, output=tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "repeats", "processes", "message"),
+    [
+        (2064, 3, 8, None),
+        (2046, 3, 8, "need an equal, even number of images on each of 8 processes, and these share 682, 3 times each"),
+        (100, 1, 4, "on each of 4 processes, and these share 100 in a batch"),
+        (100, 1, 2, None),
+        (10, 1, 3, "on each of 3 processes, and these share 10 in a batch"),
+    ],
+)
+def test_no_process_is_left_out_of_mixing(batch_size: int, repeats: int, processes: int, message: str | None) -> None:
+    recipe = replace(SMALL, mixup=0.1, batch_size=batch_size, repeated_augmentation=repeats)
+    plan = Plan(unit_rows=(5000,), batch_size=batch_size // repeats, lanes=24, order=None)
+    with pytest.raises(InputError, match=message) if message else nullcontext():
+        training._require_mixable(recipe, plan, processes)
+
+
+@pytest.mark.slow
+def test_what_is_reported_is_the_accuracy_of_what_is_saved(tmp_path: Path, numbers: str) -> None:
+    """In mixed precision too: the saved weights are float32, and are used so. A process of its own, for Accelerate."""
+    settings = [f"{name}={getattr(SMALL, name)}" for name in ("epochs", "batch_size", "input_size", "workers")]
+    script = str(Path(__file__).parents[1] / "scripts" / "train.py")
+    subprocess.run(
+        [sys.executable, script, "--data", numbers, "--output", tmp_path / "run", "--set", *settings,
+         "mixed_precision=bf16"],
+        check=True,
+    )  # fmt: skip
+    with (tmp_path / "run" / "summary.csv").open() as file:
+        row = list(csv.DictReader(file))[-1]
+    split = open_split(numbers, "validation")
+    accuracy = evaluate(load(f"local-dir:{tmp_path / 'run'}"), split)
+    assert float(row["top1"]) == accuracy.top1
+    assert float(row["eval_loss"]) == pytest.approx(accuracy.loss, rel=1e-6)
 
 
 def test_weights_that_explode_are_not_written(tmp_path: Path, numbers: str) -> None:
     exploding = replace(SMALL, learning_rate=1e38)
-    refused("no longer finite after step 4: lower learning_rate", exploding, data=numbers, output=tmp_path / "run")
+    message = r"the loss is (nan|inf) at step 2 \(noticed at 4\): lower learning_rate=1e\+38; nothing was saved yet"
+    refused(message, exploding, data=numbers, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    last_step_explodes = replace(exploding, weight_decay=1e9, drop_last=True, batch_size=32, epochs=1)
+    message = "the weights are no longer finite after step 1: lower learning_rate"
+    refused(message, last_step_explodes, data=numbers, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_last_good_state_survives_an_explosion(tmp_path: Path, numbers: str) -> None:
+    out = tmp_path / "run"
+    late = replace(SMALL, schedule="step", decay_epochs=(1,), decay_rate=1e38)
+    kept = r"lower learning_rate=0.1; the last good state, \S+/step-00000004.safetensors, is kept"
+    refused(rf"the loss is \S+ at step [67] \(noticed at 8\): {kept}", late, data=numbers, output=out)
+    assert [path.name for path in states.list_states(out)] == ["step-00000004.safetensors"]
+    assert all(tensor.isfinite().all() for tensor in weights(out).values())
 
 
 def test_an_existing_folder_is_left_alone(tmp_path: Path, numbers: str) -> None:
@@ -238,7 +301,7 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path, numbers: str) -> None:
     (out / "thesis.txt").write_text("mine")
     refused("already exists: choose another --output", data=numbers, output=out)
     (out / "training").mkdir()
-    (out / "training" / "state.pt").touch()
+    (out / "training" / "step-00000001.safetensors").touch()
     refused("already exists: continue it with --resume, or choose another --output", data=numbers, output=out)
     assert (out / "thesis.txt").read_text() == "mine"
 
@@ -253,37 +316,53 @@ def test_resume_refuses_another_recipe_and_a_damaged_state(tmp_path: Path, numbe
         output=out,
         resume=True,
     )
-    state = out / training.STATE_NAME
+    (state,) = states.list_states(out)
     state.write_bytes(state.read_bytes()[:1000])
-    refused("state.pt is damaged", data=numbers, output=out, resume=True)
+    refused("step-00000001.safetensors is damaged", data=numbers, output=out, resume=True)
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(
+    tmp_path: Path, numbers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(SMALL, checkpoint_steps=3)
+    training.train(recipe, data=numbers, output=tmp_path / "whole")
+    training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=6)
+    newest, before = states.list_states(tmp_path / "run")
+    assert (newest.stem, before.stem) == ("step-00000006", "step-00000004")
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
+    training.train(recipe, data=numbers, output=tmp_path / "run", resume=True)
+    assert "step-00000006.safetensors is damaged (its sha256 is another)" in capsys.readouterr().err
+    assert same(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("model", None, "is damaged"), ("step", "1", "is damaged"), ("step", 10**6, "is damaged"),
-     ("settings", "[]", "is damaged"), ("model", {"fc.bias": torch.ones(1)}, "does not fit seresnet20_cifar")],
+    [("model", None, "is not one of this version"), ("step", 10**6, "is not one of this version"),
+     ("settings", "[]", "is not one of this version"),
+     ("model", {"fc.bias": torch.ones(1)}, "does not fit seresnet20_cifar")],
 )  # fmt: skip
 def test_an_incomplete_state_is_refused(tmp_path: Path, numbers: str, key: str, value: object, message: str) -> None:
     out = tmp_path / "run"
     training.train(SMALL, data=numbers, output=out, max_steps=1)
-    state = torch.load(out / training.STATE_NAME, weights_only=True)
+    state = states.latest_state(out)[1]
     if value is None:
         del state[key]
     else:
         state[key] = value
-    torch.save(state, out / training.STATE_NAME)
+    states.save_state(out, state)
     refused(message, data=numbers, output=out, resume=True)
 
 
 def test_a_full_disk_leaves_no_new_folder(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: object, path: Path) -> None:
-        raise RuntimeError("unexpected pos 392576 vs 392472")
+    def full(_: object, path: Path, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(torch, "save", full)
-    refused(
-        r"cannot write \S+/run/training/state.pt: unexpected pos .* MiB are free", data=numbers, output=tmp_path / "run"
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["numbers"]
+    monkeypatch.setattr(states, "save_file", full)
+    message = r"cannot write \S+/run/training/step-00000004.safetensors: .*No space left .* MiB are free"
+    refused(message, data=numbers, output=tmp_path / "run")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and "run" in path.parts]
 
 
 def test_the_recipe_reaches_the_optimiser(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,3 +402,102 @@ def test_the_first_step_is_the_textbooks(tmp_path: Path, numbers: str) -> None:
     for name, parameter in model.named_parameters():
         expected = parameter - recipe.learning_rate * (parameter.grad + 0.01 * parameter)
         torch.testing.assert_close(trained[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_moving_average_is_kept_beside_the_weights_themselves(tmp_path: Path, numbers: str) -> None:
+    """Last and best, of both kinds: each folder loads, and has the accuracy that its card names."""
+    out = tmp_path / "run"
+    training.train(replace(SMALL, epochs=4, ema_decay=0.5), data=numbers, output=out)
+    with (out / "summary.csv").open() as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    expected = {
+        ".": rows[-1]["top1"], "best": max(row["top1"] for row in rows),
+        "raw": rows[-1]["raw_top1"], "best_raw": max(row["raw_top1"] for row in rows),
+    }  # fmt: skip
+    assert not same(out, out / "raw")
+    for name, top1 in expected.items():
+        model = timm.create_model(f"local-dir:{out / name}", pretrained=True)
+        measured = seresnet_hub.evaluate(model, seresnet_hub.open_split(numbers, None), workers=0)
+        assert measured.top1 == pytest.approx(top1), name
+        assert f"| {top1:.2f} |" in (out / name / "README.md").read_text(), name
+    assert "chosen by the accuracy below" in (out / "best" / "README.md").read_text()
+
+
+def test_what_only_changes_how_it_is_computed_gives_the_same_weights(tmp_path: Path, numbers: str) -> None:
+    """Activation checkpointing repeats the forward pass; BatchNorm's statistics must not be updated twice by it."""
+    training.train(SMALL, data=numbers, output=tmp_path / "plain", max_steps=2)
+    training.train(replace(SMALL, grad_checkpointing=True), data=numbers, output=tmp_path / "again", max_steps=2)
+    again = weights(tmp_path / "again")
+    for name, tensor in weights(tmp_path / "plain").items():
+        torch.testing.assert_close(again[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    refused("sync_bn=True: torch has it for CUDA", replace(SMALL, sync_bn=True), data=numbers, output=tmp_path / "c")
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same(tmp_path: Path, numbers: str) -> None:
+    training.train(SMALL, data=numbers, output=tmp_path / "eager", max_steps=4)
+    for kind, recipe in (
+        ("compiled", replace(SMALL, compile=True)),
+        ("blocks", replace(SMALL, compile=True, se_blocks=True)),
+    ):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        result = training.train(recipe, data=numbers, output=tmp_path / kind, max_steps=4)
+        assert result["steps"] == 4
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"], "nothing was compiled"
+        compiled = weights(tmp_path / kind)
+        for name, tensor in weights(tmp_path / "eager").items():
+            torch.testing.assert_close(compiled[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    assert any(not torch.equal(tensor, compiled[name]) for name, tensor in weights(tmp_path / "compiled").items()), (
+        "to the last bit: the same blocks ran"
+    )
+
+
+@pytest.mark.slow
+def test_a_compiled_run_resumes_to_the_bit(tmp_path: Path, numbers: str) -> None:
+    """It stops after the first short batch, of another size; what was compiled for it must not serve whole ones."""
+    compiled = replace(SMALL, compile=True)
+    training.train(compiled, data=numbers, output=tmp_path / "whole", max_steps=6)
+    torch._dynamo.reset()
+    training.train(compiled, data=numbers, output=tmp_path / "parts", max_steps=4)
+    torch._dynamo.reset()
+    training.train(compiled, data=numbers, output=tmp_path / "parts", max_steps=6, resume=True)
+    whole = weights(tmp_path / "whole")
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(tmp_path / "parts").items())
+
+
+def test_blocks_for_training_need_something_to_gain(tmp_path: Path, numbers: str) -> None:
+    refused("se_blocks=True: it gains something where compile=True alone", replace(SMALL, se_blocks=True),
+            data=numbers, output=tmp_path / "out")  # fmt: skip
+    plain = replace(SMALL, model="resnet20_cifar", se_blocks=True, compile=True)
+    refused("resnet20_cifar has no block of timm's with an SE unit", plain, data=numbers, output=tmp_path / "out")
+
+
+def test_accelerates_one_setting_a_process_is_no_surprise(tmp_path: Path, numbers: str) -> None:
+    """It keeps the settings of the first `Accelerator` of a process; another precision must not become that one."""
+    training.train(SMALL, data=numbers, output=tmp_path / "first", max_steps=1)
+    refused("mixed_precision=bf16: .*restart your runtime", replace(SMALL, mixed_precision="bf16"),
+            data=numbers, output=tmp_path / "second")  # fmt: skip
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_run_is_not_made_shorter_than_it_is(tmp_path: Path, numbers: str) -> None:
+    training.train(SMALL, data=numbers, output=tmp_path / "run", max_steps=5)
+    refused("max_steps=3: the run in .* is at step 5 already", data=numbers, output=tmp_path / "run", resume=True,
+            max_steps=3)  # fmt: skip
+    assert training.train(SMALL, data=numbers, output=tmp_path / "run", resume=True, max_steps=6)["steps"] == 6
+
+
+def test_trackers_get_losses_and_accuracies(tmp_path: Path, numbers: str) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    refused("tracker 'nope': not installed, or not one of", data=numbers, output=tmp_path / "run", trackers=["nope"])
+    training.train(SMALL, data=numbers, output=tmp_path / "run", trackers=["tensorboard"])
+    log = tmp_path / "run" / "training" / "seresnet_hub"
+    events = EventAccumulator(str(log)).Reload()
+    with (tmp_path / "run" / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [event.step for event in events.Scalars("top1")] == [4, 8]
+    assert [event.value for event in events.Scalars("top1")] == pytest.approx([float(row["top1"]) for row in rows])
+    assert len(events.Scalars("loss")) == 2

@@ -1,0 +1,106 @@
+"""The weights that come with the package must load without a network, be what their card says, and be checked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+import safetensors
+import timm
+import torch
+from PIL import Image
+
+import seresnet_hub
+from seresnet_hub import pretrained
+from seresnet_hub.errors import InputError
+from seresnet_hub.images import read_image
+from seresnet_hub.weights import OWN_WEIGHTS, OwnWeights
+
+PREDICT = str(Path(__file__).parents[1] / "scripts" / "predict.py")
+
+
+@pytest.fixture(params=OWN_WEIGHTS, ids=lambda weights: weights.name)
+def own(request: pytest.FixtureRequest) -> OwnWeights:
+    weights: OwnWeights = request.param
+    return weights
+
+
+def test_they_are_small_and_whole(own: OwnWeights) -> None:
+    assert sum(path.stat().st_size for path in own.folder.iterdir()) < 2e6
+    with safetensors.safe_open(own.folder / "model.safetensors", framework="pt") as file:
+        assert file.metadata()["format"] == "pt"
+    seresnet_hub.verify(f"local-dir:{own.folder}")
+
+
+def test_plain_timm_loads_them_by_name(own: OwnWeights) -> None:
+    model = timm.create_model(own.name, pretrained=True)
+    stored = safetensors.torch.load_file(own.folder / "model.safetensors")
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+    config = json.loads((own.folder / "config.json").read_text())
+    assert list(model.pretrained_cfg["label_names"]) == config["label_names"]
+    assert own.name in timm.list_pretrained()
+    random = timm.create_model(own.architecture)
+    assert not torch.equal(random.conv1.weight, model.conv1.weight)
+
+
+def test_changed_bytes_are_refused(own: OwnWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = shutil.copytree(own.folder, tmp_path / own.name)
+    monkeypatch.setattr(OwnWeights, "folder", copied)
+    assert pretrained.own_file(own) == copied / "model.safetensors"
+    data = bytearray((copied / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copied / "model.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match=r"model.safetensors has sha256 \w+…, not \w+…: install the package again"):
+        seresnet_hub.load(own.name)
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="No such file or directory; install the package again"):
+        pretrained.own_file(replace(own))
+
+
+def test_pictures_are_named_without_a_network_or_a_model_name(tmp_path: Path, photo: Image.Image) -> None:
+    photo.save(tmp_path / "a.png")
+    command = [sys.executable, PREDICT, str(tmp_path / "a.png"), "--topk", "10"]
+    environment = {"HF_HUB_OFFLINE": "1", "HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    config = json.loads((OWN_WEIGHTS[0].folder / "config.json").read_text())
+    assert result["model"] == OWN_WEIGHTS[0].name
+    assert {found["name"] for found in result["predictions"][0]["classes"]} == set(config["label_names"])
+
+
+def test_a_model_without_pictures_is_told_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, PREDICT, "nowhere.png"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert "error: there is no picture to look at: nowhere.png is no file that exists" in done.stderr
+
+
+def test_real_pictures_are_recognised(own: OwnWeights, cifar10_copy: Path) -> None:
+    """The first 200 test images: within three standard errors of the accuracy on the card."""
+    rows = datasets.load_dataset(str(cifar10_copy), split="test[:200]").cast_column(
+        "image", datasets.Image(decode=False)
+    )
+    found = seresnet_hub.predict(
+        seresnet_hub.load(own.name), [read_image(row["image"]["bytes"]) for row in rows], topk=1
+    )
+    right = sum(best[0]["index"] == label for best, label in zip(found, rows["label"], strict=True))
+    top1 = json.loads((own.folder / "config.json").read_text())["seresnet_hub"]["results"][0]["top1"]
+    assert abs(100 * right / 200 - top1) < 3 * 100 * (0.85 * 0.15 / 200) ** 0.5
+
+
+@pytest.mark.slow
+def test_the_accuracy_on_the_card_is_measured_again(own: OwnWeights, cifar10_copy: Path) -> None:
+    split = seresnet_hub.open_split(str(cifar10_copy), "test")
+    accuracy = seresnet_hub.evaluate(seresnet_hub.load(own.name), split, workers=0)
+    result = json.loads((own.folder / "config.json").read_text())["seresnet_hub"]["results"][0]
+    assert accuracy.seen == result["images"]
+    # Which of two almost equal logits is larger may depend on the machine.
+    assert (accuracy.top1, accuracy.top5) == pytest.approx((result["top1"], result["top5"]), abs=0.05)
