@@ -20,6 +20,9 @@ from seresnet_hub.folder import CONFIG_NAME, CURVES_NAME, read_json, write_text
 from seresnet_hub.tables import sizes
 from seresnet_hub.weights import OWN_WEIGHTS, WEIGHTS, OwnWeights
 
+# A card links into the repository, wherever the package was imported from: an installed one has no pictures.
+OWN_FOLDERS = Path(__file__).resolve().parent.parent / "seresnet_hub" / "own_weights"
+
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -47,7 +50,7 @@ def own_card(weights: OwnWeights, directory: Path) -> Card:
     return replace(
         card, title=weights.name, notes=(*card.notes, *weights.notes),
         results=(*card.results, *measured(directory / f"{weights.name}.json")),
-        curves=os.path.relpath(weights.folder / CURVES_NAME, directory),
+        curves=os.path.relpath(OWN_FOLDERS / weights.name / CURVES_NAME, directory),
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import seresnet_hub
 from seresnet_hub.cards import REPO_ID, Card, Result, card_of, card_of_weights, render
 from seresnet_hub.errors import InputError
 from seresnet_hub.sizes import Sizes, sizes_of
-from seresnet_hub.weights import OWN_WEIGHTS, WEIGHTS
+from seresnet_hub.weights import OWN_WEIGHTS, WEIGHTS, OwnWeights
 
 SIZES = Sizes(parameters=1_234_567, multiply_adds=89_000_000, activations=4_560_000)
 MEASURED = Result(
@@ -120,6 +121,19 @@ def test_sizes_are_those_of_timms_result_tables(
 def test_the_committed_cards_are_current() -> None:
     result = script.main(["--check", "--directory", str(Path(__file__).parents[1] / "model_cards")])
     assert len(result["cards"]) == len(WEIGHTS) + len(OWN_WEIGHTS)
+
+
+def test_cards_are_the_same_wherever_the_package_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package lies elsewhere and has no pictures; the page still links to the one in the repository."""
+    for weights in OWN_WEIGHTS:
+        (tmp_path / weights.name).mkdir()
+        shutil.copy(weights.folder / "config.json", tmp_path / weights.name)
+    monkeypatch.setattr(OwnWeights, "folder", property(lambda weights: tmp_path / weights.name))
+    directory = Path(__file__).parents[1] / "model_cards"
+    assert not script.main(["--check", "--directory", str(directory)])["changed"]
+    for weights in OWN_WEIGHTS:
+        [link] = re.findall(r"\((\S+curves\.png)\)", (directory / f"{weights.name}.md").read_text(encoding="utf-8"))
+        assert (directory / link).is_file()
 
 
 def test_measured_results_reach_the_card(tmp_path: Path) -> None:
