@@ -116,6 +116,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
     Takes timm's ResNets, its `legacy_*` and this package's; `model` is not changed. What became of each block is in the
     result's `fusion`, a tuple of `BlockFusion`. Sums are folded in float64 and rounded once to the model's precision.
+    The result is in channels_last, where the last convolution is a matrix product; it takes images of either layout.
     The result keeps `forward_features`, `forward_head`, `num_classes` and `pretrained_cfg`; its weights are frozen and
     have names of their own. Errors: `InputError` where the model has no block of a ResNet, has no weights, or is fused
     or compiled already.
@@ -146,7 +147,7 @@ def fuse(model: nn.Module) -> nn.Module:
             outcomes.append(outcome)
             fused.set_submodule(name, new)
     fused.fusion = tuple(outcomes)
-    return fused.eval()
+    return fused.eval().to(memory_format=torch.channels_last)
 
 
 def _fuse_block(name: str, block: Any) -> tuple[nn.Module, BlockFusion]:

@@ -1,4 +1,4 @@
-"""A fused network must be the same function: exact in float64, and no less accurate than folded norms are below it."""
+"""A fused network must be the same function: exact in float64, and no less accurate than timm's below it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -344,33 +345,46 @@ def with_torchs_folding(model: nn.Module) -> nn.Module:
     return model
 
 
-def test_rounding_errors_are_no_larger_than_those_of_folded_norms() -> None:
-    """Ratios of (fused / timm's) of the distance to float64, geometric means over networks and draws.
-
-    Folding rounds the scaled weights, which timm's eager network does not: in fp32 its error is some percent smaller,
-    as it is smaller than that of the same network with torch's folding. In bf16 the norms' own roundings weigh more.
-    """
+def ratios_of_errors(kinds: dict[str, Callable[[nn.Module], nn.Module]], draws: int) -> dict[str, float]:
+    """Ratios of (fused / other) of the distance to float64, geometric means over networks and draws, in one layout."""
     logs: dict[str, list[float]] = {}
-    for (name, kwargs), seed in product(ERROR_NETWORKS, range(2)):
+    for (name, kwargs), seed in product(ERROR_NETWORKS, range(draws)):
         model = network(name, seed=seed, **kwargs).float()
-        fused, folded, exact = fuse(model), with_torchs_folding(model), copy.deepcopy(model).double()
-        for kind in ("fp32", "autocast", "bf16"):
+        networks = {"fused": fuse(model), "folded": with_torchs_folding(model), "timm": model}
+        exact = copy.deepcopy(model).double()
+        for kind, made in kinds.items():
             images = pictures(4).to(torch.bfloat16).to(torch.bfloat16 if kind == "bf16" else torch.float32)
-            networks = {"fused": fused, "folded": folded, "timm": model}
-            if kind == "bf16":
-                networks = {whose: copy.deepcopy(one).bfloat16() for whose, one in networks.items()}
             with torch.no_grad():
                 expected = exact(images.double())
                 with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
-                    errors = {whose: distance(one(images), expected) for whose, one in networks.items()}
+                    errors = {
+                        whose: distance(
+                            made(copy.deepcopy(one).to(memory_format=torch.channels_last))(images), expected
+                        )
+                        for whose, one in networks.items()
+                    }
             for whose in ("folded", "timm"):
                 logs.setdefault(f"{kind} {whose}", []).append(math.log(errors["fused"] / errors[whose]))
     ratios = {kind: round(math.exp(statistics.mean(values)), 3) for kind, values in logs.items()}
     print(ratios)
-    assert all(ratios[f"{kind} folded"] < 1.02 for kind in ("fp32", "autocast", "bf16")), ratios
-    assert ratios["fp32 timm"] < 1.15, ratios
-    assert ratios["autocast timm"] < 1.05, ratios
+    return ratios
+
+
+def test_rounding_errors_are_no_larger_than_timms() -> None:
+    """The bounds leave room for chance; in bf16 the norms' own roundings weigh more than those of folded weights."""
+    kinds = {"fp32": lambda model: model, "autocast": lambda model: model, "bf16": lambda model: model.bfloat16()}
+    ratios = ratios_of_errors(kinds, 2)
+    assert all(ratio < 1.03 for ratio in ratios.values()), ratios
     assert ratios["bf16 timm"] < 0.95, ratios
+
+
+@pytest.mark.slow
+def test_rounding_errors_are_no_larger_than_timms_where_both_are_compiled() -> None:
+    from torch._inductor import config
+
+    with config.patch(freezing=True):
+        ratios = ratios_of_errors({"compiled": torch.compile}, 1)
+    assert all(ratio < 1.03 for ratio in ratios.values()), ratios
 
 
 def test_folding_rounds_once() -> None:
@@ -390,16 +404,18 @@ def test_layouts_and_autocast(name: str) -> None:
     images = pictures().float()
     with torch.no_grad():
         expected = fuse(model)(images)
-        last = fuse(model).to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(last(images), expected, rtol=1e-4, atol=1e-4)
-        assert last.forward_features(images).is_contiguous(memory_format=torch.channels_last)
-        converted_first = fuse(model.to(memory_format=torch.channels_last))
-        assert all(
-            parameter.is_contiguous(memory_format=torch.channels_last)
-            for parameter in converted_first.parameters()
-            if parameter.ndim == 4
-        )
+        for layout in (torch.contiguous_format, torch.channels_last):
+            last = fuse(copy.deepcopy(model).to(memory_format=layout))
+            assert all(
+                parameter.is_contiguous(memory_format=torch.channels_last)
+                for parameter in last.parameters()
+                if parameter.ndim == 4
+            )
+            assert last.forward_features(images).is_contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(last(images), expected, rtol=1e-4, atol=1e-4)
+        first = fuse(model).to(memory_format=torch.contiguous_format)
+        torch.testing.assert_close(first(images.contiguous()), expected, rtol=1e-4, atol=1e-4)
         with torch.autocast("cpu", torch.bfloat16):
             half = last(images)
         assert half.dtype == torch.bfloat16
