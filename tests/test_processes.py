@@ -121,6 +121,27 @@ def test_two_and_three_processes_train_the_model_that_one_would(run: Callable[[i
         assert sorted(image for batch in batches for image in batch) == list(range(IMAGES))
 
 
+@pytest.mark.slow
+def test_two_compiled_processes_train_with_either_blocks(digits: Path, tmp_path: Path) -> None:
+    """Blocks that take norm and squeeze from the same sums, compiled within DistributedDataParallel."""
+    settings = [*SETTINGS, "epochs=3", "compile=true", "workers=0"]
+    losses = {}
+    for blocks in ("false", "true"):
+        output = tmp_path / blocks
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(TRAIN)),
+            *("--data", str(digits), "--output", str(output), "--set", *settings, f"se_blocks={blocks}"),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "2 processes" in done.stderr
+        losses[blocks] = latest_state(output)[1]["losses"]
+    assert len(losses["true"]) == 3 * STEPS_PER_EPOCH
+    worst = ((losses["true"] - losses["false"]).abs() / losses["false"]).max().item()
+    print(f"largest relative difference of {len(losses['true'])} losses {worst:.2g}")
+    assert 0 < worst < 1e-4  # not the same operations, but the same training
+
+
 # --- two machines -----------------------------------------------------------------------------------------------------
 
 
