@@ -125,7 +125,7 @@ def _prepare(scratch: Path, options: argparse.Namespace, peers: tuple[str, ...])
         (scratch / kind).mkdir()
     schema = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")}).arrow_schema
     for number, shard in enumerate(shards):
-        encoded = [(row.image or {})["bytes"] for row in shard]
+        encoded = [bytes((row.image or {})["bytes"]) for row in shard]
         table = pyarrow.table(
             {"image": [{"bytes": data, "path": None} for data in encoded], "label": [row.label for row in shard]},
             schema,

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from seresnet_hub.images import Transform, read_image
 
 DecoderName = Literal["fast", "pil"]
+Buffer = bytes | memoryview
 
 # The operator itself: torchvision's function around it warns, from 0.29 on, that torchcodec will take its place. Where
 # there is none, every picture goes the exact way.
@@ -47,7 +48,7 @@ class Decoder:
         self._flip = sum(step.p for step in steps[1:-1] if type(step) is transforms.RandomHorizontalFlip)
         self._distorts = any(type(step) is not transforms.RandomHorizontalFlip for step in steps[1:-1])
 
-    def __call__(self, data: bytes, out: torch.Tensor) -> bool:
+    def __call__(self, data: Buffer, out: torch.Tensor) -> bool:
         """Write a picture into `out`, uint8 `(3, height, width)`; true where it is still to be mirrored.
 
         Errors: `InputError` where `data` is no whole image.
@@ -92,7 +93,7 @@ def _resized(window: torch.Tensor, mode: str, out: torch.Tensor) -> torch.Tensor
     return out
 
 
-def _decode_plain_jpeg(data: bytes) -> torch.Tensor | None:
+def _decode_plain_jpeg(data: Buffer) -> torch.Tensor | None:
     """Return the pixels `(3, height, width)`; `None` where Pillow must look at the picture, or complain."""
     if DECODE_JPEG is None or not _is_plain_jpeg(data):
         return None
@@ -104,7 +105,7 @@ def _decode_plain_jpeg(data: bytes) -> torch.Tensor | None:
         return None
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
+def _is_plain_jpeg(data: Buffer) -> bool:
     """Return whether this is a JPEG file of one or three 8-bit components and usual size that is not to be rotated."""
     at = 2
     if data[:3] != b"\xff\xd8\xff":
@@ -114,7 +115,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
         if marker in FRAMES:
             height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
             return data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < height * width <= LARGEST
-        if marker == EXIF and _may_say_rotated(data[at + 4 : at + 2 + length]) and _is_rotated(data):
+        if marker == EXIF and _may_say_rotated(bytes(data[at + 4 : at + 2 + length])) and _is_rotated(data):
             return False
         if marker == PAGES and data[at + 4 : at + 8] == b"MPF\0":  # several pictures in one file
             return False
@@ -127,7 +128,7 @@ def _may_say_rotated(segment: bytes) -> bool:
     return segment.startswith(b"Exif\0\0") or (segment.startswith(XMP) and b"tiff:Orientation" in segment)
 
 
-def _is_rotated(data: bytes) -> bool:
+def _is_rotated(data: Buffer) -> bool:
     try:
         return Image.open(BytesIO(data)).getexif().get(0x0112, 1) not in (0, 1)
     except Exception:  # Pillow is asked again, and then what it says is reported

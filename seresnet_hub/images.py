@@ -29,7 +29,7 @@ Transform = Callable[[Image.Image], torch.Tensor]
 GEOMETRIC = (RandomResizedCropAndInterpolation, transforms.RandomHorizontalFlip)  # how timm's training transform begins
 
 
-def read_image(source: bytes | str | Path | Image.Image) -> Image.Image:
+def read_image(source: bytes | memoryview | str | Path | Image.Image) -> Image.Image:
     """Return the picture as 8-bit RGB, as a viewer shows it.
 
     EXIF rotation is applied, transparency is laid over white, 16-bit grey is scaled to 8 bits, CMYK and palettes are

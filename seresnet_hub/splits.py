@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -149,7 +149,7 @@ class Split:
 
 
 class Row(NamedTuple):
-    """An undecoded sample and its number in the split."""
+    """An undecoded sample and its number in the split; the bytes of `image` may be a view of others' memory."""
 
     number: int
     image: dict[str, Any] | None
@@ -526,7 +526,7 @@ def read_unit(split: Split, unit: int) -> list[Row]:
     def read() -> list[Row]:
         rows: list[Row] = []
         for table in _tables(split.stream(unit)):
-            images = table.column(split.image_column).to_pylist()
+            images = [image for chunk in table.column(split.image_column).chunks for image in _images(chunk)]
             labels = table.column(split.label_column).to_pylist()
             rows += [Row(first + len(rows) + k, image, labels[k]) for k, image in enumerate(images)]
         whole = split.unit_rows if split.kept is None else split.kept.unit_rows
@@ -542,6 +542,26 @@ def read_unit(split: Split, unit: int) -> list[Row]:
     except Exception as error:  # each library raises its own
         raise InputError(f"cannot read {place}: {error or type(error).__name__}") from error
     return [row._replace(label=_label(split, row)) for row in rows]
+
+
+def _images(chunk: Any) -> list[dict[str, Any] | None]:
+    """Return the pictures of an Arrow array as `datasets` has them, their bytes as views of Arrow's memory."""
+    names = [column.name for column in chunk.type] if pyarrow.types.is_struct(chunk.type) else []
+    columns = dict(zip(names, chunk.flatten(), strict=True)) if names else {}
+    encoded = columns.get("bytes")
+    if encoded is None or not len(encoded) or not pyarrow.types.is_binary(encoded.type):
+        pictures: list[dict[str, Any] | None] = chunk.to_pylist()
+        return pictures
+    _, offsets, values = encoded.buffers()
+    ends = np.frombuffer(offsets, np.int32)[encoded.offset : encoded.offset + len(encoded) + 1].tolist()
+    memory = memoryview(values or b"").cast("B")  # Arrow's own views are of signed bytes
+    views = [memory[first:end] for first, end in pairwise(ends)]
+    known = encoded.is_valid().to_pylist()
+    paths = columns["path"].to_pylist() if "path" in columns else [None] * len(views)
+    return [
+        {"bytes": view if has_bytes else None, "path": path} if is_there else None
+        for view, has_bytes, path, is_there in zip(views, known, paths, chunk.is_valid().to_pylist(), strict=True)
+    ]
 
 
 def _label(split: Split, row: Row) -> Any:
