@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from conftest import WriteSplit, encode, numbered_picture, numbers_in
@@ -252,6 +254,21 @@ def test_labels_must_be_numbers(tmp_path: Path) -> None:
 def test_empty_row_groups_are_passed_over(write_split: WriteSplit) -> None:
     split = open_split(str(write_split([[0, 3], [0], [2, 0]])), "train")
     assert sorted(n for batch in real_numbers(loader(split, None, PLAIN)) for n in batch) == list(range(5))
+
+
+def test_views_of_a_shard_are_the_bytes_that_were_written(tmp_path: Path) -> None:
+    """Pictures are cut out of Arrow's memory by hand: empty ones, missing ones and whole gaps must not shift any."""
+    written = [{"bytes": bytes([k]) * k, "path": f"{k}.jpg" if k % 3 else None} for k in range(40)]
+    rows: list[dict[str, object] | None] = [*written[:20], None, {"bytes": None, "path": "x.jpg"}, *written[20:], None]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    table = pyarrow.table({"image": rows, "label": range(len(rows))}, features.arrow_schema)
+    (tmp_path / "data").mkdir()
+    pyarrow.parquet.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet", row_group_size=17)
+    split = open_split(str(tmp_path), "train")
+    assert split.unit_rows == (17, 17, 9)
+    found = [row.image for unit in range(3) for row in read_unit(split, unit)]
+    assert found == rows  # a view equals the bytes it shows
+    assert all(isinstance(image["bytes"], memoryview) for image in found if image and image["bytes"] is not None)
 
 
 def test_a_shard_cut_short_after_opening_is_refused(write_split: WriteSplit) -> None:
