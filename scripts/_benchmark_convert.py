@@ -22,12 +22,6 @@ from seresnet_hub.conversion import convert
 from seresnet_hub.errors import InputError
 
 
-def add_convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measured processes each (default: 5)")
-    parser.add_argument("--legacy", action="store_true", help="write the checkpoint in PyTorch's legacy format")
-    parser.add_argument("--no-verify", action="store_true", help="convert without the comparison in float64")
-
-
 def benchmark_convert(options: argparse.Namespace) -> dict[str, Any]:
     """Compare a conversion with `torch.load` and `save_file` of the same file, each in processes of their own.
 

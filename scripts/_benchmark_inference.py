@@ -7,16 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from _benchmark_networks import PLAIN, SE, Benchmark, Call, Networks, add_options, measure_networks, named_network
+from _benchmark_networks import PLAIN, SE, Benchmark, Call, Networks, measure_networks, named_network
 from torch import nn
 
 from seresnet_hub.fusion import fuse
 
 FUSED = "fused"
-
-
-def add_inference(parser: argparse.ArgumentParser) -> None:
-    add_options(parser)
 
 
 def benchmark_inference(options: argparse.Namespace) -> dict[str, Any]:

@@ -20,29 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _benchmark_options import PEERS
 
 from seresnet_hub.decoding import DecoderName
 from seresnet_hub.errors import InputError
 
-PEERS = ("timm", "datasets", "webdataset", "litdata", "pil")  # "pil": this package with its exact decoder
 OURS = "seresnet_hub"
 SIZE = 224
 ROWS_PER_SHARD, ROWS_PER_GROUP = 300, 100
 # Rows in a shuffle window or in the buffers of all workers: one row group in each of the plan's 24 lanes. timm keeps
 # its default of 4,096 in each worker.
 SHUFFLE = 2400
-
-
-def add_loader(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", default="digits", help="data set to repeat (default: the embedded digits)")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--peer", action="append", default=[], choices=[*PEERS, "all"], help="compare with it")
-    parser.add_argument("--images", type=int, default=8000, metavar="N", help="images an epoch (default: 8000)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds; all loaders take turns in each")
-    parser.add_argument("--workers", type=int, default=2, metavar="N")
-    parser.add_argument("--batch-size", type=int, default=256, metavar="N")
-    parser.add_argument("--step-time", type=float, metavar="SECONDS", help="measure the stall share at this step time")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the result into this PNG file")
 
 
 def benchmark_loader(options: argparse.Namespace) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import timm
 import torch
+from _benchmark_options import MODES
 from torch import nn
 from torch._functorch import config as functorch
 from torch._inductor import config as inductor
@@ -27,7 +28,6 @@ from seresnet_hub.errors import InputError
 
 PLAIN, SE = "plain", "timm"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MODES = ("eager", "compiled")
 BATCH_SIZES = {"cpu": (16,), "cuda": (1, 32, 256)}
 Networks = dict[str, nn.Module]
 Call = Callable[[torch.Tensor], object]
@@ -50,20 +50,6 @@ class Benchmark:
     placed: Callable[[nn.Module, torch.device, torch.dtype], nn.Module]
     compile_options: Mapping[str, Mapping[str, Any]]
     passes: int
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="seresnet50", metavar="NAME", help="SE network (default: seresnet50)")
-    parser.add_argument("--plain", default="resnet50", metavar="NAME", help="the same without SE (default: resnet50)")
-    parser.add_argument(
-        "--batch-size", type=int, action="append", metavar="N", help="repeatable (default: 16; on a GPU 1, 32 and 256)"
-    )
-    parser.add_argument("--dtype", action="append", choices=list(DTYPES), help="repeatable (default: fp32; GPU: both)")
-    parser.add_argument("--mode", action="append", choices=MODES, help="repeatable (default: both)")
-    parser.add_argument("--size", type=int, default=224, metavar="PIXELS", help="of the images (default: 224)")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="all networks take turns in each")
-    parser.add_argument("--kernels", action="store_true", help="list the kernels that are made of one block of each")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the result into this PNG file")
 
 
 def measure_networks(benchmark: Benchmark, options: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from _benchmark_networks import PLAIN, SE, Benchmark, Call, Networks, add_options, measure_networks, named_network
+from _benchmark_networks import PLAIN, SE, Benchmark, Call, Networks, measure_networks, named_network
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
@@ -16,10 +16,6 @@ from seresnet_hub.errors import InputError
 
 OURS = "ours"
 BLOCKS = {Bottleneck: SEBottleneck, BasicBlock: SEBasicBlock}
-
-
-def add_training(parser: argparse.ArgumentParser) -> None:
-    add_options(parser)
 
 
 def benchmark_training(options: argparse.Namespace) -> dict[str, Any]:

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-import _ctrl_c  # noqa: F401  # isort: skip
+import _start  # isort: skip
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
-from _benchmark_convert import add_convert, benchmark_convert
-from _benchmark_inference import add_inference, benchmark_inference
-from _benchmark_loader import add_loader, benchmark_loader
-from _benchmark_training import add_training, benchmark_training
-
-from seresnet_hub.command_line import run
+from _benchmark_options import add_convert, add_loader, add_networks
 
 Add = Callable[[argparse.ArgumentParser], None]
-Measure = Callable[[argparse.Namespace], dict[str, Any]]
-# What can be measured: name, what it is, its options, the measurement.
-BENCHMARKS: tuple[tuple[str, str, Add, Measure], ...] = (
-    ("convert", "time and memory of a conversion, against load and save", add_convert, benchmark_convert),
-    ("inference", "speed of a fused network, beside timm's and a plain one", add_inference, benchmark_inference),
-    ("loader", "speed and memory of the loader, beside others", add_loader, benchmark_loader),
-    ("training", "speed of training steps, beside timm's and a plain network's", add_training, benchmark_training),
+# What can be measured: name, what it is, its options. `_benchmark_NAME` has the measurement, `benchmark_NAME`.
+BENCHMARKS: tuple[tuple[str, str, Add], ...] = (
+    ("convert", "time and memory of a conversion, against load and save", add_convert),
+    ("inference", "speed of a fused network, beside timm's and a plain one", add_networks),
+    ("loader", "speed and memory of the loader, beside others", add_loader),
+    ("training", "speed of training steps, beside timm's and a plain network's", add_networks),
 )
 
 
-def main(arguments: Sequence[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    parser = _start.command(__doc__)
     commands = parser.add_subparsers(dest="benchmark", required=True)
-    for name, meaning, add, measure in BENCHMARKS:
-        command = commands.add_parser(name, help=meaning, description=meaning)
-        add(command)
-        command.set_defaults(measure=measure)
-    options = parser.parse_args(arguments)
-    measure_chosen: Measure = options.measure
-    return measure_chosen(options)
+    for name, meaning, add in BENCHMARKS:
+        add(commands.add_parser(name, help=meaning, description=meaning))
+    return parser
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    options = parser().parse_args(arguments)
+    measure: Callable[[argparse.Namespace], dict[str, Any]] = getattr(
+        import_module(f"_benchmark_{options.benchmark}"), f"benchmark_{options.benchmark}"
+    )
+    return measure(options)
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    _start.start(parser(), main)

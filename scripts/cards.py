@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import _ctrl_c  # noqa: F401  # isort: skip
+import _start  # isort: skip
 
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from seresnet_hub.cards import Card, Result, card_of, card_of_weights, render
-from seresnet_hub.command_line import run
-from seresnet_hub.errors import InputError
-from seresnet_hub.folder import CONFIG_NAME, CURVES_NAME, read_json, write_text
-from seresnet_hub.tables import sizes
-from seresnet_hub.weights import OWN_WEIGHTS, WEIGHTS, OwnWeights
+if TYPE_CHECKING:
+    from seresnet_hub.cards import Card, Result
+    from seresnet_hub.weights import OwnWeights
 
 # A card links into the repository, wherever the package was imported from: an installed one has no pictures.
 OWN_FOLDERS = Path(__file__).resolve().parent.parent / "seresnet_hub" / "own_weights"
 
 
-def main(arguments: Sequence[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    parser = _start.command(__doc__)
     parser.add_argument("--directory", default="model_cards", type=Path, help="default: model_cards")
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a card is stale")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    options = parser().parse_args(arguments)
+    from seresnet_hub.cards import card_of_weights, render
+    from seresnet_hub.errors import InputError
+    from seresnet_hub.folder import write_text
+    from seresnet_hub.tables import sizes
+    from seresnet_hub.weights import OWN_WEIGHTS, WEIGHTS
+
     published = [
         card_of_weights(weights, sizes(weights.architecture), measured(options.directory / f"{weights.name}.json"))
         for weights in WEIGHTS
@@ -45,6 +51,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
 def own_card(weights: OwnWeights, directory: Path) -> Card:
     """Return the card of weights that come with the package, from the folder that their training wrote."""
+    from seresnet_hub.cards import card_of
+    from seresnet_hub.folder import CONFIG_NAME, CURVES_NAME, read_json
+    from seresnet_hub.tables import sizes
+
     config = read_json(weights.folder / CONFIG_NAME)
     card = card_of(config, sizes(weights.architecture), needs_plugin=True, has_curves=True)
     return replace(
@@ -56,6 +66,9 @@ def own_card(weights: OwnWeights, directory: Path) -> Card:
 
 def measured(path: Path) -> list[Result]:
     """Return the results in a JSON file, none where there is no such file."""
+    from seresnet_hub.cards import Result
+    from seresnet_hub.errors import InputError
+
     if not path.exists():
         return []
     try:
@@ -65,4 +78,4 @@ def measured(path: Path) -> list[Result]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    _start.start(parser(), main)

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import _ctrl_c  # noqa: F401  # isort: skip
+import _start  # isort: skip
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from seresnet_hub.command_line import run
-from seresnet_hub.conversion import convert
-from seresnet_hub.sources import SOURCES
 
-
-def main(arguments: Sequence[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    parser = _start.command(__doc__)
     parser.add_argument("source_file", metavar="SRC", help="a file, a URL, or a Hub file NS/NAME:path")
     parser.add_argument("--output", required=True, metavar="DIR", help="the model folder to write")
     parser.add_argument("--model", metavar="NAME", help="timm's architecture, where the tensors' shapes do not decide")
-    names = ", ".join(source.name for source in SOURCES)
-    parser.add_argument("--source", metavar="NAME", help=f"the code base that wrote it: {names} (default: found)")
+    parser.add_argument(
+        "--source", metavar="NAME", help="the code base that wrote it, such as mmpretrain (default: found)"
+    )
     parser.add_argument("--num-classes", type=int, metavar="N", help="put in a new classifier of N classes; 0 for none")
     parser.add_argument("--labels", metavar="FILE", help="class names, one a line")
     parser.add_argument("--force", action="store_true", help="replace the model in an existing folder")
     parser.add_argument(
         "--verify", action=argparse.BooleanOptionalAction, default=True, help="compare with the source's own network"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    options = parser().parse_args(arguments)
+    from seresnet_hub.conversion import convert
+
     return convert(
         options.source_file,
         options.output,
@@ -41,4 +43,4 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    _start.start(parser(), main)

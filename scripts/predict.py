@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _ctrl_c  # noqa: F401  # isort: skip
+import _start  # isort: skip
 
 import argparse
 import sys
@@ -10,34 +10,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
 
-from seresnet_hub.command_line import run
-from seresnet_hub.errors import InputError
-from seresnet_hub.fusion import fuse
-from seresnet_hub.hub import load
-from seresnet_hub.images import image_files
-from seresnet_hub.inference import predict
-from seresnet_hub.weights import OWN_WEIGHTS
-
-DEFAULT_MODEL = OWN_WEIGHTS[0].name
-
-
-def main(arguments: Sequence[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.usage = "%(prog)s [--topk K] [--fuse] [MODEL] IMAGE [IMAGE ...]"
+def parser() -> argparse.ArgumentParser:
+    parser = _start.command(__doc__)
+    parser.usage = "%(prog)s [--topk K] [--fuse] [--json] [MODEL] IMAGE [IMAGE ...]"
     parser.add_argument(
         "images", metavar="[MODEL] IMAGE", nargs="+",
         help="a timm name, hf-hub:NS/NAME[@rev] or local-dir:DIR "
-        f"(default: {DEFAULT_MODEL}, which needs no network); then picture files, folders of them, or - for stdin",
+        "(default: a small CIFAR-10 network that comes with the package); then picture files, folders of them, "
+        "or - for standard input",
     )  # fmt: skip
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="classes to name (default: 5)")
     parser.add_argument("--fuse", action="store_true", help="rewrite the model for inference first")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    options = parser().parse_args(arguments)
+    import timm
+    import torch
+
+    from seresnet_hub.classes import class_names
+    from seresnet_hub.errors import InputError
+    from seresnet_hub.fusion import fuse
+    from seresnet_hub.hub import load
+    from seresnet_hub.images import image_files
+    from seresnet_hub.inference import predict
+    from seresnet_hub.weights import OWN_WEIGHTS
+
     first, *others = options.images
     model_is_given = timm.is_model(first.split(".")[0]) or not (first == "-" or Path(first).exists())
-    model_name, given_images = (first, others) if model_is_given else (DEFAULT_MODEL, options.images)
+    model_name, given_images = (first, others) if model_is_given else (OWN_WEIGHTS[0].name, options.images)
     if not given_images:
         way_out = f"{first} is no file that exists; after a model, name pictures too"
         raise InputError(f"there is no picture to look at: {way_out}")
@@ -52,12 +55,14 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     model = load(model_name)
     model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
     results = predict(model, pictures, topk=options.topk)
-    for name, classes in zip(names, results, strict=True):
-        best = ", ".join(f"{found['name']} {100 * found['score']:.1f} %" for found in classes)
-        print(f"{name}: {best}")
+    known = set(class_names(model) or ())
+    folders = [Path(name).parent.name for name in names]
+    if known.issuperset(folders):
+        right = sum(classes[0]["name"] == folder for classes, folder in zip(results, folders, strict=True))
+        print(f"{right} of {len(names)} pictures show what the folder they are in is called")
     predictions = [{"image": name, "classes": classes} for name, classes in zip(names, results, strict=True)]
     return {"model": model_name, "predictions": predictions}
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    _start.start(parser(), main)

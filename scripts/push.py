@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import _ctrl_c  # noqa: F401  # isort: skip
+import _start  # isort: skip
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from seresnet_hub.command_line import run
-from seresnet_hub.hub import push
 
-
-def main(arguments: Sequence[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    parser = _start.command(__doc__)
     parser.add_argument("directory", metavar="DIR", help="a folder that train.py or convert.py wrote")
     parser.add_argument("--repo-id", required=True, metavar="NS/NAME", help="the repository, made if need be")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
@@ -23,7 +19,13 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--pr", action="store_true", help="open a pull request")
     parser.add_argument("--message", metavar="M", help="the commit's message (default: Upload and the folder's name)")
     parser.add_argument("--dry-run", action="store_true", help="check everything and change nothing")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    options = parser().parse_args(arguments)
+    from seresnet_hub.hub import push
+
     return push(
         options.directory,
         options.repo_id,
@@ -37,4 +39,4 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    _start.start(parser(), main)

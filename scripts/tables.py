@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import _ctrl_c  # noqa: F401  # isort: skip
+import _start  # isort: skip
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seresnet_hub.command_line import run
-from seresnet_hub.errors import InputError
-from seresnet_hub.folder import write_text
-from seresnet_hub.tables import MEASURED_TABLES, TABLES, fill
 
-
-def main(arguments: Sequence[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    parser = _start.command(__doc__)
     parser.add_argument("file", nargs="?", default="README.md", type=Path, help="Markdown file (default: README.md)")
     parser.add_argument(
         "--measured", default="model_cards", type=Path, help="folder of measured results (default: model_cards)"
     )
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is stale")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    options = parser().parse_args(arguments)
+    from seresnet_hub.errors import InputError
+    from seresnet_hub.folder import write_text
+    from seresnet_hub.tables import MEASURED_TABLES, TABLES, fill
+
     try:
         text = options.file.read_text(encoding="utf-8")
     except OSError as error:
@@ -37,4 +39,4 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    _start.start(parser(), main)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import _ctrl_c  # noqa: F401  # isort: skip
+import _start  # isort: skip
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from seresnet_hub.command_line import run
-from seresnet_hub.recipes import RECIPES, get_recipe, override
-from seresnet_hub.training import train
 
-
-def main(arguments: Sequence[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", default="digits", help=f"one of: {', '.join(RECIPES)} (default: digits)")
+def parser() -> argparse.ArgumentParser:
+    parser = _start.command(__doc__)
+    parser.add_argument("--recipe", default="digits", help="what to train, and how (default: digits)")
     parser.add_argument("--data", metavar="DIR_OR_HUB_ID", help="data set to train on (default: the recipe's own)")
     parser.add_argument("--output", metavar="DIR", help="folder for the model (default: runs/RECIPE)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
@@ -27,7 +22,14 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", nargs="+", help="replace fields of the recipe"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    options = parser().parse_args(arguments)
+    from seresnet_hub.recipes import get_recipe, override
+    from seresnet_hub.training import train
+
     recipe = override(get_recipe(options.recipe), [assignment for group in options.set for assignment in group])
     return train(
         recipe,
@@ -40,4 +42,4 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    _start.start(parser(), main)

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import _ctrl_c  # noqa: F401  # isort: skip
+import _start  # isort: skip
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 
-from seresnet_hub.classes import class_names
-from seresnet_hub.command_line import run
-from seresnet_hub.data import open_split
-from seresnet_hub.evaluation import (
-    evaluate,
-    in_model_order,
-    require_report,
-    with_real_labels,
-    worst_classes,
-    write_report,
-)
-from seresnet_hub.fusion import fuse
-from seresnet_hub.hub import load
-
-
-def main(arguments: Sequence[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    parser = _start.command(__doc__)
     parser.add_argument("model", metavar="MODEL", help="a timm name, hf-hub:NS/NAME[@rev] or local-dir:DIR")
     parser.add_argument("--data", required=True, metavar="DIR_OR_HUB_ID", help="data set with images and labels")
     parser.add_argument("--split", metavar="S", help="its split (default: validation, else test)")
@@ -41,7 +24,26 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     )
     parser.add_argument("--report", type=Path, metavar="DIR", help="write accuracy by class and the confusion matrix")
     parser.add_argument("--fuse", action="store_true", help="rewrite the model for inference first")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    options = parser().parse_args(arguments)
+    import torch
+
+    from seresnet_hub.classes import class_names
+    from seresnet_hub.data import open_split
+    from seresnet_hub.evaluation import (
+        evaluate,
+        in_model_order,
+        require_report,
+        with_real_labels,
+        worst_classes,
+        write_report,
+    )
+    from seresnet_hub.fusion import fuse
+    from seresnet_hub.hub import load
+
     if options.report is not None:
         require_report(options.report)
     split = open_split(options.data, options.split, label_column=options.label_column, label_lists=True)
@@ -74,4 +76,4 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    _start.start(parser(), main)

@@ -5,23 +5,25 @@ The last line of standard output is one JSON object.
 
 from __future__ import annotations
 
-import _ctrl_c  # noqa: F401  # isort: skip
+import _start  # isort: skip
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from seresnet_hub.command_line import run
-from seresnet_hub.hub import verify
+
+def parser() -> argparse.ArgumentParser:
+    parser = _start.command(__doc__)
+    parser.add_argument("model", metavar="MODEL", help="NS/NAME[@rev], hf-hub:NS/NAME[@rev] or local-dir:DIR")
+    return parser
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", metavar="MODEL", help="NS/NAME[@rev], hf-hub:NS/NAME[@rev] or local-dir:DIR")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
+    from seresnet_hub.hub import verify
+
     return verify(options.model)
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    _start.start(parser(), main)

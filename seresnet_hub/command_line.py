@@ -1,4 +1,4 @@
-"""What every script shares: JSON as the last line of standard output, and one clear line where the input was wrong."""
+"""What every script shares: a result on standard output, and one clear line where the input was wrong."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from seresnet_hub.errors import InputError, LostProcessError, of_a_dead_worker
+from seresnet_hub.terminal import as_table
 
 EXIT_NOT_OK = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
-def run(main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str] | None = None) -> int:
+def run(
+    main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str] | None = None, *, as_json: bool = False
+) -> int:
     """Run `main` on the arguments and return the exit code: 0, 2 on bad input, 1 on a lost process, 130 on Ctrl-C.
 
-    What `main` returns is printed as one JSON line on standard output, by the first process where several run; whatever
-    it or a library prints goes to standard error. A result that says `"ok": false` gives exit code 1.
+    What `main` returns is printed on standard output, by the first process where several run: as one line of JSON, or
+    as a table where that is a terminal and `as_json` does not ask for JSON there too. Whatever it or a library prints
+    goes to standard error. A result that says `"ok": false` gives exit code 1.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -44,7 +48,8 @@ def run(main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str
         return EXIT_INTERRUPTED
     if _rank() == "0":
         try:
-            print(json.dumps(result, allow_nan=False), flush=True)
+            for_a_person = sys.stdout.isatty() and not as_json
+            print(as_table(result) if for_a_person else json.dumps(result, allow_nan=False), flush=True)
         except BrokenPipeError:  # the reader has gone; keep the interpreter from failing again while it flushes
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:

@@ -23,8 +23,8 @@ def digits_folder() -> Path:
     """Return the folder of the digits as parquet shards, written on first use.
 
     1,797 grey 8 x 8 images (the UCI optical digits test set): every fifth is in `validation` (360), the rest in
-    `train` (1,437). Ten validation pictures, one a class, lie in `samples/` as PNG files. Errors: `InputError` where
-    the cache cannot be written.
+    `train` (1,437). Ten validation pictures, one a class, lie in `samples/CLASS/` as PNG files. Errors: `InputError`
+    where the cache cannot be written.
     """
     folder = cache_folder() / "digits"
     if folder.is_dir():
@@ -53,10 +53,10 @@ def _write(folder: Path) -> None:
             pyarrow.parquet.write_table(
                 rows.with_format("arrow")[:], folder / "data" / name, row_group_size=ROWS_PER_GROUP
             )
-    (folder / "samples").mkdir()
     for digit in range(10):
         index = int(np.flatnonzero(held_out & (digits.target == digit))[0])
-        (folder / "samples" / f"{digit}.png").write_bytes(_png(pictures[index]))
+        (folder / "samples" / str(digit)).mkdir(parents=True)
+        (folder / "samples" / str(digit) / f"{index:04d}.png").write_bytes(_png(pictures[index]))
 
 
 def _png(picture: np.ndarray) -> bytes:

@@ -1,6 +1,11 @@
 """What scripts turn into one line: "the input was wrong" (exit code 2), and "another process is gone" (1)."""
 
 
+def printable(text: str) -> str:
+    """Return `text` with escapes for what is no character: names out of a stranger's file may hold terminal codes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class InputError(RuntimeError):
     """Something a person passed in cannot be used; the message names the culprit and the way out, on one line.
 
@@ -8,9 +13,7 @@ class InputError(RuntimeError):
     """
 
     def __init__(self, message: object) -> None:
-        line = " ".join(str(message).split())
-        # Names out of a stranger's file may hold what a terminal obeys.
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
+        super().__init__(printable(" ".join(str(message).split())))
 
 
 class LostProcessError(RuntimeError):

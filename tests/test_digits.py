@@ -34,8 +34,10 @@ def test_the_parquet_files_hold_scikit_learns_digits() -> None:
 
 
 def test_the_samples_are_one_picture_a_class() -> None:
-    samples = sorted((digits.digits_folder() / "samples").iterdir())
-    assert [sample.name for sample in samples] == [f"{digit}.png" for digit in range(10)]
+    samples = sorted((digits.digits_folder() / "samples").glob("*/*.png"))
+    assert [sample.parent.name for sample in samples] == [str(digit) for digit in range(10)]
+    target = load_digits().target
+    assert all(target[int(sample.stem)] == int(sample.parent.name) for sample in samples)
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

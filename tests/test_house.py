@@ -13,7 +13,7 @@ import seresnet_hub
 
 FLOORS = [
     {"errors"},
-    {"variants", "weights", "recipes"},
+    {"variants", "weights", "recipes", "terminal"},
     {
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
         *("sizes", "environment", "pictures", "classes"),

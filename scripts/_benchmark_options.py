@@ -1,0 +1,42 @@
+"""The options of the benchmarks, apart from what they measure, so that --help loads none of it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+PEERS = ("timm", "datasets", "webdataset", "litdata", "pil")  # "pil": this package with its exact decoder
+PRECISIONS = ("fp32", "bf16")
+MODES = ("eager", "compiled")
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measured processes each (default: 5)")
+    parser.add_argument("--legacy", action="store_true", help="write the checkpoint in PyTorch's legacy format")
+    parser.add_argument("--no-verify", action="store_true", help="convert without the comparison in float64")
+
+
+def add_loader(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", default="digits", help="data set to repeat (default: the embedded digits)")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--peer", action="append", default=[], choices=[*PEERS, "all"], help="compare with it")
+    parser.add_argument("--images", type=int, default=8000, metavar="N", help="images an epoch (default: 8000)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds; all loaders take turns in each")
+    parser.add_argument("--workers", type=int, default=2, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N")
+    parser.add_argument("--step-time", type=float, metavar="SECONDS", help="measure the stall share at this step time")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the result into this PNG file")
+
+
+def add_networks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="seresnet50", metavar="NAME", help="SE network (default: seresnet50)")
+    parser.add_argument("--plain", default="resnet50", metavar="NAME", help="the same without SE (default: resnet50)")
+    parser.add_argument(
+        "--batch-size", type=int, action="append", metavar="N", help="repeatable (default: 16; on a GPU 1, 32 and 256)"
+    )
+    parser.add_argument("--dtype", action="append", choices=PRECISIONS, help="repeatable (default: fp32; GPU: both)")
+    parser.add_argument("--mode", action="append", choices=MODES, help="repeatable (default: both)")
+    parser.add_argument("--size", type=int, default=224, metavar="PIXELS", help="of the images (default: 224)")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="all networks take turns in each")
+    parser.add_argument("--kernels", action="store_true", help="list the kernels that are made of one block of each")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the result into this PNG file")

@@ -1,0 +1,37 @@
+"""How every script starts: Ctrl-C gives one line from the first moment, and --help needs none of the heavy imports.
+
+Imported first, and needs the standard library alone; a script imports the package inside its `main`, after its options
+have been read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+
+def _stop(*_: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+signal.signal(signal.SIGINT, _stop)  # until `seresnet_hub.command_line.run` takes over
+
+
+def command(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the option that all scripts have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on a terminal too")
+    return parser
+
+
+def start(parser: argparse.ArgumentParser, main: Callable[[Sequence[str]], dict[str, Any]]) -> NoReturn:
+    """Run a script's `main` on the command line's arguments, and exit."""
+    options = parser.parse_args()  # --help and wrong options end here
+    from seresnet_hub.command_line import run
+
+    sys.exit(run(main, as_json=options.json))
