@@ -30,7 +30,7 @@ MIGRATION: tuple[tuple[str, str, str], ...] = (
     ("`inference_model(model, image)`", "`seresnet_hub.inference_model(model, image)`",
      "`pred_label`, `pred_score`, `pred_class`; no `pred_scores` array: use `predict(…, topk=1000)`"),
     ("`model.extract_feat(inputs, stage='neck')`", "`seresnet_hub.extract_features(model, image)`",
-     "pooled features; takes pictures and prepares them"),
+     "features after global pooling, mmpretrain's \"neck\"; takes pictures and prepares them"),
     ("`model.extract_feat(inputs, stage='backbone')`", "`seresnet_hub.extract_features(model, image, stage=-1)`",
      "stages count from the stem, 0; mmpretrain's `out_indices=(0, 1, 2, 3)` are 1 to 4"),
     ("`ImageClassificationInferencer(model)(images, batch_size=…)`", "`seresnet_hub.predict(model, images)`",
