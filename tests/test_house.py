@@ -23,7 +23,8 @@ FLOORS = [
     {"data"},
     {"device"},
     {"inference", "evaluation", "conversion", "hub"},
-    {"training", "mmpretrain", "tables"},
+    {"training_card", "mmpretrain", "tables"},
+    {"training"},
 ]
 PACKAGE = Path(seresnet_hub.__file__).parent
 
