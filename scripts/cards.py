@@ -17,6 +17,7 @@ from seresnet_hub.cards import Card, Result, card_of, card_of_weights, render
 from seresnet_hub.command_line import run
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import CONFIG_NAME, CURVES_NAME, read_json, write_text
+from seresnet_hub.snippets import Place
 from seresnet_hub.tables import sizes
 from seresnet_hub.weights import OWN_WEIGHTS, WEIGHTS, OwnWeights
 
@@ -49,9 +50,18 @@ def own_card(weights: OwnWeights, directory: Path) -> Card:
     card = card_of(config, sizes(weights.architecture), needs_plugin=True, has_curves=True)
     return replace(
         card, title=weights.name, notes=(*card.notes, *weights.notes),
-        results=(*card.results, *measured(directory / f"{weights.name}.json")),
+        results=(*card.results, *measured(directory / f"{weights.name}.json")), place=place_of(weights),
         curves=os.path.relpath(OWN_FOLDERS / weights.name / CURVES_NAME, directory),
     )  # fmt: skip
+
+
+def place_of(weights: OwnWeights) -> Place:
+    """Return how code names weights that come with the package."""
+    return Place(
+        timm=weights.name,
+        transformers=f'seresnet_hub.__path__[0] + "/own_weights/{weights.name}"',
+        note="The weights come with the package; nothing is downloaded.",
+    )
 
 
 def measured(path: Path) -> list[Result]:

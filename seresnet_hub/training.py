@@ -43,6 +43,7 @@ from seresnet_hub.data import Split, epoch_plan, loader
 from seresnet_hub.device import Mixer, finish, on_device
 from seresnet_hub.errors import InputError, LostProcessError
 from seresnet_hub.evaluation import Accuracy, evaluate
+from seresnet_hub.folder import OTHER_WEIGHTS_FACTS
 from seresnet_hub.hub import load, origin_of
 from seresnet_hub.images import seed_from
 from seresnet_hub.models import create, resolve_name
@@ -708,14 +709,6 @@ def _num_classes(recipe: Recipe, split: Split) -> int:
     if not number:
         raise InputError(f"{split.source} does not say how many classes it has: add --set num_classes=N")
     return number
-
-
-# What timm's config says of the weights it names, and not of those trained here.
-OTHER_WEIGHTS_FACTS = frozenset(
-    {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "custom_load", "license", "description",
-     "origin_url", "paper_name", "paper_ids", "notes", "test_input_size", "test_crop_pct", "test_pool_size",
-     "label_names", "label_descriptions", "label_offset"}
-)  # fmt: skip
 
 
 def _config(recipe: Recipe, model: nn.Module) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from seresnet_hub.cards import card_of, render
+from seresnet_hub.cards import NO_TOP5, card_of, render
 from seresnet_hub.data import EMBEDDED, Split
 from seresnet_hub.environment import code_commit, hardware, package_version, versions
 from seresnet_hub.evaluation import Accuracy
@@ -47,7 +47,7 @@ def save_run(
             table.writeheader()
             table.writerows(history)
         with replacing(folder / CURVES_NAME) as temporary:
-            draw_curves(history, temporary)
+            draw_curves(history, temporary, top5=config["num_classes"] > NO_TOP5)
 
     fill_folder(output, fill)
 
@@ -94,6 +94,7 @@ def facts_of_run(
             "origin": "measured",
             "source": command, "images": accuracy.seen, "commit": commit,
         }],
+        **_per_class(accuracy),
         "recipe": {name: str(value) for name, value in fields.items() if name not in ("license", "data")},
         "command": command,
         "provenance": {
@@ -103,6 +104,13 @@ def facts_of_run(
             "processes": str(world_size), "hardware": hardware(), **versions(),
         },
     }  # fmt: skip
+
+
+def _per_class(accuracy: Accuracy) -> dict[str, dict[str, list[int]]]:
+    if accuracy.class_counts is None:
+        return {}
+    images, correct = accuracy.class_counts.T.tolist()
+    return {"per_class": {"images": images, "correct": correct}}
 
 
 def _command(recipe: Recipe, data: str | None) -> str:

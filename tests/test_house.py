@@ -16,10 +16,10 @@ FLOORS = [
     {"variants", "weights", "recipes"},
     {
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
-        *("sizes", "environment", "pictures", "classes"),
+        *("sizes", "environment", "pictures", "classes", "markdown", "snippets"),
     },
     {"pretrained", "states", "digits", "decoding", "architectures", "cards", "hub_client", "fusion"},
-    {"models", "splits"},
+    {"models", "splits", "conversion_facts"},
     {"data"},
     {"device"},
     {"inference", "evaluation", "conversion", "hub"},

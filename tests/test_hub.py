@@ -37,7 +37,6 @@ from safetensors.torch import load_file, save_file
 
 import seresnet_hub
 from seresnet_hub import hub as room
-from seresnet_hub.cards import REPO_ID
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import sha256_of, timm_config, write_model
 
@@ -46,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 REPO = "someone/model"
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-CARD = f"---\nlicense: mit\nlibrary_name: timm\npipeline_tag: image-classification\n---\n# A model: {REPO_ID}\n"
+CARD = '---\nlicense: mit\nlibrary_name: timm\npipeline_tag: image-classification\n---\n# A model: "local-dir:."\n'
 
 
 def write_folder(directory: Path, *, seed: int = 0, card: str = CARD) -> torch.nn.Module:
@@ -117,7 +116,7 @@ def test_a_push_is_one_commit_of_the_models_files(hub: HubServer, folder: Path) 
     assert set(stored) == {*names, ".gitattributes"}
     for name in set(names) - {"README.md"}:
         assert stored[name].read() == (folder / name).read_bytes(), name
-    assert stored["README.md"].read().decode() == CARD.replace(REPO_ID, REPO)
+    assert stored["README.md"].read().decode() == CARD.replace("local-dir:.", f"hf-hub:{REPO}")
 
 
 def test_the_same_bytes_make_no_second_commit(hub: HubServer, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,7 +269,7 @@ def test_a_server_error_after_the_commit_makes_no_second_one(hub: HubServer, fol
     hub.create("model", REPO)
     room.push(folder, REPO)
     (folder / "README.md").write_text(CARD + "\nMore.\n")
-    readme = (CARD + "\nMore.\n").replace(REPO_ID, REPO).encode()
+    readme = (CARD + "\nMore.\n").replace("local-dir:.", f"hf-hub:{REPO}").encode()
 
     def commit_behind_the_proxy() -> None:
         hub.commit(REPO, {"README.md": readme})
