@@ -206,7 +206,11 @@ def card_of(config: Mapping[str, Any], sizes: Sizes, *, needs_plugin: bool, has_
         facts: Mapping[str, Any] = config[FACTS_KEY]
         hashes = tuple((f"sha256 of `{name}`", f"`{value}`") for name, value in facts["sha256"].items())
         per_class = facts.get("per_class") or {"images": (), "correct": ()}
-        provenance = tuple((name.replace("_", " "), text) for name, text in facts.get("provenance", {}).items())
+        provenance = tuple(
+            (name.replace("_", " "), text)
+            for name, text in facts.get("provenance", {}).items()
+            if name != "assumed"  # a note says it
+        )
         return Card(
             title=facts["title"],
             summary=facts["summary"],

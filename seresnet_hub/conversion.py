@@ -70,7 +70,7 @@ from seresnet_hub.weights import WEIGHTS, Weights
 # Two networks that do the same additions in another order differ by rounding; anything structural differs by far more.
 TOLERANCE = 1e-10
 MAX_CLASSES = 10**6
-UNLISTED = ("initialised", "padded_with_zeros", "assumed")  # provenance that is too long for a card, or on it already
+UNLISTED = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
 # What timm and this project call the weights beside a `config.json`, old and new.
 FOLDER_SUFFIXES = (".safetensors", ".bin")
 # Arguments of `timm.create_model` itself; one of them makes it open another file.

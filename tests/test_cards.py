@@ -28,7 +28,7 @@ from seresnet_hub.markdown import shell_block
 from seresnet_hub.recipes import Recipe, get_recipe
 from seresnet_hub.sizes import Sizes, sizes_of
 from seresnet_hub.snippets import on_the_hub
-from seresnet_hub.weights import OWN_WEIGHTS, WEIGHTS, OwnWeights, Weights
+from seresnet_hub.weights import OWN_WEIGHTS, WEIGHTS, OwnWeights
 
 SIZES = Sizes(parameters=1_234_567, multiply_adds=89_000_000, activations=4_560_000)
 MEASURED = Result(
@@ -150,14 +150,14 @@ def test_timm_alone_runs_the_snippets_of_its_architectures(tmp_path: Path) -> No
 
 
 def test_an_architecture_of_ours_is_imported_first(tmp_path: Path) -> None:
-    """Protects from "please upgrade timm": in a new process, each of the two ways in works alone."""
+    """Protects from transformers' "please upgrade timm": in a new process, its block works alone."""
+    pytest.importorskip("transformers")
     write_model(tmp_path, "seresnet20_cifar", names=LETTERS, size=32)
     Image.new("RGB", (80, 70), (200, 30, 60)).save(tmp_path / "picture.jpg")
     blocks = re.findall(r"```python\n(.*?)```", render(replace(CARD, class_names=tuple(LETTERS))), re.DOTALL)
-    for block in blocks[: 2 if importlib.util.find_spec("transformers") else 1]:
-        assert "import seresnet_hub" in block
-        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    assert "import seresnet_hub" in blocks[0]
+    done = subprocess.run([sys.executable, "-c", blocks[1]], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_snippets_of_a_model_without_classes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,15 +180,19 @@ def test_the_snippets_of_the_packaged_weights_run(
         torch.testing.assert_close(found["scores"], reference(found["image"])[0].softmax(-1))
 
 
-@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda weights: weights.name)
 def test_the_snippets_of_published_weights_run(
-    weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The names are the ones that timm has after the import; random tensors stand for the download."""
+    weights, *others = WEIGHTS
     write_model(tmp_path / "model", weights.architecture, names=None, size=32, num_classes=1000)
     monkeypatch.setattr(pretrained, "fetch", lambda _: tmp_path / "model" / "model.safetensors")
-    card = (Path(__file__).parents[1] / "model_cards" / f"{weights.name}.md").read_text(encoding="utf-8")
-    assert "import seresnet_hub" in card
+    card = render(card_of_weights(weights, SIZES))
+    use = card[card.index("## Use") : card.index("## Preprocessing")]
+    for other in others:
+        assert use.replace(weights.name, other.name).replace(weights.url, other.url) in render(
+            card_of_weights(other, SIZES)
+        )
     found = run_snippets(card, tmp_path, monkeypatch)
     assert f'create_model("{weights.name}", pretrained=True)' in found["blocks"][0]
     best = timm.data.ImageNetInfo().label_descriptions()[int(found["scores"].argmax())]

@@ -169,6 +169,23 @@ def test_a_dry_run_changes_nothing(hub: HubServer, folder: Path) -> None:
     assert commits(hub) == 1
 
 
+def test_a_dry_run_needs_no_login(
+    hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is local is checked, and what was left out is said."""
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    result = room.push(folder, REPO, dry_run=True)
+    assert (result["files"], result["changed"]) == (["model.safetensors", "config.json", "README.md"], None)
+    said = capsys.readouterr().err
+    assert "the model loads and runs, and its card is valid" in said
+    assert "not logged in to the Hub, so nothing there was looked at" in said
+    nan_weights(folder)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        room.push(folder, REPO, dry_run=True)
+    assert hub.requests == []
+
+
 def test_a_file_that_a_thousand_requests_could_not_carry_goes_in_parts(
     tmp_path: Path, folder: Path, hub: HubServer
 ) -> None:
