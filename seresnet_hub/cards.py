@@ -124,7 +124,7 @@ def render(card: Card) -> str:
     sections = [
         f"# {card.title}",
         card.summary,
-        *(f"> **{note}**" for note in (*card.notes, *([] if card.license else [NO_LICENCE]))),
+        *map(_note, (*card.notes, *([] if card.license else [NO_LICENCE]))),
         "## The model",
         _model_table(card),
         "## Accuracy",
@@ -246,6 +246,10 @@ def _listed(recipe: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         return name in ALWAYS_LISTED or (name not in UNLISTED and text not in (DEFAULTS.get(name), "None"))
 
     return tuple(("recipe" if name == "name" else name, text) for name, text in recipe.items() if is_listed(name, text))
+
+
+def _note(note: str) -> str:
+    return f"> {note}" if "**" in note else f"> **{note}**"
 
 
 def _front_matter(card: Card) -> str:

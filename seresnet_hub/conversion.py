@@ -684,7 +684,7 @@ def _facts(
     if plan.fresh:
         notes.append(f"{untrained(plan.fresh)}.")
     if "assumed" in provenance:
-        notes.append(f"Assumed: {provenance['assumed']}.")
+        notes.append(f"**Assumed:** {provenance['assumed']}.")
     stated = (sibling or {}).get(FACTS_KEY)
     # The same weights in another wrapping: what was said of them holds.
     if isinstance(stated, dict) and {"title", "summary"} <= stated.keys() and not plan.fresh:

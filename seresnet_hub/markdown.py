@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-COMMAND_WIDTH = 88  # columns that a page shows of a code block without scrolling
+COMMAND_WIDTH = 78  # columns that a page shows of a code block without scrolling
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

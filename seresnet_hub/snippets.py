@@ -51,7 +51,7 @@ def _timms(place: Place) -> str:
 
 
 def _transformers(place: Place) -> str:
-    return f"model={place.transformers})"
+    return f"source = {place.transformers}\n"
 
 
 def usage(place: Place, *, num_classes: int, named: bool, of_imagenet: bool, needs_plugin: bool) -> str:
@@ -59,19 +59,25 @@ def usage(place: Place, *, num_classes: int, named: bool, of_imagenet: bool, nee
 
     `named` is whether its config holds the classes' names, `needs_plugin` whether its architecture is this package's.
     """
+    plugin = "import seresnet_hub  # first: it registers the {} with timm\n"
     imports = "import timm, torch\nfrom PIL import Image\n"
     if needs_plugin or place.registered:
-        what = "architecture" if needs_plugin else "name"
-        imports += f"import seresnet_hub  # first of all: it registers the {what} with timm\n"
+        imports = plugin.format("architecture" if needs_plugin else "name") + imports
     blocks = [
         ("Classify a picture:" if num_classes else "Prepare a picture:",
          f"{imports}\n{_classify(place, num_classes, named=named, of_imagenet=of_imagenet)}"),
-        ("Feature maps of every stage:", _features(place)),
-        ("Embeddings:", _embeddings(place)),
-        ("Fine-tune for other classes:", _fine_tune(place)),
+        ("Feature maps of every stage:", FEATURES),
+        ("Embeddings:", EMBEDDINGS),
+        ("Fine-tune for other classes:", FINE_TUNE),
     ]  # fmt: skip
     if num_classes:
-        blocks.insert(1, ("The same with transformers:", _with_transformers(place, needs_plugin=needs_plugin)))
+        blocks.insert(
+            1,
+            (
+                "The same with transformers:",
+                (plugin.format("architecture") if needs_plugin else "") + _with_transformers(place),
+            ),
+        )
     return "\n\n".join([place.note, *(f"{title}\n\n```python\n{code}\n```" for title, code in blocks)])
 
 
@@ -82,8 +88,10 @@ def _classify(place: Place, num_classes: int, *, named: bool, of_imagenet: bool)
         names, name = "names = timm.data.ImageNetInfo().label_descriptions()\n", "{names[number]}"
     else:
         names, name = "", "class {number}"
-    code = f"""model = timm.create_model({_timms(place)}, pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    code = f"""name = {_timms(place)}
+model = timm.create_model(name, pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**config)
 image = transform(Image.open("picture.jpg").convert("RGB"))[None]"""
     if not num_classes:
         return code
@@ -94,30 +102,23 @@ with torch.inference_mode():
     print(f"{name}: {{score:.1%}}")"""
 
 
-def _with_transformers(place: Place, *, needs_plugin: bool) -> str:
-    plugin = "import seresnet_hub  # first of all: it registers the architecture with timm\n" if needs_plugin else ""
-    return f"""{plugin}from transformers import pipeline
+def _with_transformers(place: Place) -> str:
+    return f"""from transformers import pipeline
 
-classify = pipeline("image-classification", {_transformers(place)}
+{_transformers(place)}classify = pipeline("image-classification", model=source)
 print(classify("picture.jpg"))"""
 
 
-def _features(place: Place) -> str:
-    return f"""features = timm.create_model({_timms(place)}, pretrained=True, features_only=True).eval()
+FEATURES = """features = timm.create_model(name, pretrained=True, features_only=True).eval()
 print([tuple(maps.shape) for maps in features(image)])"""
-
-
-def _embeddings(place: Place) -> str:
-    return f"""embedder = timm.create_model({_timms(place)}, pretrained=True, num_classes=0).eval()
+EMBEDDINGS = """embedder = timm.create_model(name, pretrained=True, num_classes=0).eval()
 embedding = embedder(image)  # (1, channels)"""
+FINE_TUNE = """from timm.optim import create_optimizer_v2
 
-
-def _fine_tune(place: Place) -> str:
-    return f"""from timm.optim import create_optimizer_v2
-
-model = timm.create_model({_timms(place)}, pretrained=True, num_classes=10).train()
+model = timm.create_model(name, pretrained=True, num_classes=10).train()
 optimizer = create_optimizer_v2(model, "sgd", lr=0.01, weight_decay=1e-4)
-loader = [(torch.cat([image, image]), torch.tensor([0, 7]))]  # yours: transformed images, class numbers
+# Write your own batches here: transformed images, class numbers.
+loader = [(torch.cat([image, image]), torch.tensor([0, 7]))]
 for images, labels in loader:
     torch.nn.functional.cross_entropy(model(images), labels).backward()
     optimizer.step(), optimizer.zero_grad()"""

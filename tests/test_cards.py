@@ -174,7 +174,7 @@ def test_the_snippets_of_the_packaged_weights_run(
 ) -> None:
     card = (Path(__file__).parents[1] / "model_cards" / f"{weights.name}.md").read_text(encoding="utf-8")
     found = run_snippets(card, tmp_path, monkeypatch)
-    assert f'create_model("{weights.name}", pretrained=True)' in found["blocks"][0]
+    assert f'name = "{weights.name}"\n' in found["blocks"][0]
     reference = timm.create_model(f"local-dir:{weights.folder}", pretrained=True).eval()
     with torch.inference_mode():
         torch.testing.assert_close(found["scores"], reference(found["image"])[0].softmax(-1))
@@ -194,7 +194,7 @@ def test_the_snippets_of_published_weights_run(
             card_of_weights(other, SIZES)
         )
     found = run_snippets(card, tmp_path, monkeypatch)
-    assert f'create_model("{weights.name}", pretrained=True)' in found["blocks"][0]
+    assert f'name = "{weights.name}"\n' in found["blocks"][0]
     best = timm.data.ImageNetInfo().label_descriptions()[int(found["scores"].argmax())]
     assert capsys.readouterr().out.startswith(f"{best}: ")
 
@@ -203,12 +203,18 @@ def test_pushing_puts_the_repository_in_the_place_of_the_folder() -> None:
     text = render(CARD)
     pushed = on_the_hub(text, "someone/model")
     assert "local-dir:." not in pushed
-    assert 'model="."' not in pushed
-    assert pushed.count('create_model("hf-hub:someone/model", pretrained=True') == text.count('"local-dir:."') == 4
-    assert 'pipeline("image-classification", model="someone/model")' in pushed
+    assert '"."' not in pushed
+    assert 'name = "hf-hub:someone/model"\n' in pushed
+    assert 'source = "someone/model"\n' in pushed
     assert "in the folder of this file" not in pushed
     assert "`hf download someone/model --local-dir model`" in pushed
     assert on_the_hub(pushed, "another/one") == pushed
+
+
+def test_code_is_no_wider_than_a_page() -> None:
+    text = on_the_hub(render(replace(CARD, class_names=tuple(LETTERS))), "somebody/a-model-with-quite-a-long-name")
+    code = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    assert max(map(len, code.splitlines())) <= 80
 
 
 def test_tags_say_what_loads_the_model() -> None:
@@ -276,7 +282,7 @@ def test_a_long_command_is_wrapped_and_stays_the_same_command() -> None:
     block = shell_block(command)
     lines = block.splitlines()
     assert (lines[0], lines[-1]) == ("```bash", "```")
-    assert max(map(len, lines[1:-2])) <= 92
+    assert max(map(len, lines[1:-2])) <= 80
     assert all(line.endswith(" \\") for line in lines[1:-2])
     shell = ["bash", "-c", "printf '%s\\n' " + "\n".join(lines[1:-1])]
     said = subprocess.run(shell, capture_output=True, text=True, check=True).stdout.splitlines()
