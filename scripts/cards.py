@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from seresnet_hub.cards import Card, Result
+    from seresnet_hub.snippets import Place
     from seresnet_hub.weights import OwnWeights
 
 # A card links into the repository, wherever the package was imported from: an installed one has no pictures.
@@ -59,9 +60,20 @@ def own_card(weights: OwnWeights, directory: Path) -> Card:
     card = card_of(config, sizes(weights.architecture), needs_plugin=True, has_curves=True)
     return replace(
         card, title=weights.name, notes=(*card.notes, *weights.notes),
-        results=(*card.results, *measured(directory / f"{weights.name}.json")),
+        results=(*card.results, *measured(directory / f"{weights.name}.json")), place=place_of(weights),
         curves=os.path.relpath(OWN_FOLDERS / weights.name / CURVES_NAME, directory),
     )  # fmt: skip
+
+
+def place_of(weights: OwnWeights) -> Place:
+    """Return how code names weights that come with the package."""
+    from seresnet_hub.snippets import Place
+
+    return Place(
+        timm=weights.name,
+        transformers=f'seresnet_hub.__path__[0] + "/own_weights/{weights.name}"',
+        note="The weights come with the package; nothing is downloaded.",
+    )
 
 
 def measured(path: Path) -> list[Result]:

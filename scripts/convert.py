@@ -19,6 +19,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="put in a new classifier of N classes; 0 for none")
     parser.add_argument("--labels", metavar="FILE", help="class names, one a line")
+    parser.add_argument(
+        "--license", metavar="ID", help="the weights' licence, such as apache-2.0, where it is not known"
+    )
     parser.add_argument("--force", action="store_true", help="replace the model in an existing folder")
     parser.add_argument(
         "--verify", action=argparse.BooleanOptionalAction, default=True, help="compare with the source's own network"
@@ -37,6 +40,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         source=options.source,
         num_classes=options.num_classes,
         labels=options.labels,
+        license=options.license,
         force=options.force,
         verify=options.verify,
     )

@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--tag", metavar="T", help="give the commit a tag")
     parser.add_argument("--pr", action="store_true", help="open a pull request")
     parser.add_argument("--message", metavar="M", help="the commit's message (default: Upload and the folder's name)")
-    parser.add_argument("--dry-run", action="store_true", help="check everything and change nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, change nothing (no login needed)")
     return parser
 
 

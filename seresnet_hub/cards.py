@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import CONFIG_NAME, CURVES_NAME, FACTS_KEY
+from seresnet_hub.markdown import plain, shell_block, table
+from seresnet_hub.recipes import Recipe
 from seresnet_hub.sizes import Sizes
+from seresnet_hub.snippets import FOLDER, Place, usage
 from seresnet_hub.weights import Weights
 
-# Stands for the repository in a card that is not published yet; pushing puts the real name there.
-REPO_ID = "NAMESPACE/NAME"
 IMAGENET = "ILSVRC/imagenet-1k"
 
 # What is known of a data set and carries over to every model trained on it.
@@ -30,7 +31,24 @@ LIMITATIONS: dict[str, tuple[str, ...]] = {
         "Do not use it to judge people: several classes are correlated with people's looks and clothes.",
     )
 }  # fmt: skip
+NO_LICENCE = "No licence is known for these weights: ask whoever made them before you use them or pass them on."
 LIMITED_CLASSES = "It knows the classes it was trained on and nothing else: it names one of them for any picture."
+
+# With as many classes, a network that knows nothing has a top-5 accuracy of 100 %.
+NO_TOP5 = 5
+# A card lists so many classes; of more, those of the highest and the lowest accuracy.
+MOST_CLASSES, MOST_EXTREME = 100, 10
+# Recipe fields that say nothing of the weights, or what the card says elsewhere; those that a reader looks for even
+# where they have their usual value; and those that count with some values of another field only.
+UNLISTED = frozenset({"model", "data", "license", "weights", "num_classes", "eval_split", "workers", "keep_states",
+                      "checkpoint_steps"})  # fmt: skip
+ALWAYS_LISTED = frozenset({"optimizer", "momentum", "schedule", "seed"})
+LISTED_WITH: dict[str, tuple[str, frozenset[str]]] = {
+    "decay_rate": ("schedule", frozenset({"step", "staircase"})),
+    "crop_padding": ("crop", frozenset({"pad"})),
+    "scale": ("crop", frozenset({"resized"})),
+}
+DEFAULTS = {field.name: str(field.default) for field in fields(Recipe) if field.default is not MISSING}
 
 CITATIONS = """```bibtex
 @inproceedings{hu2018senet,
@@ -74,7 +92,8 @@ class Card:
 
     `recipe` and `provenance` are rows of names and values. `preprocessing` holds timm's fields of that name.
     `base_model` is the repository of the weights that training began with, `curves` the path from the card to the
-    picture.
+    picture. `class_counts` are each class's images in the first result's split, and how many of them were right.
+    `place` is how the code on the card names the model. An empty `license` is one that nobody knows.
     """
 
     title: str
@@ -95,6 +114,9 @@ class Card:
     provenance: tuple[tuple[str, str], ...] = ()
     paper_ids: tuple[str, ...] = ()
     base_model: str = ""
+    class_names: tuple[str, ...] = ()
+    class_counts: tuple[tuple[int, int], ...] = ()
+    place: Place = FOLDER
 
 
 def render(card: Card) -> str:
@@ -102,13 +124,17 @@ def render(card: Card) -> str:
     sections = [
         f"# {card.title}",
         card.summary,
-        *(f"> **{note}**" for note in card.notes),
+        *map(_note, (*card.notes, *([] if card.license else [NO_LICENCE]))),
         "## The model",
         _model_table(card),
         "## Accuracy",
-        _accuracy(card.results),
+        _accuracy(card),
+        *_classes(card),
         "## Use",
-        _usage(card),
+        usage(
+            card.place, num_classes=card.num_classes, named=bool(card.class_names),
+            of_imagenet=IMAGENET in card.datasets and card.num_classes == 1000, needs_plugin=card.needs_plugin,
+        ),
         "## Preprocessing",
         _preprocessing(card.preprocessing),
         *_training(card),
@@ -117,7 +143,7 @@ def render(card: Card) -> str:
         "\n".join(f"- {line}" for line in _limitations(card)),
         "## Citation",
         CITATIONS,
-    ]
+    ]  # fmt: skip
     return f"---\n{_front_matter(card)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
@@ -162,6 +188,12 @@ def card_of_weights(weights: Weights, sizes: Sizes, measured: Sequence[Result] =
             ("licence of the original", weights.license),
         ),
         paper_ids=(weights.paper_ids,),
+        place=Place(
+            timm=weights.name,
+            transformers='"model"',
+            note=f"transformers needs a folder; `python scripts/convert.py {weights.url} --output model` writes it.",
+            registered=True,
+        ),
     )
 
 
@@ -173,7 +205,12 @@ def card_of(config: Mapping[str, Any], sizes: Sizes, *, needs_plugin: bool, has_
     try:
         facts: Mapping[str, Any] = config[FACTS_KEY]
         hashes = tuple((f"sha256 of `{name}`", f"`{value}`") for name, value in facts["sha256"].items())
-        provenance = tuple((name.replace("_", " "), text) for name, text in facts.get("provenance", {}).items())
+        per_class = facts.get("per_class") or {"images": (), "correct": ()}
+        provenance = tuple(
+            (name.replace("_", " "), text)
+            for name, text in facts.get("provenance", {}).items()
+            if name != "assumed"  # a note says it
+        )
         return Card(
             title=facts["title"],
             summary=facts["summary"],
@@ -186,21 +223,33 @@ def card_of(config: Mapping[str, Any], sizes: Sizes, *, needs_plugin: bool, has_
             datasets=tuple(facts.get("datasets", ())),
             results=tuple(Result(**result) for result in facts.get("results", ())),
             notes=tuple(facts.get("notes", ())),
-            recipe=tuple((name, text) for name, text in facts.get("recipe", {}).items()),
+            recipe=_listed(facts.get("recipe", {})),
             command=facts.get("command", ""),
             has_curves=has_curves,
             provenance=(*provenance, *hashes),
             paper_ids=tuple(facts.get("papers", ())),
             base_model=facts.get("base_model", ""),
+            class_names=tuple(map(str, config.get("label_names") or ())),
+            class_counts=tuple(zip(per_class["images"], per_class["correct"], strict=True)),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{CONFIG_NAME} lacks what a card says: {error}") from error
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    cells = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)
+def _listed(recipe: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return the fields of a recipe that a card lists: what is not usual, and what a reader looks for in any case."""
+
+    def is_listed(name: str, text: str) -> bool:
+        if name in LISTED_WITH:
+            other, values = LISTED_WITH[name]
+            return recipe.get(other) in values
+        return name in ALWAYS_LISTED or (name not in UNLISTED and text not in (DEFAULTS.get(name), "None"))
+
+    return tuple(("recipe" if name == "name" else name, text) for name, text in recipe.items() if is_listed(name, text))
+
+
+def _note(note: str) -> str:
+    return f"> {note}" if "**" in note else f"> **{note}**"
 
 
 def _front_matter(card: Card) -> str:
@@ -210,17 +259,29 @@ def _front_matter(card: Card) -> str:
         license=card.license or None,
         base_model=card.base_model or None,
         datasets=list(card.datasets) or None,
-        tags=["image-classification", "timm", "se-resnet", *(["seresnet_hub"] if card.needs_plugin else [])],
+        tags=["image-classification", "timm", *_loaders(card), "se-resnet"],
         model_name=card.title,
-        eval_results=[line for result in card.results for line in _eval_results(result)] or None,
+        eval_results=[line for result in card.results for line in _eval_results(result, card.num_classes)] or None,
     )
     return data.to_yaml().strip()
 
 
-def _eval_results(result: Result) -> list[EvalResult]:
+def _loaders(card: Card) -> list[str]:
+    """Return the tags that say what else loads the model: transformers, or timm together with this package."""
+    if card.needs_plugin:
+        return ["seresnet_hub"]
+    return ["transformers"] if card.num_classes else []
+
+
+def _top5(result: Result, num_classes: int) -> float | None:
+    return result.top5 if num_classes > NO_TOP5 else None
+
+
+def _eval_results(result: Result, num_classes: int) -> list[EvalResult]:
     published = result.origin == "published"
     how = {"command": result.source, **({"commit": result.commit} if result.commit else {})}
-    values = [("Top-1", result.top1), *([("Top-5", result.top5)] if result.top5 is not None else [])]
+    top5 = _top5(result, num_classes)
+    values = [("Top-1", result.top1), *([("Top-5", top5)] if top5 is not None else [])]
     return [
         EvalResult(
             task_type="image-classification",
@@ -249,6 +310,7 @@ def _model_table(card: Card) -> str:
             ("Activations (M)", f"{sizes.activations / 1e6:.2f}"),
             ("Image size", " × ".join(map(str, card.preprocessing["input_size"][1:]))),
             ("Classes", f"{card.num_classes:,}" if card.num_classes else "none: features only"),
+            ("Licence", card.license or "none known"),
             *([("Papers", ", ".join(_paper(paper) for paper in card.paper_ids))] if card.paper_ids else []),
         ],
     )
@@ -259,8 +321,8 @@ def _paper(paper: str) -> str:
     return f"[arXiv {number}](https://arxiv.org/abs/{number})"
 
 
-def _accuracy(results: Sequence[Result]) -> str:
-    if not results:
+def _accuracy(card: Card) -> str:
+    if not card.results:
         return "No accuracy is known for these weights: none was published for them, and none was measured."
     rows = [
         (
@@ -269,67 +331,55 @@ def _accuracy(results: Sequence[Result]) -> str:
             str(result.image_size),
             f"{result.top1:.2f}",
             f"{result.top5:.2f}" if result.top5 is not None else "",
-            _origin(result),
+            _origin(result, card.command),
         )
-        for result in results
+        for result in card.results
     ]
-    return table(("data", "images", "size", "top-1 (%)", "top-5 (%)", "origin"), rows)
+    header = ("data", "images", "size", "top-1 (%)", "top-5 (%)", "origin")
+    if card.num_classes <= NO_TOP5:
+        return table((*header[:4], header[5]), [(*row[:4], row[5]) for row in rows])
+    return table(header, rows)
 
 
-def _origin(result: Result) -> str:
+def _origin(result: Result, command: str) -> str:
     if result.origin == "published":
         return f"*published* by the weights' authors: {result.source}"
-    return f"*measured* with `{result.source}`" + (f" at commit `{result.commit}`" if result.commit else "")
+    how = "by the training command below" if result.source == command else f"with `{result.source}`"
+    return f"*measured* {how}" + (f" at commit `{result.commit}`" if result.commit else "")
 
 
-def _usage(card: Card) -> str:
-    plugin = "import seresnet_hub  # registers the architecture with timm\n" if card.needs_plugin else ""
-    name = f"hf-hub:{REPO_ID}"
-    also = "; import seresnet_hub" if card.needs_plugin else ""
-    return f"""Classify a picture:
+def _classes(card: Card) -> list[str]:
+    """Return the section that names the classes, with the accuracy of each where it was measured."""
+    names = card.class_names or tuple(map(str, range(len(card.class_counts))))
+    if not names:
+        return []
+    if len(card.class_counts) != len(names):
+        listed = ", ".join(map(plain, names)) + "."
+        elsewhere = f"The names of the {len(names):,} classes are in `{CONFIG_NAME}`, under `label_names`."
+        return ["## Classes", listed if len(names) <= MOST_CLASSES else elsewhere]
 
-```python
-import timm, torch
-from PIL import Image
-{plugin}
-model = timm.create_model("{name}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-scores = model(transform(Image.open("picture.jpg").convert("RGB"))[None]).softmax(-1)
-```
+    def rows(numbers: Sequence[int]) -> list[tuple[str, str, str]]:
+        counted = ((names[number], *card.class_counts[number]) for number in numbers)
+        return [
+            (plain(name), f"{images:,}", f"{100 * right / images:.2f}" if images else "not measured")
+            for name, images, right in counted
+        ]
 
-Feature maps of every stage:
-
-```python
-features = timm.create_model("{name}", pretrained=True, features_only=True).eval()
-maps = features(transform(Image.open("picture.jpg").convert("RGB"))[None])
-print([tuple(m.shape) for m in maps])
-```
-
-Embeddings:
-
-```python
-embedder = timm.create_model("{name}", pretrained=True, num_classes=0).eval()
-embedding = embedder(transform(Image.open("picture.jpg").convert("RGB"))[None])
-```
-
-The files, and the model from them:
-
-```bash
-hf download {REPO_ID} --local-dir model
-python -c "import timm{also}; timm.create_model('local-dir:model', pretrained=True)"
-```
-
-Fine-tune for other classes:
-
-```python
-from timm.optim import create_optimizer_v2
-
-model = timm.create_model("{name}", pretrained=True, num_classes=10)
-optimizer = create_optimizer_v2(model, "sgd", lr=0.01, weight_decay=1e-4)
-for images, labels in loader:
-    torch.nn.functional.cross_entropy(model(images), labels).backward()
-    optimizer.step(), optimizer.zero_grad()
-```"""
+    header = ("class", "images", "top-1 (%)")
+    where = f"on {card.results[0].dataset}, {card.results[0].split}" if card.results else ""
+    if len(names) <= MOST_CLASSES:
+        return ["## Classes", f"Top-1 accuracy of each class {where}:", table(header, rows(range(len(names))))]
+    measured = [number for number, (images, _) in enumerate(card.class_counts) if images]
+    ordered = sorted(measured, key=lambda number: card.class_counts[number][1] / card.class_counts[number][0])
+    return [
+        "## Classes",
+        f"The {MOST_EXTREME} classes of the {len(names):,} with the lowest top-1 accuracy {where}:",
+        table(header, rows(ordered[:MOST_EXTREME])),
+        f"The {MOST_EXTREME} with the highest:",
+        table(header, rows(ordered[: -MOST_EXTREME - 1 : -1])),
+        f"`{CONFIG_NAME}` has all of them: names under `label_names`, images and right answers in the same order under "
+        f"`{FACTS_KEY}`, `per_class`.",
+    ]
 
 
 def _preprocessing(cfg: Mapping[str, Any]) -> str:
@@ -349,7 +399,7 @@ def _training(card: Card) -> list[str]:
     if card.recipe:
         parts.append(table(("", ""), card.recipe))
     if card.command:
-        parts.append(f"```bash\n{card.command}\n```")
+        parts.append(shell_block(card.command))
     if card.has_curves:
         parts.append(f"![Loss and accuracy over the course of training]({card.curves})")
     return ["## Training", *parts] if parts else []

@@ -37,12 +37,22 @@ from seresnet_hub.architectures import (
 )
 from seresnet_hub.cards import IMAGENET, card_of, published_result, render
 from seresnet_hub.checkpoints import MAX_FILE_BYTES, Checkpoint, read_checkpoint
+from seresnet_hub.conversion_facts import (
+    ASSUMED_PLAIN,
+    assumed_preprocessing,
+    licence_of,
+    published_file,
+    require_licence_id,
+    stated_preprocessing,
+    untrained,
+)
 from seresnet_hub.environment import package_version
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import (
     CARD_NAME,
     CONFIG_NAME,
     FACTS_KEY,
+    OTHER_WEIGHTS_FACTS,
     WEIGHTS_NAME,
     sha256_of,
     timm_config,
@@ -50,16 +60,17 @@ from seresnet_hub.folder import (
     write_text,
     write_weights,
 )
+from seresnet_hub.hub_client import licence_on_the_hub, say
 from seresnet_hub.models import list_models
 from seresnet_hub.references import LAYOUTS, Outputs, Reference
 from seresnet_hub.sizes import Sizes, sizes_of
-from seresnet_hub.sources import Renamed, Settings, Source, differences, find_source, rename, unwrapped
+from seresnet_hub.sources import Preprocessing, Renamed, Settings, Source, differences, find_source, rename, unwrapped
 from seresnet_hub.weights import WEIGHTS, Weights
 
 # Two networks that do the same additions in another order differ by rounding; anything structural differs by far more.
 TOLERANCE = 1e-10
 MAX_CLASSES = 10**6
-LISTS = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
+UNLISTED = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
 # What timm and this project call the weights beside a `config.json`, old and new.
 FOLDER_SUFFIXES = (".safetensors", ".bin")
 # Arguments of `timm.create_model` itself; one of them makes it open another file.
@@ -69,19 +80,19 @@ FACTORY_ARGUMENTS = frozenset(
 )
 HEAD_NAMES = ("fc", "last_linear")
 FRESH_SEED = 0
-ASSUMED_PLAIN = (
-    "the file names no architecture: the usual network of its shapes is assumed, without what shapes do not show "
-    "(anti-aliasing, dilation, other strides, another BN eps)"
-)
 DOWNLOAD_CHUNK = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a checkpoint is: `path` on this machine, and its address as the reader of a card can use it."""
+    """Where a checkpoint is: `path` on this machine, and its address as the reader of a card can use it.
+
+    `repo_id` is its repository on the Hub, empty where it is elsewhere.
+    """
 
     path: Path
     address: str
+    repo_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +121,7 @@ def convert(
     source: str | None = None,
     num_classes: int | None = None,
     labels: str | Path | None = None,
+    license: str | None = None,
     force: bool = False,
     verify: bool = True,
 ) -> dict[str, Any]:
@@ -117,9 +129,10 @@ def convert(
 
     `src` is a file, an `http(s)` address or a Hub file `NS/NAME:path`. `model` and `source` override what the file's
     tensors say, and are checked. `num_classes` other than the file's gives the model a new classifier (0: none).
-    `labels` is a text file with one class name a line. With `verify`, the model's stage features and logits are
-    compared with the source's own network in float64. Errors: `InputError` says what cannot be converted exactly, and
-    why.
+    `labels` is a text file with one class name a line. `license` is the weights' licence, as the Hub's identifier;
+    without it, they have the one that is known of this very file, or none. With `verify`, the model's stage features
+    and logits are compared with the source's own network in float64. Errors: `InputError` says what cannot be converted
+    exactly, and why.
     """
     target = Path(output)
     if os.path.lexists(target) and not force:
@@ -129,6 +142,7 @@ def convert(
     for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME):
         if os.path.isdir(target / name):
             raise InputError(f"{target / name} is a folder, where a file is to be written")
+    require_licence_id(license)
     names = _label_names(Path(labels)) if labels is not None else ()
     with _located(str(src)) as origin:
         checkpoint = read_checkpoint(origin.path)
@@ -137,22 +151,36 @@ def convert(
     raw = unwrapped(checkpoint.tensors)
     is_timms = sibling is not None and not sibling["architecture"].startswith("legacy_")
     kind = find_source(raw, source or ("timm" if is_timms else None))
-    if kind.settings:
-        settings = kind.settings(checkpoint.entries, origin.path.name)
-    else:
-        said = model is not None or _said_architecture(checkpoint, sibling) is not None
-        settings = Settings(assumed="" if said else ASSUMED_PLAIN)
-    plan = _planned(kind, raw, checkpoint, sibling, model=model, num_classes=num_classes)
+    known = next((w for w in WEIGHTS if checkpoint.sha256.startswith(w.sha256_prefix)), None)
+    published = published_file(checkpoint.sha256) if known is None else None
+    said = _said_architecture(checkpoint, sibling)
+    if said is None and published is not None and kind.name == "timm":
+        said = published.architecture, {}
+    settings = kind.settings(checkpoint.entries, origin.path.name) if kind.settings else Settings()
+    if kind.settings is None and model is None and said is None and published is None:
+        settings = replace(settings, assumed=ASSUMED_PLAIN)
+    plan = _planned(kind, raw, checkpoint, said, model=model, num_classes=num_classes)
     sizes = sizes_of(plan.network, plan.network.pretrained_cfg["input_size"])  # type: ignore[arg-type, index]
     network = _network(plan)
     _check_statistics(plan.tensors)
-    known = next((w for w in WEIGHTS if checkpoint.sha256.startswith(w.sha256_prefix)), None)
-    provenance = _provenance(kind, origin, checkpoint, plan, settings, known)
-    facts = _facts(kind, plan, provenance, known, sibling)
-    config = {**_config(kind, network, plan, settings, sibling, names, provenance), FACTS_KEY: facts}
+    licence = licence_of(license, kind, known, published, sibling, origin.address)
+    if not licence and origin.repo_id:
+        licence = licence_on_the_hub(origin.repo_id)
+    preprocessing = settings.preprocessing or stated_preprocessing(published)
+    config = _config(kind, network, plan, settings, preprocessing or kind.preprocessing, sibling, names)
+    if preprocessing is None and known is None and (guessed := assumed_preprocessing(config, sibling)):
+        settings = replace(settings, assumed="; ".join(filter(None, (settings.assumed, guessed))))
+    if licence:
+        config["pretrained_cfg"] |= {"license": licence}
+    provenance = _provenance(kind, origin, checkpoint, plan, settings, known, licence)
+    config[FACTS_KEY] = _facts(kind, plan, provenance, known, sibling)
     with ThreadPoolExecutor(1) as prover:  # the proof computes while the weights are written
         proof = prover.submit(_verified, kind, raw, plan, network) if verify else None
         sha256, difference = _written(target, plan, config, provenance, sizes, proof)
+    if plan.fresh:
+        say(f"warning: {untrained(plan.fresh)}")
+    if not licence:
+        say("warning: no licence is known for these weights, so push.py will refuse them: add --license ID")
     return {
         "output": str(target),
         "source": kind.name,
@@ -192,7 +220,8 @@ def _located(src: str) -> Iterator[Origin]:
                     hf_hub_download(hub_file.group(1), str(PurePosixPath(hub_file.group(2)).with_name(CONFIG_NAME)))
         except Exception as error:  # huggingface_hub raises its client's errors, which change with its major version
             raise InputError(f"cannot get {src} from the Hub: {str(error) or type(error).__name__}") from error
-        yield Origin(path=path, address=f"https://huggingface.co/{hub_file.group(1)}/blob/main/{hub_file.group(2)}")
+        address = f"https://huggingface.co/{hub_file.group(1)}/blob/main/{hub_file.group(2)}"
+        yield Origin(path=path, address=address, repo_id=hub_file.group(1))
         return
     if not os.path.isfile(path):
         reason = "is a folder: name the file in it" if os.path.isdir(path) else "no such file"
@@ -262,7 +291,7 @@ def _planned(
     kind: Source,
     raw: Mapping[str, torch.Tensor],
     checkpoint: Checkpoint,
-    sibling: Mapping[str, Any] | None,
+    said: tuple[str, dict[str, Any]] | None,
     *,
     model: str | None,
     num_classes: int | None,
@@ -272,13 +301,13 @@ def _planned(
         raise InputError("this file has SE units already: it is no source of an initialisation")
     fresh = _fresh_se_units(renamed) if kind.name == "torchvision" else []
     padded: list[str] = []
-    if not kind.legacy and model is None and not _said_architecture(checkpoint, sibling):
+    if not kind.legacy and model is None and not said:
         renamed.tensors, padded = pad_se_units(renamed.tensors)
     head = HEAD_NAMES[1] if kind.legacy else HEAD_NAMES[0]
     classes = _classes(renamed, head, num_classes, fresh)
     if model is not None:
         architecture, model_args = model, _arguments_for(model, renamed)
-    elif kind.name == "timm" and (said := _said_architecture(checkpoint, sibling)):
+    elif kind.name == "timm" and said:
         architecture, model_args = said
     elif kind.legacy:
         architecture, model_args = find_legacy_architecture(renamed.tensors), {}
@@ -582,6 +611,7 @@ def _provenance(
     plan: Plan,
     settings: Settings,
     known: Weights | None,
+    licence: str,
 ) -> dict[str, str]:
     """Return where the weights come from, as text; nothing in it depends on the time or the machine."""
     facts = {
@@ -590,7 +620,7 @@ def _provenance(
         "source_url": known.url if known else origin.address,
         "source_sha256": checkpoint.sha256,
         "converter": package_version(),
-        "license": known.license if known else kind.license,
+        "license": licence,
         "architecture": plan.architecture,
         "model_args": json.dumps(plan.model_args, sort_keys=True) if plan.model_args else "",
         "recipe": known.source_name if known else settings.recipe,
@@ -608,9 +638,9 @@ def _config(
     network: nn.Module,
     plan: Plan,
     settings: Settings,
+    preprocessing: Preprocessing | None,
     sibling: Mapping[str, Any] | None,
     names: Sequence[str],
-    provenance: Mapping[str, str],
 ) -> dict[str, Any]:
     label_names = list(names or settings.label_names or (sibling or {}).get("label_names") or ())
     if names and len(names) != plan.num_classes:
@@ -618,7 +648,6 @@ def _config(
     if len(label_names) != plan.num_classes:
         label_names = []  # what the file calls its classes does not describe a new classifier
     cfg: dict[str, Any] = {"tag": kind.name, "num_classes": plan.num_classes}
-    preprocessing = settings.preprocessing or kind.preprocessing
     if sibling is not None:
         kept = dict(sibling.get("pretrained_cfg") or {})
         cfg = {**{k: v for k, v in kept.items() if k not in ("num_classes", "architecture")}, **cfg}
@@ -630,11 +659,9 @@ def _config(
             "crop_pct": preprocessing.crop_pct,
             "crop_mode": "center",
             "input_size": preprocessing.input_size,
-            "test_input_size": None,
-            "test_crop_pct": None,
         }
-    if provenance.get("license") and sibling is None:
-        cfg |= {"license": provenance["license"], "origin_url": provenance.get("source_project", "")}
+    # timm's entry for the architecture is that of other weights.
+    cfg = {**dict.fromkeys(OTHER_WEIGHTS_FACTS), **cfg}
     config = timm_config(network, pretrained_cfg=cfg, model_args=plan.model_args, label_names=label_names)
     readable: dict[str, Any] = json.loads(_as_unicode(json.dumps(config, ensure_ascii=False)))
     return readable
@@ -655,13 +682,13 @@ def _facts(
     """Return what the card says of the weights, besides their proof and their hash."""
     notes = []
     if plan.fresh:
-        notes.append(f"{len(plan.fresh)} tensors are new and untrained: train before use.")
+        notes.append(f"{untrained(plan.fresh)}.")
     if "assumed" in provenance:
-        notes.append(f"Assumed: {provenance['assumed']}.")
+        notes.append(f"**Assumed:** {provenance['assumed']}.")
     stated = (sibling or {}).get(FACTS_KEY)
     # The same weights in another wrapping: what was said of them holds.
     if isinstance(stated, dict) and {"title", "summary"} <= stated.keys() and not plan.fresh:
-        return {**stated, "notes": [*stated.get("notes", ()), *notes]}
+        return {**stated, "license": provenance.get("license", ""), "notes": [*stated.get("notes", ()), *notes]}
     return {
         "title": known.name if known else f"{plan.architecture}, converted from {kind.name}",
         "summary": f"`{plan.architecture}` with weights converted from {kind.title}.",
@@ -670,7 +697,7 @@ def _facts(
         "results": [asdict(published_result(known))] if known and not plan.fresh else [],
         "notes": notes,
         "papers": [known.paper_ids] if known else [],
-        "provenance": {name: text for name, text in provenance.items() if name not in LISTS},
+        "provenance": {name: text for name, text in provenance.items() if name not in UNLISTED},
     }
 
 

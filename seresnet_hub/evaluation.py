@@ -36,8 +36,9 @@ class Accuracy:
     """Accuracies in percent over `counted` images, and how fast they were seen.
 
     `seen` is all images of the split; those that have no label are seen but not counted. `loss` is the mean cross
-    entropy in nats, where each image has one label. `confusion`, on request, counts images by class and prediction:
-    int64 `(classes, classes)`. `input_size` is height and width, `crop_pct` the crop's share of the resized image.
+    entropy in nats, where each image has one label; `class_counts` are then each class's images, and how many of them
+    were right: int64 `(classes, 2)`. `confusion`, on request, counts images by class and prediction: int64
+    `(classes, classes)`. `input_size` is height and width, `crop_pct` the crop's share of the resized image.
     """
 
     seen: int
@@ -48,6 +49,7 @@ class Accuracy:
     images_per_second: float
     input_size: tuple[int, int]
     crop_pct: float
+    class_counts: np.ndarray | None = field(default=None, repr=False, compare=False)
     confusion: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
@@ -118,6 +120,7 @@ def evaluate(
     )  # fmt: skip
     counts = torch.zeros(4, dtype=torch.int64, device=device)
     losses = torch.zeros(1, dtype=torch.float64, device=device)
+    by_class = torch.zeros(2 * num_classes if answers is None else 0, dtype=torch.int64, device=device)
     matrix = torch.zeros(num_classes**2 if confusion else 0, dtype=torch.int64, device=device)
     finite = torch.tensor(True, device=device)
     start = time.perf_counter()
@@ -137,6 +140,8 @@ def evaluate(
                     wanted = answers[labels]
                     right, counted = (best[:, :, None] == wanted[:, None]).any(2), mask & (wanted[:, 0] >= 0)
                 hits = right & counted[:, None]
+                if answers is None:
+                    by_class.view(-1, 2).index_add_(0, labels, torch.stack([counted, hits[:, 0]], dim=1).long())
                 counts += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), counted.sum(), mask.sum()])
                 if confusion:
                     matrix.scatter_add_(0, labels * num_classes + best[:, 0], mask.long())
@@ -144,6 +149,7 @@ def evaluate(
         raise InputError("the model's outputs are not finite numbers: its weights are damaged or were never trained")
     if total is not None:
         counts, losses = total(counts), total(losses)
+        by_class = total(by_class) if answers is None else by_class
         matrix = total(matrix) if confusion else matrix
     top1, top5, number, seen = counts.tolist()
     if seen != split.rows:
@@ -159,6 +165,7 @@ def evaluate(
         images_per_second=seen / (time.perf_counter() - start),
         input_size=size,
         crop_pct=config["crop_pct"],
+        class_counts=by_class.view(num_classes, 2).cpu().numpy() if answers is None else None,
         confusion=matrix.view(num_classes, num_classes).cpu().numpy() if confusion else None,
     )
 

@@ -27,6 +27,12 @@ CARD_NAME = "README.md"
 SUMMARY_NAME = "summary.csv"
 CURVES_NAME = "curves.png"
 FACTS_KEY = "seresnet_hub"  # in config.json: what timm does not write, and does not read
+# What timm's config says of the weights it names, and not of other weights of the same architecture.
+OTHER_WEIGHTS_FACTS = frozenset(
+    {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "custom_load", "license", "description",
+     "origin_url", "paper_name", "paper_ids", "notes", "test_input_size", "test_crop_pct", "test_pool_size",
+     "label_names", "label_descriptions", "label_offset"}
+)  # fmt: skip
 
 
 def cache_folder() -> Path:

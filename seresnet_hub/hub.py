@@ -29,7 +29,6 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from safetensors.torch import load_file
 from torch import nn
 
-from seresnet_hub.cards import REPO_ID
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import (
     CARD_NAME,
@@ -48,6 +47,7 @@ from seresnet_hub.hub_client import (
     hash_like,
     head_of,
     is_transient,
+    licence_on_the_hub,
     patiently,
     remote_hashes,
     say,
@@ -56,6 +56,7 @@ from seresnet_hub.hub_client import (
 )
 from seresnet_hub.models import create, resolve_name
 from seresnet_hub.pretrained import VerifiedFile
+from seresnet_hub.snippets import on_the_hub
 
 REQUIRED_FILES = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME)
 OPTIONAL_FILES = (SUMMARY_NAME, CURVES_NAME)
@@ -79,17 +80,25 @@ def push(
     """Put the model folder `directory` into the Hub repository `repo_id` in one commit, and return what changed.
 
     The folder is checked first. `private` counts where the repository is new; `pr` opens a pull request; `dry_run`
-    changes nothing. Bytes that are there already make no commit. Errors: `InputError` says what happened and what to
-    do; the repository is then as it was, or, where only the tag failed, has the whole commit.
+    changes nothing, and without a login checks the folder alone: `changed` is then None. Bytes that are there already
+    make no commit. Errors: `InputError` says what happened and what to do; the repository is then as it was, or, where
+    only the tag failed, has the whole commit.
     """
     if pr and (branch or tag):
         raise InputError("a pull request has neither branch nor tag of its own: leave out --branch and --tag")
     message = message or f"Upload {Path(directory).resolve().name}"
     revision = branch or constants.DEFAULT_REVISION
     files = _checked(Path(directory), repo_id)
-    _require_token()
     api = HfApi()
-    say(f"{sum(size_of(content) for content in files.values()) / 1e6:.1f} MB in {len(files)} files for {repo_id}")
+    say(
+        f"{directory}: the model loads and runs, and its card is valid: "
+        f"{sum(size_of(content) for content in files.values()) / 1e6:.1f} MB in {len(files)} files for {repo_id}"
+    )
+    if dry_run and get_token() is None:
+        say("not logged in to the Hub, so nothing there was looked at: whether you may write, and what it has already")
+        return {"repo_id": repo_id, "commit": None, "url": f"{api.endpoint}/{repo_id}", "files": list(files),
+                "changed": None}  # fmt: skip
+    _require_token()
     head = _ready_repository(api, repo_id, revision, private=private, dry_run=dry_run)
     changed = changed_files(files, remote_hashes(api, repo_id, head)) if head else list(files)
     result: dict[str, Any] = {"repo_id": repo_id, "commit": head, "url": "", "files": list(files), "changed": changed}
@@ -120,7 +129,7 @@ def _checked(directory: Path, repo_id: str) -> dict[str, Path | bytes]:
     _forward(model, directory)
     text = _checked_card(directory / CARD_NAME)
     files: dict[str, Path | bytes] = {name: directory / name for name in (*REQUIRED_FILES, *OPTIONAL_FILES)}
-    files[CARD_NAME] = text.replace(REPO_ID, repo_id).encode()
+    files[CARD_NAME] = on_the_hub(text, repo_id).encode()
     return {name: content for name, content in files.items() if isinstance(content, bytes) or content.is_file()}
 
 
@@ -188,7 +197,10 @@ def _checked_card(path: Path) -> str:
     except Exception as error:  # the disk, yaml and huggingface_hub each raise their own
         raise InputError(f"{path}: its front matter is not valid: {' '.join(str(error).split())}") from error
     if not front.license:
-        raise InputError(f"{path} names no licence: add a line 'license: …' to its front matter")
+        raise InputError(
+            f"{path} names no licence, and without one nobody may use the weights: if you know it, convert them again "
+            "with --license ID, or train with --set license=ID"
+        )
     if front.library_name != "timm" or front.pipeline_tag != "image-classification":
         raise InputError(f"{path}: its front matter needs 'library_name: timm', 'pipeline_tag: image-classification'")
     return text
@@ -387,7 +399,7 @@ def origin_of(name: str) -> Origin:
     if repository is not None:
         repo_id, revision = repository
         snapshot = _sound(_snapshot(*repository, names=(CONFIG_NAME, WEIGHTS_NAME)))
-        license = _licence_in(snapshot.paths[CONFIG_NAME]) or _licence_on_the_hub(repo_id, revision)
+        license = _licence_in(snapshot.paths[CONFIG_NAME]) or licence_on_the_hub(repo_id, revision)
         return Origin(f"hf-hub:{repo_id}" + (f"@{revision}" if revision else ""), repo_id, license)
     if name.startswith("local-dir:"):
         directory = Path(name.removeprefix("local-dir:"))
@@ -402,15 +414,6 @@ def _licence_in(path: Path) -> str:
     config = read_json(path)
     named = (config.get(key, {}).get("license") for key in (FACTS_KEY, "pretrained_cfg"))
     return next((str(license) for license in named if license), "")
-
-
-def _licence_on_the_hub(repo_id: str, revision: str | None) -> str:
-    try:
-        card = HfApi().model_info(repo_id, revision=revision).card_data
-    except Exception as error:  # the transport's own
-        say(f"{repo_id}: its licence cannot be read ({error or type(error).__name__})")
-        return ""
-    return str(getattr(card, "license", None) or "")
 
 
 def verify(name: str) -> dict[str, Any]:

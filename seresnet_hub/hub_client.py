@@ -188,3 +188,13 @@ def explained(error: Exception, what: str) -> InputError:
 
 def say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
+
+
+def licence_on_the_hub(repo_id: str, revision: str | None = None) -> str:
+    """Return the licence that a repository's card names, "" where it names none or cannot be read."""
+    try:
+        card = HfApi().model_info(repo_id, revision=revision).card_data
+    except Exception as error:  # the transport's own
+        say(f"{repo_id}: its licence cannot be read ({error or type(error).__name__})")
+        return ""
+    return str(getattr(card, "license", None) or "")

@@ -14,8 +14,11 @@ MOST_PAIRS = 20
 LONGEST_NAME = 28
 
 
-def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draw losses and accuracies over epochs into a PNG; `history` has timm's names for them, and `epoch`."""
+def draw_curves(history: Sequence[Mapping[str, float]], path: Path, *, top5: bool = True) -> None:
+    """Draw losses and accuracies over epochs into a PNG; `history` has timm's names for them, and `epoch`.
+
+    Without `top5`, the top-5 accuracy is left out.
+    """
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     loss, accuracy = figure.subplots(1, 2)
@@ -25,7 +28,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
         loss.plot(epochs, [row[name] for row in history], label=label, color=colour, marker=mark)
     loss.set(xlabel="epoch", ylabel="loss")
     loss.legend(loc="upper right")
-    for name, label, colour in (("top1", "top-1", "tab:orange"), ("top5", "top-5", "tab:green")):
+    for name, label, colour in (("top1", "top-1", "tab:orange"), ("top5", "top-5", "tab:green"))[: 1 + top5]:
         accuracy.plot(epochs, [row[name] for row in history], label=label, color=colour, marker=mark)
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
     accuracy.legend(loc="lower right")

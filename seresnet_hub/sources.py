@@ -65,7 +65,8 @@ class Source:
     finish: Callable[[Tensors], Tensors] | None = None
     settings: Callable[[Mapping[str, Any], str], Settings] | None = None
     legacy: bool = False  # its networks are timm's `legacy_*`
-    license: str = ""
+    license: str = ""  # of the code, and of the files that its authors publish at `published_at`
+    published_at: tuple[str, ...] = ()
     url: str = ""
 
 
@@ -507,6 +508,7 @@ SOURCES: tuple[Source, ...] = (
         finish=_finish_mmpretrain,
         settings=_mmpretrain_settings,
         license="apache-2.0",
+        published_at=("https://download.openmmlab.com/mmclassification/", "https://download.openmmlab.com/mmpretrain/"),
         url="https://github.com/open-mmlab/mmpretrain",
     ),
     Source(
@@ -529,6 +531,7 @@ SOURCES: tuple[Source, ...] = (
         ),
         legacy=True,
         license="bsd-3-clause",
+        published_at=("http://data.lip6.fr/cadene/pretrainedmodels/",),
         url="https://github.com/Cadene/pretrained-models.pytorch",
     ),
     Source(
@@ -543,6 +546,7 @@ SOURCES: tuple[Source, ...] = (
         ),
         finish=_zero_biases,
         license="mit",
+        published_at=("https://github.com/moskomule/senet.pytorch/releases/",),
         url="https://github.com/moskomule/senet.pytorch",
     ),
     Source(
@@ -557,6 +561,7 @@ SOURCES: tuple[Source, ...] = (
         ),
         settings=_pytorchcv_settings,
         license="mit",
+        published_at=("https://github.com/osmr/imgclsmob/releases/",),
         url="https://github.com/osmr/imgclsmob",
     ),
     Source(
@@ -566,6 +571,7 @@ SOURCES: tuple[Source, ...] = (
         rules=_PADDLE_RULES,
         finish=_finish_paddle,
         license="apache-2.0",
+        published_at=("https://paddle-imagenet-models-name.bj.bcebos.com/",),
         url="https://github.com/PaddlePaddle/PaddleClas",
     ),
     Source(
@@ -574,6 +580,7 @@ SOURCES: tuple[Source, ...] = (
         mark="",  # the names are timm's; what tells it is that there is no SE unit
         rules=((rf"(conv1\.weight|bn1\.\w+|{_IN_BLOCK}|fc\.(?:weight|bias))", r"\1", ""),),
         license="bsd-3-clause",
+        published_at=("https://download.pytorch.org/models/",),
         url="https://github.com/pytorch/vision",
     ),
 )

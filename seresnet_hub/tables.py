@@ -11,9 +11,9 @@ from typing import Any
 import timm
 import torch
 
-from seresnet_hub.cards import table
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import read_json
+from seresnet_hub.markdown import table
 from seresnet_hub.recipes import RECIPES
 from seresnet_hub.sizes import Sizes, sizes_of
 from seresnet_hub.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
 import hashlib
 import json
 import math
 import os
-import re
 import reprlib
-import shlex
 import signal
 import statistics
 import sys
@@ -42,22 +39,19 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from seresnet_hub.blocks import use_training_blocks
-from seresnet_hub.cards import card_of, render
-from seresnet_hub.data import EMBEDDED, Split, epoch_plan, loader
+from seresnet_hub.data import Split, epoch_plan, loader
 from seresnet_hub.device import Mixer, finish, on_device
-from seresnet_hub.environment import code_commit, hardware, package_version, versions
 from seresnet_hub.errors import InputError, LostProcessError
 from seresnet_hub.evaluation import Accuracy, evaluate
-from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, fill_folder, replacing, timm_config, write_model
-from seresnet_hub.hub import Origin, load, origin_of
+from seresnet_hub.folder import OTHER_WEIGHTS_FACTS
+from seresnet_hub.hub import load, origin_of
 from seresnet_hub.images import seed_from
-from seresnet_hub.models import create, list_models, resolve_name
-from seresnet_hub.pictures import draw_curves
+from seresnet_hub.models import create, resolve_name
 from seresnet_hub.plan import Plan
-from seresnet_hub.recipes import RECIPES, Recipe
-from seresnet_hub.sizes import sizes_of
+from seresnet_hub.recipes import Recipe
 from seresnet_hub.splits import open_splits, require_same_shards
 from seresnet_hub.states import STATES_FOLDER, latest_state, list_states, load_optimizer, save_state
+from seresnet_hub.training_card import BEST, BEST_RAW, RAW, facts_of_run, save_run
 
 # Fields that may differ between machines: these, and the names of local folders.
 OF_A_MACHINE = frozenset({"data", "weights", "workers", "license", "keep_states"})
@@ -65,8 +59,6 @@ OF_A_MACHINE = frozenset({"data", "weights", "workers", "license", "keep_states"
 NOT_LEARNT = OF_A_MACHINE | {"checkpoint_steps", "compile", "se_blocks", "grad_checkpointing"}
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 STATE_KEYS = frozenset({"model", "optimizer", "history", "losses", "scaler", "average"})
-# Folders within the output: of the moving average's run also the raw weights, and of both the best beside the last.
-BEST, RAW, BEST_RAW = "best", "raw", "best_raw"
 # The steps between two looks at the losses and at signals, for each of which the host waits for the device.
 LOOK_STEPS = 20
 # How long a process waits for the others before it takes them for lost.
@@ -378,11 +370,11 @@ def train(
             for key, weights, its_accuracy, last, best in kinds if main else []:
                 is_best = history[-1][key] > max((row[key] for row in history[:-1]), default=-1.0)
                 for folder in (last, best) if is_best else (last,):
-                    facts = _facts(
+                    facts = facts_of_run(
                         recipe, source, its_accuracy, split=eval_split, origin=origin, step=step, seen=seen,
                         world_size=world_size, kind=folder.name if folder != output else "",
                     )  # fmt: skip
-                    _save(folder, weights, train_split.class_names, facts, history)
+                    save_run(folder, weights, train_split.class_names, facts, history)
             save()
             accelerator.wait_for_everyone()
             stopped = step < last_step and _any_rank(interruption.name is not None, accelerator)
@@ -719,14 +711,6 @@ def _num_classes(recipe: Recipe, split: Split) -> int:
     return number
 
 
-# What timm's config says of the weights it names, and not of those trained here.
-OTHER_WEIGHTS_FACTS = frozenset(
-    {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "custom_load", "license", "description",
-     "origin_url", "paper_name", "paper_ids", "notes", "test_input_size", "test_crop_pct", "test_pool_size",
-     "label_names", "label_descriptions", "label_offset"}
-)  # fmt: skip
-
-
 def _config(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     """Return timm's config of the weights to be trained: the architecture's facts, and the recipe's preprocessing."""
     size = recipe.eval_size or recipe.input_size
@@ -807,93 +791,3 @@ def _require_same_run_everywhere(recipe: Recipe, split: Split, last_step: int) -
                     f"process {number} has {key} {reprlib.repr(value)}, process 0 {reprlib.repr(runs[0].get(key))}: "
                     "start all machines with the same command, on the same data"
                 )
-
-
-def _save(
-    output: Path, model: nn.Module, class_names: tuple[str, ...] | None, facts: dict[str, Any],
-    history: Sequence[Mapping[str, float]],
-) -> None:  # fmt: skip
-    """Write a model folder with the run's history; a new one appears whole."""
-    sizes = sizes_of(copy.deepcopy(model).to("meta").eval(), model.pretrained_cfg["input_size"])  # type: ignore[arg-type, index]
-
-    def card(config: Mapping[str, Any]) -> str:
-        needs_plugin = config["architecture"] in list_models()
-        return render(card_of(config, sizes, needs_plugin=needs_plugin, has_curves=True))
-
-    def fill(folder: Path) -> None:
-        config = {**timm_config(model, pretrained_cfg={}, label_names=class_names), FACTS_KEY: facts}
-        write_model(folder, model.state_dict(), config=config, card=card)
-        with replacing(folder / SUMMARY_NAME) as temporary, temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(history[0]))
-            table.writeheader()
-            table.writerows(history)
-        with replacing(folder / CURVES_NAME) as temporary:
-            draw_curves(history, temporary)
-
-    fill_folder(output, fill)
-
-
-# What is said of the weights in a folder beside the last ones.
-KINDS = {
-    "": "",
-    BEST: " The best epoch so far, chosen by the accuracy below: expect less on other images.",
-    RAW: " The weights themselves, not their moving average.",
-    BEST_RAW: " The best epoch so far of the weights themselves, not their moving average, chosen by the accuracy "
-    "below: expect less on other images.",
-}
-
-
-def _facts(
-    recipe: Recipe, source: str, accuracy: Accuracy, *, split: Split, origin: Origin | None, step: int, seen: int,
-    world_size: int, kind: str = "",
-) -> dict[str, Any]:  # fmt: skip
-    """Return what the card and `config.json` say of these weights."""
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
-    data = source if is_hub_id or source == EMBEDDED else Path(source).name  # a machine's folders are its owner's
-    notes, begun = [], ""
-    if origin is not None:
-        begun = f" from `{origin.name}`"
-        recipe = dataclasses.replace(recipe, weights=origin.name)
-    if split.kept is not None:
-        notes.append(
-            f"Its accuracy was measured on {split.rows:,} images held out from the same collection it was trained on "
-            f"({100 * recipe.holdout:g} % of each class); pictures from elsewhere may fare worse."
-        )
-    command, commit = _command(recipe, data if source != RECIPES.get(recipe.name, recipe).data else None), code_commit()
-    fields = dataclasses.asdict(recipe)
-    return {
-        "title": f"{recipe.model}, trained on {data}",
-        "summary": f"`{recipe.model}` trained{begun} by the recipe `{recipe.name}`: {step:,} steps, {seen:,} images."
-        + KINDS[kind],
-        "license": recipe.license or (origin.license if origin else "apache-2.0"),
-        "base_model": origin.repo_id if origin else "",
-        "notes": notes,
-        "datasets": [source] if is_hub_id else [],
-        "results": [{
-            "dataset": data, "dataset_id": source if is_hub_id else "", "split": split.name,
-            "top1": accuracy.top1, "top5": accuracy.top5, "image_size": recipe.eval_size or recipe.input_size,
-            "origin": "measured",
-            "source": command, "images": accuracy.seen, "commit": commit,
-        }],
-        "recipe": {name: str(value) for name, value in fields.items() if name not in ("license", "data")},
-        "command": command,
-        "provenance": {
-            "trained by": package_version(), **({"commit": commit} if commit else {}),
-            **({"starting weights": origin.name, "licence of the starting weights": origin.license or "not named"}
-               if origin else {}),
-            "processes": str(world_size), "hardware": hardware(), **versions(),
-        },
-    }  # fmt: skip
-
-
-def _command(recipe: Recipe, data: str | None) -> str:
-    """Return the command that trains `recipe` again: its name, and each field that differs from the table's."""
-    words = ["accelerate", "launch", "scripts/train.py", "--recipe", recipe.name]
-    words += ["--data", data] if data else []
-    original = RECIPES.get(recipe.name)
-    for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
-        if original is not None and field.name not in ("name", "data") and value != getattr(original, field.name):
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words += ["--set", f"{field.name}={text}"]
-    return shlex.join(words)

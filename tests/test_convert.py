@@ -29,7 +29,11 @@ from torch import nn
 import seresnet_hub
 from seresnet_hub import conversion, references
 from seresnet_hub.conversion import convert, float64_outputs
+from seresnet_hub.conversion_facts import licence_of, published_file
 from seresnet_hub.errors import InputError
+from seresnet_hub.hub import push
+from seresnet_hub.sources import SOURCES
+from seresnet_hub.weights import WEIGHTS
 
 SHORT = (1, 1, 1, 1)
 EXACT = 1e-10
@@ -348,7 +352,6 @@ def test_the_folder_is_reproducible_complete_and_guarded(tmp_path: Path) -> None
     assert said["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     config = json.loads(files["one"]["config.json"])
     assert config["seresnet_hub"]["provenance"]["source"] == said["source"] == "mmpretrain"
-    assert config["pretrained_cfg"]["license"] == "apache-2.0"
     with pytest.raises(InputError, match="exists"):
         convert(path, tmp_path / "one")
     (tmp_path / "one" / "notes.txt").write_text("mine")
@@ -358,6 +361,123 @@ def test_the_folder_is_reproducible_complete_and_guarded(tmp_path: Path) -> None
     with pytest.raises(InputError):
         convert(tmp_path / "b.pth", tmp_path / "three")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.pth", "b.pth", "one", "two"]
+
+
+# --- licence and preprocessing: what nobody said is not claimed -------------------------------------------------------
+
+OF_OTHER_WEIGHTS = {"license", "paper_ids", "origin_url", "test_input_size", "test_crop_pct", "hf_hub_id", "url"}
+
+
+def bare_file(tmp_path: Path) -> Path:
+    """A state dict alone, of an architecture for which timm itself has weights."""
+    network = networks.randomise(timm.create_model("seresnet18", num_classes=3))
+    timms = timm.get_pretrained_cfg("seresnet50").to_dict()
+    assert timms["license"], "timm's entry of an architecture names a licence, which a file of it does not have"
+    return saved(network.state_dict(), tmp_path / "mine.pth")
+
+
+def test_a_file_that_says_nothing_gets_no_licence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, path in (("timm", bare_file(tmp_path)), ("mmpretrain", saved(small(), tmp_path / "a.pth"))):
+        convert(path, tmp_path / name)
+        assert "warning: no licence is known" in capsys.readouterr().err
+        text = (tmp_path / name / "config.json").read_text()
+        config = json.loads(text)
+        assert not OF_OTHER_WEIGHTS & set(config["pretrained_cfg"])
+        assert config["seresnet_hub"]["license"] == ""
+        with safe_open(tmp_path / name / "model.safetensors", framework="pt") as file:
+            assert "license" not in file.metadata()
+        card = (tmp_path / name / "README.md").read_text()
+        assert "No licence is known" in card
+        assert "apache" not in card + text
+        assert load(tmp_path / name).pretrained_cfg.get("license") is None
+        with pytest.raises(InputError, match="names no licence.*--license ID"):
+            push(tmp_path / name, "someone/model", dry_run=True)
+
+
+def test_the_licence_that_is_given_is_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = bare_file(tmp_path)
+    convert(path, tmp_path / "out", license="cc-by-nc-4.0")
+    assert "licence" not in capsys.readouterr().err
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["seresnet_hub"]["license"] == config["pretrained_cfg"]["license"] == "cc-by-nc-4.0"
+    assert "\nlicense: cc-by-nc-4.0\n" in (tmp_path / "out" / "README.md").read_text()
+    # A config beside the weights keeps what it names, unless another is given.
+    convert(tmp_path / "out" / "model.safetensors", tmp_path / "again")
+    convert(tmp_path / "out" / "model.safetensors", tmp_path / "other", license="mit")
+    for name, license in (("again", "cc-by-nc-4.0"), ("other", "mit")):
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["seresnet_hub"]["license"] == config["pretrained_cfg"]["license"] == license
+    for wrong in ("", "Apache 2.0", "mit\nx"):
+        with pytest.raises(InputError, match="--license .*apache-2.0, mit"):
+            convert(path, tmp_path / "wrong", license=wrong)
+
+
+def test_published_files_are_known_by_hash_or_address() -> None:
+    known = published_file("8efdb4bb" + "0" * 56)
+    assert known is not None
+    assert (known.architecture, known.tag, known.license) == ("seresnet50", "ra2_in1k", "apache-2.0")
+    assert published_file("0" * 64) is None
+    kinds = {kind.name: kind for kind in SOURCES}
+    assert licence_of(None, kinds["timm"], None, known, None, "x.pth") == "apache-2.0"
+    assert licence_of(None, kinds["mmpretrain"], WEIGHTS[0], None, None, "x.pth") == "apache-2.0"
+    at_home = "https://github.com/osmr/imgclsmob/releases/download/v0.0.1/seresnet50b-0560-2f7bc1ed.pth.zip"
+    assert licence_of(None, kinds["pytorchcv"], None, None, None, at_home) == "mit"
+    assert [licence_of(None, kind, None, None, None, "http://elsewhere/x.pth") for kind in SOURCES] == [""] * len(
+        SOURCES
+    )
+
+
+def test_a_published_file_is_prepared_as_its_authors_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's record of the file also names networks that tensors do not show, such as anti-aliased ones."""
+    original = networks.randomise(timm.create_model("seresnextaa101d_32x8d", layers=[1, 1, 1, 1], num_classes=5))
+    path = saved(original.state_dict(), tmp_path / "a.pth")
+    record = timm.get_pretrained_cfg("seresnextaa101d_32x8d.ah_in1k")
+    monkeypatch.setattr(conversion, "published_file", lambda sha256: record)
+    with pytest.raises(InputError, match="do not fit seresnextaa101d_32x8d"):  # its depth is the published one
+        convert(path, tmp_path / "out")
+    path = bare_file(tmp_path)
+    record = dataclasses.replace(
+        timm.get_pretrained_cfg("seresnet50.ra2_in1k"), architecture="seresnet18", crop_pct=0.9
+    )
+    result = convert(path, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (result["architecture"], result["assumed"]) == ("seresnet18", "")
+    assert (config["pretrained_cfg"]["crop_pct"], config["pretrained_cfg"]["license"]) == (0.9, "apache-2.0")
+
+
+def test_guessed_preprocessing_is_listed(tmp_path: Path) -> None:
+    result = convert(bare_file(tmp_path), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    cfg = config["pretrained_cfg"]
+    for text in (
+        f"images of {cfg['input_size'][1]} x {cfg['input_size'][2]}", f"mean {tuple(cfg['mean'])}",
+        f"std {tuple(cfg['std'])}", f"{cfg['interpolation']} interpolation", f"crop_pct {cfg['crop_pct']}",
+    ):  # fmt: skip
+        assert text in result["assumed"]
+        assert text in config["seresnet_hub"]["provenance"]["assumed"]
+        assert text in (tmp_path / "out" / "README.md").read_text()
+    # What the config beside the weights names is not assumed.
+    (tmp_path / "in").mkdir()
+    save_file(load(tmp_path / "out").state_dict(), tmp_path / "in" / "model.safetensors")
+    said = {"architecture": "seresnet18", "pretrained_cfg": {k: cfg[k] for k in ("input_size", "mean", "std")}}
+    (tmp_path / "in" / "config.json").write_text(json.dumps(said))
+    assumed = convert(tmp_path / "in" / "model.safetensors", tmp_path / "third")["assumed"]
+    expected = f"{cfg['interpolation']} interpolation, crop_pct {cfg['crop_pct']}"
+    assert assumed == f"nothing says how images were prepared: {expected} are assumed"
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "message"),
+    [(None, "8 SE units are new"), (3, "8 SE units and the classifier are new")],
+)
+def test_new_tensors_are_warned_of(
+    tmp_path: Path, num_classes: int | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Protects from using drawn numbers as if they were trained."""
+    path = saved(networks.randomise(timm.create_model("resnet18", num_classes=2)).state_dict(), tmp_path / "a.pth")
+    convert(path, tmp_path / "out", num_classes=num_classes)
+    assert f"warning: {message} and untrained: fine-tune before use\n" in capsys.readouterr().err
+    assert f"> **{message} and untrained: fine-tune before use.**" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_labels(tmp_path: Path) -> None:

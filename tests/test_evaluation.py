@@ -82,6 +82,8 @@ def test_counts_equal_a_plain_loop(model: nn.Module, split: Split) -> None:
     assert found.confusion is not None
     assert found.confusion.dtype == np.int64
     assert np.array_equal(found.confusion, confusion_matrix(labels, best[:, 0], labels=range(10)))
+    right = np.bincount(labels[best[:, 0] == labels], minlength=10)
+    assert np.array_equal(found.class_counts, np.stack([np.bincount(labels, minlength=10), right], axis=1))
     assert (found.input_size, found.crop_pct) == ((32, 32), 1.0)
     assert model.training
     assert found.images_per_second > 0
@@ -114,6 +116,7 @@ def test_ranks_add_up_to_one_process(model: nn.Module, split: Split, world_size:
     assert (shared.seen, shared.top1, shared.top5) == (alone.seen, alone.top1, alone.top5)
     assert shared.loss == pytest.approx(alone.loss, rel=1e-6)
     assert np.array_equal(shared.confusion, alone.confusion)
+    assert np.array_equal(shared.class_counts, alone.class_counts)
 
 
 def test_a_lost_image_is_an_error(model: nn.Module, split: Split) -> None:
@@ -250,7 +253,7 @@ def test_any_of_several_labels_is_right(tmp_path: Path, inner: Any) -> None:
         assert (found.seen, found.counted) == (45, sum(map(bool, right)))
         assert found.top1 == pytest.approx(expected(best, right, 1))
         assert found.top5 == pytest.approx(expected(best, right, 5))
-        assert found.loss is None
+        assert (found.loss, found.class_counts) == (None, None)
     assert 1 < found.counted < 44
     assert 0 < found.top1 < found.top5 < 100
     with pytest.raises(InputError, match="several right classes, so there is no confusion matrix"):

@@ -329,6 +329,9 @@ def test_a_folder_of_images_becomes_a_model_on_the_hub(
     front = ModelCard(card, ignore_metadata_errors=False).data
     assert (front.license, front.base_model, front.datasets) == ("mit", None, None)
     assert "| my pets, held-out | 3 | 32 | 100.00 |" in card
+    assert "op-5" not in card
+    for row in ("| cat | 2 | 100.00 |", "| dog | 1 | 100.00 |", "| emu | 0 | not measured |"):
+        assert row in card, row
     assert "measured on 3 images held out from the same collection it was trained on (10 % of each class)" in card
     assert "| starting weights | local-dir:base |" in card
     assert "| licence of the starting weights | mit |" in card

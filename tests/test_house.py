@@ -16,14 +16,15 @@ FLOORS = [
     {"variants", "weights", "recipes", "terminal"},
     {
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
-        *("sizes", "environment", "pictures", "classes"),
+        *("sizes", "environment", "pictures", "classes", "markdown", "snippets"),
     },
     {"pretrained", "states", "digits", "decoding", "architectures", "cards", "hub_client", "fusion"},
-    {"models", "splits"},
+    {"models", "splits", "conversion_facts"},
     {"data"},
     {"device"},
     {"inference", "evaluation", "conversion", "hub"},
-    {"training", "mmpretrain", "tables"},
+    {"training_card", "mmpretrain", "tables"},
+    {"training"},
 ]
 PACKAGE = Path(seresnet_hub.__file__).parent
 

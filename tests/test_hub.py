@@ -37,7 +37,6 @@ from safetensors.torch import load_file, save_file
 
 import seresnet_hub
 from seresnet_hub import hub as room
-from seresnet_hub.cards import REPO_ID
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import sha256_of, timm_config, write_model
 
@@ -46,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 REPO = "someone/model"
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-CARD = f"---\nlicense: mit\nlibrary_name: timm\npipeline_tag: image-classification\n---\n# A model: {REPO_ID}\n"
+CARD = '---\nlicense: mit\nlibrary_name: timm\npipeline_tag: image-classification\n---\n# A model: "local-dir:."\n'
 
 
 def write_folder(directory: Path, *, seed: int = 0, card: str = CARD) -> torch.nn.Module:
@@ -117,7 +116,7 @@ def test_a_push_is_one_commit_of_the_models_files(hub: HubServer, folder: Path) 
     assert set(stored) == {*names, ".gitattributes"}
     for name in set(names) - {"README.md"}:
         assert stored[name].read() == (folder / name).read_bytes(), name
-    assert stored["README.md"].read().decode() == CARD.replace(REPO_ID, REPO)
+    assert stored["README.md"].read().decode() == CARD.replace("local-dir:.", f"hf-hub:{REPO}")
 
 
 def test_the_same_bytes_make_no_second_commit(hub: HubServer, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +167,23 @@ def test_a_dry_run_changes_nothing(hub: HubServer, folder: Path) -> None:
     assert room.push(folder, REPO, dry_run=True)["changed"] == []
     assert {request.method for request in hub.requests if "/commit/" in request.path} == {"POST"}
     assert commits(hub) == 1
+
+
+def test_a_dry_run_needs_no_login(
+    hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is local is checked, and what was left out is said."""
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    result = room.push(folder, REPO, dry_run=True)
+    assert (result["files"], result["changed"]) == (["model.safetensors", "config.json", "README.md"], None)
+    said = capsys.readouterr().err
+    assert "the model loads and runs, and its card is valid" in said
+    assert "not logged in to the Hub, so nothing there was looked at" in said
+    nan_weights(folder)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        room.push(folder, REPO, dry_run=True)
+    assert hub.requests == []
 
 
 def test_a_file_that_a_thousand_requests_could_not_carry_goes_in_parts(
@@ -270,7 +286,7 @@ def test_a_server_error_after_the_commit_makes_no_second_one(hub: HubServer, fol
     hub.create("model", REPO)
     room.push(folder, REPO)
     (folder / "README.md").write_text(CARD + "\nMore.\n")
-    readme = (CARD + "\nMore.\n").replace(REPO_ID, REPO).encode()
+    readme = (CARD + "\nMore.\n").replace("local-dir:.", f"hf-hub:{REPO}").encode()
 
     def commit_behind_the_proxy() -> None:
         hub.commit(REPO, {"README.md": readme})

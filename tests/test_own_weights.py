@@ -96,6 +96,13 @@ def test_real_pictures_are_recognised(own: OwnWeights, cifar10_copy: Path) -> No
     assert abs(100 * right / 200 - top1) < 3 * 100 * (0.85 * 0.15 / 200) ** 0.5
 
 
+def test_the_counts_of_the_classes_are_the_accuracy(own: OwnWeights) -> None:
+    facts = json.loads((own.folder / "config.json").read_text())["seresnet_hub"]
+    [result], counted = facts["results"], facts["per_class"]
+    assert sum(counted["images"]) == result["images"]
+    assert 100 * sum(counted["correct"]) / sum(counted["images"]) == pytest.approx(result["top1"])
+
+
 @pytest.mark.slow
 def test_the_accuracy_on_the_card_is_measured_again(own: OwnWeights, cifar10_copy: Path) -> None:
     split = seresnet_hub.open_split(str(cifar10_copy), "test")

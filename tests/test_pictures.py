@@ -55,3 +55,17 @@ def test_curves(epochs: int, tmp_path: Path) -> None:
         colours = {colour: count for count, colour in image.convert("RGB").getcolors(1 << 20)}
     for colour in ((31, 119, 180), (255, 127, 14), (44, 160, 44)):  # each of matplotlib's colours of the lines
         assert colours.get(colour, 0) > 20
+
+
+def test_curves_have_no_top5_where_it_says_nothing(tmp_path: Path) -> None:
+    history = [
+        {"epoch": k, "train_loss": 1.0, "eval_loss": 1.0, "top1": 50.0 + 10 * k, "top5": 100.0} for k in range(1, 4)
+    ]
+    green = []
+    for top5 in (True, False):
+        draw_curves(history, tmp_path / "curves.png", top5=top5)
+        with Image.open(tmp_path / "curves.png") as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)
+        green.append(int((abs(pixels - np.array([44, 160, 44])).sum(axis=-1) < 10).sum()))  # matplotlib's tab:green
+    assert green[0] > 0
+    assert green[1] == 0

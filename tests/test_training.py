@@ -64,9 +64,14 @@ def test_the_digits_are_learnt_and_named(tmp_path: Path) -> None:
     assert config["label_names"] == list("0123456789")
     assert config["pretrained_cfg"]["input_size"] == [3, 8, 8]
     card = (tmp_path / "model" / "README.md").read_text()
-    command = "accelerate launch scripts/train.py --recipe digits --set epochs=4 --set batch_size=32 --set input_size=8"
-    row = f"| digits, validation | 360 | 8 | {result['top1']:.2f} | {result['top5']:.2f} | *measured* with `{command}"
+    row = (
+        f"| digits, validation | 360 | 8 | {result['top1']:.2f} | {result['top5']:.2f} | *measured* by the training com"
+    )
     assert row in card
+    assert "\naccelerate launch scripts/train.py --recipe digits --set epochs=4 \\\n  --set batch_size=32 " in card
+    assert measured.class_counts is not None
+    for name, (images, right) in enumerate(measured.class_counts.tolist()):
+        assert f"\n| {name} | {images} | {100 * right / images:.2f} |\n" in card
     with (tmp_path / "model" / "summary.csv").open() as file:
         summary = list(csv.DictReader(file))
     assert [int(row["step"]) for row in summary] == [45, 90, 135, 180]
@@ -419,7 +424,12 @@ def test_a_moving_average_is_kept_beside_the_weights_themselves(tmp_path: Path, 
         model = timm.create_model(f"local-dir:{out / name}", pretrained=True)
         measured = seresnet_hub.evaluate(model, seresnet_hub.open_split(numbers, None), workers=0)
         assert measured.top1 == pytest.approx(top1), name
+        assert measured.class_counts is not None
         assert f"| {top1:.2f} |" in (out / name / "README.md").read_text(), name
+        counted = json.loads((out / name / "config.json").read_text())["seresnet_hub"]["per_class"]
+        assert [
+            *map(list, zip(counted["images"], counted["correct"], strict=True))
+        ] == measured.class_counts.tolist(), name
     assert "chosen by the accuracy below" in (out / "best" / "README.md").read_text()
 
 

@@ -1,0 +1,126 @@
+"""Write what a training run gives: the model folder, its history, and the facts that its card says."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from seresnet_hub.cards import NO_TOP5, card_of, render
+from seresnet_hub.data import EMBEDDED, Split
+from seresnet_hub.environment import code_commit, hardware, package_version, versions
+from seresnet_hub.evaluation import Accuracy
+from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, fill_folder, replacing, timm_config, write_model
+from seresnet_hub.hub import Origin
+from seresnet_hub.models import list_models
+from seresnet_hub.pictures import draw_curves
+from seresnet_hub.recipes import RECIPES, Recipe
+from seresnet_hub.sizes import sizes_of
+
+# Folders within the output: of the moving average's run also the raw weights, and of both the best beside the last.
+BEST, RAW, BEST_RAW = "best", "raw", "best_raw"
+
+
+def save_run(
+    output: Path, model: nn.Module, class_names: tuple[str, ...] | None, facts: dict[str, Any],
+    history: Sequence[Mapping[str, float]],
+) -> None:  # fmt: skip
+    """Write a model folder with the run's history; a new one appears whole."""
+    sizes = sizes_of(copy.deepcopy(model).to("meta").eval(), model.pretrained_cfg["input_size"])  # type: ignore[arg-type, index]
+
+    def card(config: Mapping[str, Any]) -> str:
+        needs_plugin = config["architecture"] in list_models()
+        return render(card_of(config, sizes, needs_plugin=needs_plugin, has_curves=True))
+
+    def fill(folder: Path) -> None:
+        config = {**timm_config(model, pretrained_cfg={}, label_names=class_names), FACTS_KEY: facts}
+        write_model(folder, model.state_dict(), config=config, card=card)
+        with replacing(folder / SUMMARY_NAME) as temporary, temporary.open("w", newline="") as file:
+            table = csv.DictWriter(file, list(history[0]))
+            table.writeheader()
+            table.writerows(history)
+        with replacing(folder / CURVES_NAME) as temporary:
+            draw_curves(history, temporary, top5=config["num_classes"] > NO_TOP5)
+
+    fill_folder(output, fill)
+
+
+# What is said of the weights in a folder beside the last ones.
+KINDS = {
+    "": "",
+    BEST: " The best epoch so far, chosen by the accuracy below: expect less on other images.",
+    RAW: " The weights themselves, not their moving average.",
+    BEST_RAW: " The best epoch so far of the weights themselves, not their moving average, chosen by the accuracy "
+    "below: expect less on other images.",
+}
+
+
+def facts_of_run(
+    recipe: Recipe, source: str, accuracy: Accuracy, *, split: Split, origin: Origin | None, step: int, seen: int,
+    world_size: int, kind: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """Return what the card and `config.json` say of these weights."""
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
+    data = source if is_hub_id or source == EMBEDDED else Path(source).name  # a machine's folders are its owner's
+    notes, begun = [], ""
+    if origin is not None:
+        begun = f" from `{origin.name}`"
+        recipe = dataclasses.replace(recipe, weights=origin.name)
+    if split.kept is not None:
+        notes.append(
+            f"Its accuracy was measured on {split.rows:,} images held out from the same collection it was trained on "
+            f"({100 * recipe.holdout:g} % of each class); pictures from elsewhere may fare worse."
+        )
+    command, commit = _command(recipe, data if source != RECIPES.get(recipe.name, recipe).data else None), code_commit()
+    fields = dataclasses.asdict(recipe)
+    return {
+        "title": f"{recipe.model}, trained on {data}",
+        "summary": f"`{recipe.model}` trained{begun} by the recipe `{recipe.name}`: {step:,} steps, {seen:,} images."
+        + KINDS[kind],
+        "license": recipe.license or (origin.license if origin else "apache-2.0"),
+        "base_model": origin.repo_id if origin else "",
+        "notes": notes,
+        "datasets": [source] if is_hub_id else [],
+        "results": [{
+            "dataset": data, "dataset_id": source if is_hub_id else "", "split": split.name,
+            "top1": accuracy.top1, "top5": accuracy.top5, "image_size": recipe.eval_size or recipe.input_size,
+            "origin": "measured",
+            "source": command, "images": accuracy.seen, "commit": commit,
+        }],
+        **_per_class(accuracy),
+        "recipe": {name: str(value) for name, value in fields.items() if name not in ("license", "data")},
+        "command": command,
+        "provenance": {
+            "trained by": package_version(), **({"commit": commit} if commit else {}),
+            **({"starting weights": origin.name, "licence of the starting weights": origin.license or "not named"}
+               if origin else {}),
+            "processes": str(world_size), "hardware": hardware(), **versions(),
+        },
+    }  # fmt: skip
+
+
+def _per_class(accuracy: Accuracy) -> dict[str, dict[str, list[int]]]:
+    if accuracy.class_counts is None:
+        return {}
+    images, correct = accuracy.class_counts.T.tolist()
+    return {"per_class": {"images": images, "correct": correct}}
+
+
+def _command(recipe: Recipe, data: str | None) -> str:
+    """Return the command that trains `recipe` again: its name, and each field that differs from the table's."""
+    words = ["accelerate", "launch", "scripts/train.py", "--recipe", recipe.name]
+    words += ["--data", data] if data else []
+    original = RECIPES.get(recipe.name)
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if original is not None and field.name not in ("name", "data") and value != getattr(original, field.name):
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += ["--set", f"{field.name}={text}"]
+    return shlex.join(words)
