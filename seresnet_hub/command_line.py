@@ -17,18 +17,22 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
-def run(main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str] | None = None) -> int:
+def run(
+    main: Callable[[Sequence[str]], dict[str, Any] | tuple[dict[str, Any], int]],
+    arguments: Sequence[str] | None = None,
+) -> int:
     """Run `main` on the arguments and return the exit code: 0, 2 on bad input, 1 on a lost process, 130 on Ctrl-C.
 
     What `main` returns is printed as one JSON line on standard output, by the first process where several run; whatever
-    it or a library prints goes to standard error. A result that says `"ok": false` gives exit code 1.
+    it or a library prints goes to standard error. A result that says `"ok": false` gives exit code 1, and `main` may
+    return another one beside the result.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         given = sys.argv[1:] if arguments is None else arguments
         # --help is what was asked for, so argparse may print it on standard output.
         with contextlib.nullcontext() if {"-h", "--help"} & set(given) else contextlib.redirect_stdout(sys.stderr):
-            result = main(given)
+            returned = main(given)
     except (InputError, LostProcessError) as error:
         where = "" if _rank() == "0" else f"process {_rank()}: "
         print(f"{where}error: {error}", file=sys.stderr)
@@ -42,6 +46,7 @@ def run(main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    result, code = returned if isinstance(returned, tuple) else (returned, 0)
     if _rank() == "0":
         try:
             print(json.dumps(result, allow_nan=False), flush=True)
@@ -51,7 +56,7 @@ def run(main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str
             print(f"error: cannot write the result to standard output: {error.strerror}", file=sys.stderr)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_BAD_INPUT
-    return EXIT_NOT_OK if result.get("ok") is False else 0
+    return EXIT_NOT_OK if result.get("ok") is False else code
 
 
 def _rank() -> str:
