@@ -17,8 +17,18 @@ from seresnet_hub.errors import InputError
 PATIENCE_SECONDS = 15.0
 # What file systems without locks answer, such as some buckets that are mounted as folders.
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
-# The operating system tells processes apart, but not two callers within one.
-_held_here: set[Path] = set()
+_descriptors: set[int] = set()  # of the locks that this process holds
+
+
+def _leave_to_parent() -> None:
+    """Close, in a forked process, what belongs to its parent: a loader worker would keep the lock of a killed run."""
+    for descriptor in _descriptors:
+        os.close(descriptor)
+    _descriptors.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class Lock:
@@ -26,16 +36,18 @@ class Lock:
 
     def __init__(self, path: Path, descriptor: int, made: list[Path]) -> None:
         self._path, self._descriptor, self._made = path, descriptor, made
-        _held_here.add(path)
+        _descriptors.add(descriptor)
 
     def release(self) -> None:
         """Let go. Where nothing lies beside it, the file is removed, and the folders that were made for it."""
+        if self._descriptor not in _descriptors:  # it is the parent's
+            return
         with suppress(OSError):
             if os.listdir(self._path.parent) == [self._path.name]:
                 self._path.unlink()
                 for folder in self._made:
                     folder.rmdir()  # fails where something else is in it
-        _held_here.discard(self._path)
+        _descriptors.discard(self._descriptor)
         os.close(self._descriptor)
 
 
@@ -68,8 +80,6 @@ def acquire(path: Path, *, what: str, say: Callable[[str], None], patience: floa
 
 def _try(path: Path, what: str, say: Callable[[str], None]) -> Lock | str:
     """Return the lock, or who holds it; nobody's name where it has just been removed."""
-    if path in _held_here:  # closing another descriptor of the file would give up the lock
-        return f"this very process, {os.getpid()}"
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -100,11 +110,10 @@ def _lock(descriptor: int, what: str, say: Callable[[str], None]) -> bool:
         say(f"warning: {what} cannot be locked on this system: start no second run in it")
         return True
     try:
-        # A record lock and not flock(), since it belongs to this process alone: loader workers would inherit the other
-        # kind, and keep it for some seconds after this process was killed. On NFS, Linux asks the server for either
-        # kind (version 4, or 3 with lockd), so it holds between machines; that of a machine that has crashed ends with
-        # the machine's lease there, usually after 90 seconds.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not lockf(), whose lock is gone as soon as anything else in this process has read the file. On NFS, Linux asks
+        # the server for the lock (version 4, or 3 with lockd), so it holds between machines; that of a machine that has
+        # crashed ends with the machine's lease there, usually after 90 seconds.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             return False

@@ -48,8 +48,8 @@ def begin(
 ) -> tuple[dict[str, Any], list[str]] | None:
     """Lock `output` until `on_exit`; return the state to resume from and what is wrong with later ones, or None.
 
-    None is a new run. What a killed run left half-written is removed. Errors: `InputError` where another run is in there, where it holds
-    what a new run would overwrite, and where all states are damaged; nothing was changed then.
+    None is a new run. What a killed run left half-written is removed. Errors: `InputError` where another run is in
+    there, where it holds what a new run would overwrite, and where all states are damaged; nothing was changed then.
     """
     _require_writable(output)
     _require_ours(output, resume=resume)
@@ -73,10 +73,10 @@ def _require_ours(output: Path, *, resume: bool) -> None:
         raise InputError(f"{output} already exists: continue it with --resume, or choose another --output")
     if not output.exists():
         return
-    kept = _kept(output) if output.is_dir() else ""
+    kept = _kept(output)
     if kept is None:
         return
-    if resume and kept:
+    if resume:
         raise InputError(
             f"nothing to resume: {output} holds {kept}, but {STATES_FOLDER}/ in it no state of a run; choose another "
             "--output (of several machines, the one of rank 0 keeps the states)"
