@@ -67,7 +67,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _flush(path: Path) -> None:
     """Wait until a file's bytes, or a folder's names, would survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
