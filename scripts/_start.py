@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 
@@ -29,9 +30,13 @@ def command(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def start(parser: argparse.ArgumentParser, main: Callable[[Sequence[str]], dict[str, Any]]) -> NoReturn:
-    """Run a script's `main` on the command line's arguments, and exit."""
+def start(
+    parser: argparse.ArgumentParser,
+    main: Callable[[Sequence[str]], dict[str, Any]],
+    exit_code: Callable[[argparse.Namespace, dict[str, Any]], int] = lambda *_: 0,
+) -> NoReturn:
+    """Run a script's `main` on the command line's arguments, and exit with what `exit_code` makes of the result."""
     options = parser.parse_args()  # --help and wrong options end here
     from seresnet_hub.command_line import run
 
-    sys.exit(run(main, as_json=options.json))
+    sys.exit(run(main, as_json=options.json, exit_code=partial(exit_code, options)))

@@ -14,7 +14,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", default="digits", help="what to train, and how (default: digits)")
     parser.add_argument("--data", metavar="DIR_OR_HUB_ID", help="data set to train on (default: the recipe's own)")
     parser.add_argument("--output", metavar="DIR", help="folder for the model (default: runs/RECIPE)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output; begin where there is none")
     parser.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps")
     parser.add_argument(
         "--tracker", action="append", default=[], metavar="NAME", help="also log to tensorboard, wandb, trackio, ..."
@@ -22,14 +22,21 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", nargs="+", help="replace fields of the recipe"
     )
+    parser.add_argument(
+        "--stopped-exit-code", type=int, default=0, metavar="N",
+        help="exit code where a signal stopped the run, for schedulers that take 0 for complete (default: 0)",
+    )  # fmt: skip
     return parser
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
+    from seresnet_hub.errors import InputError
     from seresnet_hub.recipes import get_recipe, override
     from seresnet_hub.training import train
 
+    if not 0 <= options.stopped_exit_code <= 255:
+        raise InputError(f"--stopped-exit-code {options.stopped_exit_code}: must be between 0 and 255")
     recipe = override(get_recipe(options.recipe), [assignment for group in options.set for assignment in group])
     return train(
         recipe,
@@ -41,5 +48,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     )
 
 
+def exit_code(options: argparse.Namespace, result: dict[str, Any]) -> int:
+    stopped_by_a_signal = bool(result["stopped"])
+    return int(options.stopped_exit_code) if stopped_by_a_signal else 0
+
+
 if __name__ == "__main__":
-    _start.start(parser(), main)
+    _start.start(parser(), main, exit_code)

@@ -19,13 +19,17 @@ EXIT_INTERRUPTED = 130
 
 
 def run(
-    main: Callable[[Sequence[str]], dict[str, Any]], arguments: Sequence[str] | None = None, *, as_json: bool = False
+    main: Callable[[Sequence[str]], dict[str, Any]],
+    arguments: Sequence[str] | None = None,
+    *,
+    as_json: bool = False,
+    exit_code: Callable[[dict[str, Any]], int] = lambda _: 0,
 ) -> int:
     """Run `main` on the arguments and return the exit code: 0, 2 on bad input, 1 on a lost process, 130 on Ctrl-C.
 
     What `main` returns is printed on standard output, by the first process where several run: as one line of JSON, or
     as a table where that is a terminal and `as_json` does not ask for JSON there too. Whatever it or a library prints
-    goes to standard error. A result that says `"ok": false` gives exit code 1.
+    goes to standard error. A result that says `"ok": false` gives exit code 1, any other what `exit_code` makes of it.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -56,7 +60,7 @@ def run(
             print(f"error: cannot write the result to standard output: {error.strerror}", file=sys.stderr)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_BAD_INPUT
-    return EXIT_NOT_OK if result.get("ok") is False else 0
+    return EXIT_NOT_OK if result.get("ok") is False else exit_code(result)
 
 
 def _rank() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ OTHER_WEIGHTS_FACTS = frozenset(
      "origin_url", "paper_name", "paper_ids", "notes", "test_input_size", "test_crop_pct", "test_pool_size",
      "label_names", "label_descriptions", "label_offset"}
 )  # fmt: skip
+# What a killed process leaves of a file or folder that it was writing.
+PARTIAL = re.compile(r"\.(?P<name>.+)\.\d+\.partial")
 
 
 def cache_folder() -> Path:
@@ -44,13 +47,18 @@ def cache_folder() -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same directory that becomes `path` when the block succeeds, and vanishes when not.
 
+    It is on the disk, and not only in the system's memory, before `path` is replaced, and `path` when this returns.
     Errors: `InputError` where the disk is full or the directory cannot be written.
     """
     temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+            _flush(file)
         os.replace(temporary, path)
+        with suppress(OSError):  # not every system and file system can do this to a folder
+            _flush(path.parent)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     except InputError as error:  # from a file inside a new folder: name the folder that a person asked for
@@ -61,6 +69,15 @@ def replacing(path: Path) -> Iterator[Path]:
         else:
             with suppress(OSError):
                 temporary.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, would survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def fill_folder(directory: Path, fill: Callable[[Path], None]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -22,19 +24,23 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path, *, top5: boo
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     loss, accuracy = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in history]
-    mark = "o" if len(history) < 3 else ""
     for name, label, colour in (("train_loss", "training", "tab:blue"), ("eval_loss", "evaluation", "tab:orange")):
-        loss.plot(epochs, [row[name] for row in history], label=label, color=colour, marker=mark)
+        _plot(loss, history, name, label=label, color=colour)
     loss.set(xlabel="epoch", ylabel="loss")
     loss.legend(loc="upper right")
     for name, label, colour in (("top1", "top-1", "tab:orange"), ("top5", "top-5", "tab:green"))[: 1 + top5]:
-        accuracy.plot(epochs, [row[name] for row in history], label=label, color=colour, marker=mark)
+        _plot(accuracy, history, name, label=label, color=colour)
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
     accuracy.legend(loc="lower right")
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
     figure.savefig(path, format="png", dpi=110)
+
+
+def _plot(axes: Axes, history: Sequence[Mapping[str, float]], name: str, **style: Any) -> None:
+    """Draw a value over the epochs in which it was measured."""
+    points = [(row["epoch"], row[name]) for row in history if name in row]
+    axes.plot(*zip(*points, strict=True), marker="o" if len(points) < 3 else "", **style)
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> None:

@@ -43,9 +43,11 @@ class Recipe:
     `ema_decay` above 0 keeps a moving average of weights and statistics, which is then what is measured and saved.
     `clip_grad` is the largest norm of all gradients together, 0 for any. Each process's part of a batch is computed in
     `accumulation` pieces. `checkpoint_steps` is the number of steps between states to resume from, 0 for epochs alone;
-    the last `keep_states` stay. `compile` is torch.compile; `se_blocks`, with it, trains with this package's forms of
-    timm's blocks, whose SE unit adds no pass over memory; `grad_checkpointing` computes activations again in the
-    backward pass, for less memory; `sync_bn` takes BatchNorm's statistics over all GPUs.
+    the last `keep_states` stay. Every `eval_every` epochs the model is measured and its folders are written, and every
+    `save_every` epochs a state is kept; after the last epoch both are done. `compile` is torch.compile; `se_blocks`,
+    with it, trains with this package's forms of timm's blocks, whose SE unit adds no pass over memory;
+    `grad_checkpointing` computes activations again in the backward pass, for less memory; `sync_bn` takes BatchNorm's
+    statistics over all GPUs.
 
     `optimizer` is timm's name: its "sgd" has Nesterov momentum, its "momentum" has not. `decay_all` extends weight
     decay to biases and norm parameters. `num_classes` is needed only where the data set does not say.
@@ -89,6 +91,8 @@ class Recipe:
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     checkpoint_steps: int = 0
     keep_states: int = 2
+    eval_every: int = 1
+    save_every: int = 1
     compile: bool = False
     se_blocks: bool = False
     grad_checkpointing: bool = False
@@ -138,7 +142,8 @@ class Recipe:
             raise InputError(f"warmup_epochs={self.warmup_epochs}: must be fewer than the {self.epochs} epochs")
         positive = ("epochs", "batch_size", "learning_rate", "input_size", "shuffle_window", "crop_pct", "lanes",
                     "repeated_augmentation", "decay_rate", "accumulation", "keep_states", "backbone_lr_factor",
-                    "base_batch_size", "decay_every", "bn_momentum", "optimizer_eps")  # fmt: skip
+                    "base_batch_size", "decay_every", "bn_momentum", "optimizer_eps", "eval_every",
+                    "save_every")  # fmt: skip
         fractions = (
             "label_smoothing",
             "horizontal_flip",

@@ -10,13 +10,11 @@ import math
 import os
 import reprlib
 import signal
-import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -44,19 +42,23 @@ from seresnet_hub.device import Mixer, finish, on_device
 from seresnet_hub.errors import InputError, LostProcessError
 from seresnet_hub.evaluation import Accuracy, evaluate
 from seresnet_hub.folder import OTHER_WEIGHTS_FACTS
+from seresnet_hub.history import Row, add_row, is_best, is_due, is_measured
 from seresnet_hub.hub import load, origin_of
 from seresnet_hub.images import seed_from
 from seresnet_hub.models import create, resolve_name
 from seresnet_hub.plan import Plan
 from seresnet_hub.recipes import Recipe
 from seresnet_hub.splits import open_splits, require_same_shards
-from seresnet_hub.states import STATES_FOLDER, latest_state, list_states, load_optimizer, save_state
-from seresnet_hub.training_card import BEST, BEST_RAW, RAW, facts_of_run, save_run
+from seresnet_hub.starting import BEST, BEST_RAW, RAW, begin, processes_started, require_launcher
+from seresnet_hub.states import STATES_FOLDER, list_states, load_optimizer, save_state
+from seresnet_hub.training_card import facts_of_run, save_run
 
 # Fields that may differ between machines: these, and the names of local folders.
 OF_A_MACHINE = frozenset({"data", "weights", "workers", "license", "keep_states"})
 # Fields that do not change what is learnt, but for rounding.
-NOT_LEARNT = OF_A_MACHINE | {"checkpoint_steps", "compile", "se_blocks", "grad_checkpointing"}
+NOT_LEARNT = OF_A_MACHINE | {
+    *("checkpoint_steps", "eval_every", "save_every", "compile", "se_blocks", "grad_checkpointing"),
+}
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 STATE_KEYS = frozenset({"model", "optimizer", "history", "losses", "scaler", "average"})
 # The steps between two looks at the losses and at signals, for each of which the host waits for the device.
@@ -85,7 +87,7 @@ def _lost_processes_named() -> Iterator[None]:
             ) from error
         raise LostProcessError(
             f"another process is gone, and its own machine's output says why ({error}): "
-            "start all of them again, with --resume where a state was saved"
+            "start all of them again with --resume"
         ) from error
 
 
@@ -101,17 +103,30 @@ def train(
 ) -> dict[str, Any]:
     """Train `recipe` on `data` (default: the recipe's own) into the folder `output`, and return the measured result.
 
-    After each epoch `output` gets `model.safetensors`, `config.json` and `README.md` for timm, `summary.csv` and
-    `curves.png`; its folder `best` the same of the best epoch; and `training/` what `resume` needs. With a moving
-    average, these are the averaged weights, and `raw` and `best_raw` hold the others. `max_steps` ends the run early,
-    counted from its very start; SIGTERM and SIGUSR1 save its state and end it, as `stopped` in the result says.
-    `trackers` are names that Accelerate knows. Runs on every process that the launcher started; only the main one needs
-    `output`. Errors: `InputError` on a bad argument or data set, before anything is written, and where the loss is no
-    longer finite; `LostProcessError` where another process is gone.
+    After each epoch (of every `eval_every`) `output` gets `model.safetensors`, `config.json` and `README.md` for timm,
+    `summary.csv` and `curves.png`; its folder `best` the same of the best epoch; and `training/` what `resume` needs to
+    go on. Where there is no state yet, `resume` begins. With a moving average, these are the averaged weights, and
+    `raw` and `best_raw` hold the others. `max_steps` ends the run early, counted from its very start; SIGTERM and
+    SIGUSR1 save its state and end it, as `stopped` in the result says. `trackers` are names that Accelerate knows. Runs
+    on every process that the launcher started; only the main one needs `output`, which no other run may use meanwhile.
+    Errors: `InputError` on a bad argument or data set, before anything is written, and where the loss is no longer
+    finite; `LostProcessError` where another process is gone.
     """
-    output = Path(output)
+    with ExitStack() as on_exit:
+        return _train(
+            recipe, output=Path(output), data=data, resume=resume, max_steps=max_steps, trackers=trackers,
+            on_exit=on_exit,
+        )  # fmt: skip
+
+
+def _train(
+    recipe: Recipe, *, output: Path, data: str | None, resume: bool, max_steps: int | None, trackers: Sequence[str],
+    on_exit: ExitStack,
+) -> dict[str, Any]:  # fmt: skip
+    """Train; what must be undone at the end, whatever happens, is put on `on_exit`."""
 
     # ------------------------------------------------------------------ arguments
+    require_launcher(os.environ)
     source = data or recipe.data
     if source is None:
         raise InputError(f"recipe {recipe.name!r} has no data set of its own: name one with --data")
@@ -143,7 +158,7 @@ def train(
             tqdm.write(line, file=sys.stderr)
 
     say(f"{world_size} process{'es' if world_size > 1 else ''} on {accelerator.device.type}")
-    asked = int(os.environ.get("WORLD_SIZE", world_size))
+    asked = processes_started(os.environ) or world_size
     if asked != world_size:  # they would all write the same folder
         raise InputError(f"the launcher started {asked} processes, but they were not joined: {world_size} runs here")
     if world_size == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
@@ -155,7 +170,7 @@ def train(
         raise InputError(f"batch_size={recipe.batch_size} cannot be shared by {world_size} processes")
     if recipe.sync_bn and accelerator.device.type != "cuda":
         raise InputError("sync_bn=True: torch has it for CUDA devices only")
-    saved = _from_main(accelerator, lambda: _begun(output, resume=resume))
+    saved = _from_main(accelerator, lambda: begin(output, resume=resume, say=say, on_exit=on_exit))
 
     # ------------------------------------------------------------------ data
     with _main_first(accelerator):  # where a format does not say its number of rows, this reads all of it
@@ -224,7 +239,7 @@ def train(
 
     # ------------------------------------------------------------------ resume
     step, seen = 0, 0
-    history: list[dict[str, float]] = []  # a row an epoch
+    history: list[Row] = []  # a row an epoch
     losses: list[float] = []  # of each step, the mean over its batch
     if saved is not None:
         state, warnings = saved
@@ -247,6 +262,13 @@ def train(
         step, seen = state["step"], state["seen"]
         history, losses = state["history"], state["losses"].tolist()
         say(f"resuming {output} at step {step:,} of {last_step:,}")
+
+    def due(every: int) -> bool:
+        return is_due(step, every=every, steps_per_epoch=steps_per_epoch, last_step=last_step)
+
+    def end_epoch() -> None:
+        rate = optimizer.param_groups[0]["lr"]
+        add_row(history, losses, steps_per_epoch=steps_per_epoch, learning_rate=rate)
 
     def save() -> None:
         if main:
@@ -275,9 +297,9 @@ def train(
             unit="images", unit_scale=True, disable=not main,
         ) as bar,
     ):  # fmt: skip
-        while not stopped and (step < last_step or _measured_until(history) < step):
+        while not stopped and (step < last_step or not is_measured(history, step)):
             # Whether the run ended when this epoch was trained, but not yet measured.
-            trained_before = _measured_until(history) < step and (step == last_step or step % steps_per_epoch == 0)
+            trained_before = due(recipe.eval_every) and not is_measured(history, step)
             epoch = (step - trained_before) // steps_per_epoch
             batches = loader(
                 train_split, None, recipe, rank=rank, world_size=world_size, workers=recipe.workers, seed=recipe.seed,
@@ -317,9 +339,9 @@ def train(
                     average.update(model, step)
                 bar.update(batch.total)
                 ends = step == last_step or step % steps_per_epoch == 0
-                saves = ends or (recipe.checkpoint_steps > 0 and step % recipe.checkpoint_steps == 0)
+                saves = due(recipe.save_every) or (recipe.checkpoint_steps and step % recipe.checkpoint_steps == 0)
                 # Alone, a signal is looked for after every step; several processes have to agree on the step.
-                if saves or step % LOOK_STEPS == 0 or (world_size == 1 and interruption.name):
+                if ends or saves or step % LOOK_STEPS == 0 or (world_size == 1 and interruption.name):
                     *newest, skipped_now = _summed([*step_losses, loss.new_tensor(skipped_here)], accelerator)
                     losses += newest
                     step_losses.clear()
@@ -335,8 +357,11 @@ def train(
                         distribute_bn(model, world_size, reduce=True)
                         if average is not None:  # DistributedDataParallel lets the first process's statistics count
                             distribute_bn(average.module, world_size, reduce=False)
-                    if saves or stopped:
+                    if ends:
+                        end_epoch()
+                    if ends or saves or stopped:
                         _require_finite_weights(model, step, output, recipe, accelerator)
+                    if saves or stopped:
                         save()
                 if stopped or step == last_step:
                     break
@@ -344,10 +369,11 @@ def train(
             if skipped:
                 say(f"epoch {epoch + 1}: {skipped} undecodable images were left out")
 
-            if stopped:
-                break
+            if stopped or not due(recipe.eval_every):
+                continue
 
             # -------------------------------------------------------------- end of an epoch, or of the run
+            end_epoch()  # no more than a look where its last step was made here
             digest = _same_on_all_ranks(measured)
             accuracy = _evaluate(measured, eval_split, recipe, accelerator)
             say(
@@ -355,11 +381,7 @@ def train(
                 f"loss {accuracy.loss:.4f} over {accuracy.seen:,} {eval_split.name} images; weights {digest[:12]} on "
                 f"{world_size} process(es)"
             )
-            history.append({
-                "step": step, "epoch": step / steps_per_epoch, "learning_rate": optimizer.param_groups[0]["lr"],
-                "train_loss": statistics.fmean(losses[_measured_until(history) :]),
-                **_figures(accuracy),
-            })  # fmt: skip
+            history[-1] |= _figures(accuracy)
             kinds = [("top1", measured, accuracy, output, output / BEST)]
             if average is not None:
                 raw = _evaluate(model, eval_split, recipe, accelerator)
@@ -368,16 +390,16 @@ def train(
             if trackers:
                 accelerator.log(history[-1], step)
             for key, weights, its_accuracy, last, best in kinds if main else []:
-                is_best = history[-1][key] > max((row[key] for row in history[:-1]), default=-1.0)
-                for folder in (last, best) if is_best else (last,):
+                for folder in (last, best) if is_best(history, key) else (last,):
                     facts = facts_of_run(
                         recipe, source, its_accuracy, split=eval_split, origin=origin, step=step, seen=seen,
                         world_size=world_size, kind=folder.name if folder != output else "",
                     )  # fmt: skip
                     save_run(folder, weights, train_split.class_names, facts, history)
-            save()
-            accelerator.wait_for_everyone()
             stopped = step < last_step and _any_rank(interruption.name is not None, accelerator)
+            if stopped or step == last_step:  # a run that goes on has a state without these figures: see `add_row`
+                save()
+            accelerator.wait_for_everyone()
     if accuracy is None and not stopped:  # a finished run was resumed
         accuracy = _evaluate(measured, eval_split, recipe, accelerator)
     accelerator.end_training()
@@ -464,25 +486,6 @@ def _any_rank(flag: bool, accelerator: Accelerator) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.reduce(torch.tensor(int(flag), device=accelerator.device)).item())
-
-
-def _begun(output: Path, *, resume: bool) -> tuple[dict[str, Any], list[str]] | None:
-    """Return the state to resume from and what is wrong with later ones, or None for a new run.
-
-    Errors: `InputError` where `output` holds none, or something that a new run would overwrite.
-    """
-    _require_writable(output)
-    if resume:
-        _, state, damaged = latest_state(output)
-        return state, damaged
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        way_out = "continue it with --resume, or choose" if list_states(output) else "choose"
-        raise InputError(f"{output} already exists: {way_out} another --output")
-    return None
-
-
-def _measured_until(history: Sequence[Mapping[str, float]]) -> int:
-    return int(history[-1]["step"]) if history else 0
 
 
 def _figures(accuracy: Accuracy, prefix: str = "") -> dict[str, float]:
@@ -643,18 +646,6 @@ def _summed(values: list[torch.Tensor], accelerator: Accelerator) -> list[float]
     """Return the values, each summed over the processes."""
     summed: torch.Tensor = accelerator.reduce(torch.stack(values).double(), reduction="sum")
     return summed.tolist()
-
-
-def _require_writable(output: Path) -> None:
-    """Raise `InputError` where nothing could be written to `output` after an epoch's work."""
-    try:
-        if output.is_symlink() and not output.exists():
-            raise InputError(f"cannot write to {output}: it is a link to nothing")
-        existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write to {output}: {error.strerror or error}") from error
 
 
 def _require_trainable(model: nn.Module, recipe: Recipe, *, images: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
 import re
 import shlex
@@ -18,19 +17,18 @@ from seresnet_hub.data import EMBEDDED, Split
 from seresnet_hub.environment import code_commit, hardware, package_version, versions
 from seresnet_hub.evaluation import Accuracy
 from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, fill_folder, replacing, timm_config, write_model
+from seresnet_hub.history import Row, write_summary
 from seresnet_hub.hub import Origin
 from seresnet_hub.models import list_models
 from seresnet_hub.pictures import draw_curves
 from seresnet_hub.recipes import RECIPES, Recipe
 from seresnet_hub.sizes import sizes_of
-
-# Folders within the output: of the moving average's run also the raw weights, and of both the best beside the last.
-BEST, RAW, BEST_RAW = "best", "raw", "best_raw"
+from seresnet_hub.starting import BEST, BEST_RAW, RAW
 
 
 def save_run(
     output: Path, model: nn.Module, class_names: tuple[str, ...] | None, facts: dict[str, Any],
-    history: Sequence[Mapping[str, float]],
+    history: Sequence[Row],
 ) -> None:  # fmt: skip
     """Write a model folder with the run's history; a new one appears whole."""
     sizes = sizes_of(copy.deepcopy(model).to("meta").eval(), model.pretrained_cfg["input_size"])  # type: ignore[arg-type, index]
@@ -42,10 +40,8 @@ def save_run(
     def fill(folder: Path) -> None:
         config = {**timm_config(model, pretrained_cfg={}, label_names=class_names), FACTS_KEY: facts}
         write_model(folder, model.state_dict(), config=config, card=card)
-        with replacing(folder / SUMMARY_NAME) as temporary, temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(history[0]))
-            table.writeheader()
-            table.writerows(history)
+        with replacing(folder / SUMMARY_NAME) as temporary:
+            write_summary(history, temporary)
         with replacing(folder / CURVES_NAME) as temporary:
             draw_curves(history, temporary, top5=config["num_classes"] > NO_TOP5)
 

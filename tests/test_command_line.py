@@ -49,4 +49,10 @@ def test_a_fault_of_our_own_is_not_dressed_up_as_bad_input() -> None:
 def test_only_the_first_process_prints(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     assert run(lambda _: {"top1": 1}, []) == 0
+    assert run(lambda _: {"top1": 1}, [], exit_code=lambda _: 75) == 75
     assert capfd.readouterr().out == ""
+
+
+def test_a_script_may_end_with_a_code_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(lambda _: {"stopped": 75}, [], exit_code=lambda result: result["stopped"]) == 75
+    assert json.loads(capfd.readouterr().out) == {"stopped": 75}

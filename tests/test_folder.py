@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import timm
 import torch
 
 import seresnet_hub  # noqa: F401
-from seresnet_hub import folder
+from seresnet_hub import folder, states
 from seresnet_hub.errors import InputError
 
 
@@ -102,3 +103,45 @@ def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
         raise KeyError
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_is_written_is_on_the_disk_before_anything_else_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss of power between any two calls leaves the old state or the new one."""
+    states.save_state(tmp_path, {"step": 1})
+    calls: list[tuple[str, str]] = []
+    fsync, replace, unlink = os.fsync, os.replace, Path.unlink
+
+    def flushed(descriptor: int) -> None:
+        calls.append(("fsync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        fsync(descriptor)
+
+    def replaced(old: Path, new: Path) -> None:
+        calls.append(("replace", Path(new).name))
+        replace(old, new)
+
+    def unlinked(path: Path, missing_ok: bool = False) -> None:
+        if path.exists():
+            calls.append(("unlink", path.name))
+        unlink(path, missing_ok=missing_ok)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("this system does not say which files are open")
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    states.save_state(tmp_path, {"step": 2})
+    assert calls == [
+        ("fsync", f".step-00000002.safetensors.{os.getpid()}.partial"), ("replace", "step-00000002.safetensors"),
+        ("fsync", "training"), ("unlink", "step-00000001.safetensors"),
+    ]  # fmt: skip
+
+
+def test_a_new_folders_files_are_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(folder, "_flush", lambda path: flushed.append(path.name))
+    with folder.replacing(tmp_path / "new") as temporary:
+        (temporary / "inner").mkdir(parents=True)
+        (temporary / "inner" / "file").touch()
+    assert {*flushed} == {"inner", "file", tmp_path.name}

@@ -16,10 +16,10 @@ FLOORS = [
     {"variants", "weights", "recipes", "terminal"},
     {
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
-        *("sizes", "environment", "pictures", "classes", "markdown", "snippets"),
+        *("sizes", "environment", "pictures", "classes", "markdown", "snippets", "locks", "history"),
     },
     {"pretrained", "states", "digits", "decoding", "architectures", "cards", "hub_client", "fusion"},
-    {"models", "splits", "conversion_facts"},
+    {"models", "splits", "conversion_facts", "starting"},
     {"data"},
     {"device"},
     {"inference", "evaluation", "conversion", "hub"},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -46,9 +48,9 @@ def wait_for(output: Path, step: int, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.005)
 
 
-def assert_same_run(first: Path, second: Path) -> None:
+def assert_same_run(first: Path, second: Path, *, steps: int = STEPS) -> None:
     whole, parts = (latest_state(folder)[1] for folder in (first, second))
-    assert whole["step"] == parts["step"] == STEPS
+    assert whole["step"] == parts["step"] == steps
     assert torch.equal(whole["losses"], parts["losses"])
     assert whole["history"] == parts["history"]
     for kind in ("model", "average"):
@@ -95,7 +97,7 @@ def test_a_schedulers_signal_saves_and_ends_the_run(
     data = write_split([[7]], split="validation")
     settings = ["--set", "checkpoint_steps=0", "workers=1", "--max-steps", str(STEPS)]
     assert start(data, tmp_path / "whole", processes, *settings).wait(300) == 0
-    process = start(data, tmp_path / "parts", processes, *settings)
+    process = start(data, tmp_path / "parts", processes, *settings, "--stopped-exit-code", "75")
     wait_for(tmp_path / "parts", 1, process)
     launched = processes > 1 and number == signal.SIGTERM
     for member in [*trainers_of(process), *([psutil.Process(process.pid)] if launched else [])]:
@@ -104,7 +106,7 @@ def test_a_schedulers_signal_saves_and_ends_the_run(
     result = json.loads((tmp_path / "parts.json").read_text())
     print(f"{number.name} on {processes} process(es): stopped at step {result['steps']} of {STEPS}")
     assert result["stopped"] == number.name
-    assert (process.returncode == 0) is not launched  # torch's launcher reports its own end by a signal
+    assert process.returncode == (75 if processes == 1 else 1)  # torch's launcher has one code for every failure
     assert step_of(tmp_path / "parts") == result["steps"] < STEPS
     assert start(data, tmp_path / "parts", processes, *settings, "--resume").wait(300) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
@@ -140,6 +142,57 @@ def test_an_epoch_that_was_trained_but_not_measured_is_measured_first(tmp_path: 
     assert start(data, tmp_path / "parts", 1, "--max-steps", "12").wait(300) == 0
     state = latest_state(tmp_path / "parts")[1]
     assert (state["step"], len(state["history"])) == (12, 2)
-    save_state(tmp_path / "parts", {**state, "history": state["history"][:1]})
+    (measured,) = [row.pop("top1") for row in state["history"][1:]]
+    assert 0 <= measured <= 100
+    save_state(tmp_path / "parts", state)
     assert start(data, tmp_path / "parts", 1, "--resume").wait(300) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+# Ends rank 1 in the third step of the first start, and rank 0 in the fourth step of the second.
+DYING = """
+import os, signal, sys, torch
+from pathlib import Path
+import train
+from seresnet_hub.command_line import run
+step, made = torch.optim.SGD.step, []
+def dying(self, *args):
+    made.append(1)
+    for number, (rank, steps) in enumerate(((1, 3), (0, 4))):
+        if int(os.environ["TORCHELASTIC_RESTART_COUNT"]) == number:
+            if int(os.environ["RANK"]) == rank and len(made) == steps:
+                os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args)
+torch.optim.SGD.step = dying
+sys.exit(run(train.main))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first_state", [1, 6])
+def test_a_launcher_that_restarts_its_processes_changes_no_bit(
+    tmp_path: Path, write_split: WriteSplit, first_state: int
+) -> None:
+    """`torchrun --max_restarts`: rank 1 dies, then rank 0, once before the first state; the command stays the same."""
+    write_split([[30, 26], [40]])
+    data = write_split([[7]], split="validation")
+    (tmp_path / "dying.py").write_text(DYING)
+    settings = {**SETTINGS, "checkpoint_steps": first_state, "epochs": 2}
+    for script, output in ((SCRIPT, "whole"), (str(tmp_path / "dying.py"), "parts")):
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+            *("--max_restarts", "3", script, "--data", str(data), "--output", str(tmp_path / output), "--resume"),
+            *(word for name, value in settings.items() for word in ("--set", f"{name}={value}")),
+        ]
+        path = f"{Path(SCRIPT).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=400, check=False, env={**os.environ, "PYTHONPATH": path}
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads(done.stdout.splitlines()[-1])["steps"] == 12
+    begun = done.stderr.count("yet: beginning")
+    resumed = [int(step) for step in re.findall(r"resuming \S+ at step (\d+) of 12", done.stderr)]
+    print(f"begun {begun} times, resumed at steps {resumed}")
+    assert begun + len(resumed) == 3
+    assert begun == (1 if first_state == 1 else 3)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", steps=12)

@@ -1,0 +1,131 @@
+"""Decide whether a run begins, goes on, or must not touch what is in its output folder."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from seresnet_hub.errors import InputError
+from seresnet_hub.folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, PARTIAL, SUMMARY_NAME, WEIGHTS_NAME
+from seresnet_hub.locks import acquire
+from seresnet_hub.states import STATES_FOLDER, latest_state, list_states
+
+LOCK_NAME = "lock.json"
+# Folders within the output: of the moving average's run also the raw weights, and of both the best beside the last.
+BEST, RAW, BEST_RAW = "best", "raw", "best_raw"
+FOLDERS = ("", BEST, RAW, BEST_RAW)
+FILES = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, SUMMARY_NAME, CURVES_NAME)
+
+
+def require_launcher(environment: Mapping[str, str]) -> None:
+    """Raise `InputError` where `srun` started several processes that know nothing of each other.
+
+    Each would train the whole run, all in one folder. A launcher sets WORLD_SIZE; the script of a batch job is no step.
+    """
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
+    if tasks.isdecimal() and int(tasks) > 1 and not {"WORLD_SIZE", "RANK"} & environment.keys():
+        raise InputError(
+            f"srun started {tasks} processes that are not joined: let it start one launcher on each node, as "
+            "scripts/cluster/slurm.sh does (srun --ntasks-per-node=1 torchrun … scripts/train.py …)"
+        )
+
+
+def processes_started(environment: Mapping[str, str]) -> int:
+    """Return how many processes a launcher or MPI says it started, 0 where none says anything."""
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if environment.get(name, "").isdecimal():
+            return int(environment[name])
+    return 0
+
+
+def begin(
+    output: Path, *, resume: bool, say: Callable[[str], None], on_exit: ExitStack
+) -> tuple[dict[str, Any], list[str]] | None:
+    """Lock `output` until `on_exit`; return the state to resume from and what is wrong with later ones, or None.
+
+    None is a new run. What a killed run left half-written is removed. Errors: `InputError` where another run is in
+    there, where it holds what a new run would overwrite, and where all states are damaged; nothing was changed then.
+    """
+    _require_writable(output)
+    _require_ours(output, resume=resume)
+    on_exit.callback(acquire(output / STATES_FOLDER / LOCK_NAME, what=str(output), say=say).release)
+    _require_ours(output, resume=resume)  # another run may have ended while this one waited
+    found = None
+    if list_states(output):
+        _, state, damaged = latest_state(output)
+        found = state, damaged
+    elif resume:
+        say(f"nothing to resume in {output} yet: beginning")
+    _remove_partial(output)
+    return found
+
+
+def _require_ours(output: Path, *, resume: bool) -> None:
+    """Raise `InputError` where a run may not begin, or go on, in `output` as it is."""
+    if list_states(output):
+        if resume:
+            return
+        raise InputError(f"{output} already exists: continue it with --resume, or choose another --output")
+    if not output.exists():
+        return
+    kept = _kept(output)
+    if kept is None:
+        return
+    if resume:
+        raise InputError(
+            f"nothing to resume: {output} holds {kept}, but {STATES_FOLDER}/ in it no state of a run; choose another "
+            "--output (of several machines, the one of rank 0 keeps the states)"
+        )
+    raise InputError(f"{output} already exists: choose another --output")
+
+
+def _kept(output: Path) -> str | None:
+    """Return the name of something in `output` that is not of a run that ended before its first state.
+
+    Such a run leaves its lock, what it had half written, and whatever its trackers put beside the lock.
+    """
+    begun = (output / STATES_FOLDER / LOCK_NAME).is_file()
+    for path in sorted(output.iterdir()):
+        if path.name == STATES_FOLDER and path.is_dir():
+            if begun or all(_is_partial(inner) for inner in path.iterdir()):
+                continue
+        elif _is_partial(path) or (begun and path.name not in (*FOLDERS, *FILES)):
+            continue
+        return path.name
+    return None
+
+
+def _is_partial(path: Path) -> bool:
+    """Return whether a file or folder is what `folder.replacing` leaves where a run was killed."""
+    match = PARTIAL.fullmatch(path.name)
+    if match is None:
+        return False
+    name = match["name"]
+    return name in (*FILES, *FOLDERS) or re.fullmatch(r"step-\d+\.safetensors", name) is not None
+
+
+def _remove_partial(output: Path) -> None:
+    """Remove what killed runs left half-written: under the lock, no other run is writing."""
+    for folder in (*(output / name for name in FOLDERS), output / STATES_FOLDER):
+        for path in [path for path in folder.iterdir() if _is_partial(path)] if folder.is_dir() else []:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _require_writable(output: Path) -> None:
+    """Raise `InputError` where nothing could be written to `output` after an epoch's work."""
+    try:
+        if output.is_symlink() and not output.exists():
+            raise InputError(f"cannot write to {output}: it is a link to nothing")
+        existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to {output}: {error.strerror or error}") from error
