@@ -152,10 +152,12 @@ def test_a_second_run_is_refused_while_the_first_one_runs(
     assert_same(tmp_path / "alone", tmp_path / "run")
 
 
+SCRIPTS = str(Path(__file__).parents[1] / "scripts")
 SETTINGS = [f"{name}={getattr(SMALL, name)}" for name in ("epochs", "batch_size", "input_size", "workers")]
 # Ends the process where it is, as kill -9 does: at a step before the first state, or within that state's write.
 KILLED = """
 import os, sys, torch
+sys.path.insert(0, sys.argv.pop(1))
 import seresnet_hub.states as states, train
 from seresnet_hub.command_line import run
 moment = sys.argv.pop(1)
@@ -180,7 +182,7 @@ def test_a_run_with_a_tracker_that_is_killed_before_its_first_state(
 ) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     output = tmp_path / "run"
-    command = [sys.executable, "-c", KILLED, moment, "--data", numbers, "--output", str(output), "--tracker",
+    command = [sys.executable, "-c", KILLED, SCRIPTS, moment, "--data", numbers, "--output", str(output), "--tracker",
                "tensorboard", *(["--resume"] if resume else []), "--set", *SETTINGS, "shuffle_window=20"]  # fmt: skip
     assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 9
     left = [path.name for path in output.rglob("*") if path.is_file()]
@@ -262,7 +264,7 @@ def test_an_evaluation_that_was_lost_is_repeated(
         pass
 
     training.train(SMALL, data=numbers, output=tmp_path / "whole")
-    name = "_evaluate" if moment == "evaluation" else "_save"
+    name = "_evaluate" if moment == "evaluation" else "save_run"
     original = getattr(training, name)
     for epoch in (1, 2):
         calls: list[int] = []
