@@ -14,6 +14,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+MODEL = (
+    "a timm name, a model folder (DIR or local-dir:DIR), or a Hub repository (NS/NAME[@rev] or hf-hub:NS/NAME[@rev])"
+)
+
 
 def _stop(*_: object) -> None:
     os.write(2, b"interrupted\n")

@@ -16,9 +16,8 @@ def parser() -> argparse.ArgumentParser:
     parser.usage = "%(prog)s [--topk K] [--fuse] [--json] [MODEL] IMAGE [IMAGE ...]"
     parser.add_argument(
         "images", metavar="[MODEL] IMAGE", nargs="+",
-        help="a timm name, hf-hub:NS/NAME[@rev] or local-dir:DIR "
-        "(default: a small CIFAR-10 network that comes with the package); then picture files, folders of them, "
-        "or - for standard input",
+        help=f"{_start.MODEL} (default: a small CIFAR-10 network that comes with the package); then picture files, "
+        "folders of them, or - for standard input",
     )  # fmt: skip
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="classes to name (default: 5)")
     parser.add_argument("--fuse", action="store_true", help="rewrite the model for inference first")
@@ -27,23 +26,24 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
-    import timm
     import torch
 
     from seresnet_hub.classes import class_names
     from seresnet_hub.errors import InputError
     from seresnet_hub.fusion import fuse
-    from seresnet_hub.hub import load
     from seresnet_hub.images import image_files
     from seresnet_hub.inference import predict
+    from seresnet_hub.loading import load
+    from seresnet_hub.names import is_model_folder, is_model_name
     from seresnet_hub.weights import OWN_WEIGHTS
 
     first, *others = options.images
-    model_is_given = timm.is_model(first.split(".")[0]) or not (first == "-" or Path(first).exists())
-    model_name, given_images = (first, others) if model_is_given else (OWN_WEIGHTS[0].name, options.images)
+    model_name, given_images = (first, others) if is_model_name(first) else (OWN_WEIGHTS[0].name, options.images)
     if not given_images:
-        way_out = f"{first} is no file that exists; after a model, name pictures too"
-        raise InputError(f"there is no picture to look at: {way_out}")
+        raise InputError(f"there is no picture to look at: {first} is taken for a model; name pictures after it")
+    for given in given_images:
+        if is_model_folder(given):
+            raise InputError(f"{given} is a model folder, not a picture: name one model, before the pictures")
     names: list[str] = []
     pictures: list[Path | bytes] = []
     for given in given_images:
@@ -53,6 +53,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     if any(picture == b"" for picture in pictures):
         raise InputError("-: standard input is empty")
     model = load(model_name)
+    default = "" if model_name == first else ", the default, which comes with the package"
+    print(f"model: {model_name}{default} ({model.pretrained_cfg['architecture']}, {model.num_classes} classes)")  # type: ignore[index]
     model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
     results = predict(model, pictures, topk=options.topk)
     known = set(class_names(model) or ())

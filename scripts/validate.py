@@ -12,7 +12,7 @@ from typing import Any
 
 def parser() -> argparse.ArgumentParser:
     parser = _start.command(__doc__)
-    parser.add_argument("model", metavar="MODEL", help="a timm name, hf-hub:NS/NAME[@rev] or local-dir:DIR")
+    parser.add_argument("model", metavar="MODEL", help=_start.MODEL)
     parser.add_argument("--data", required=True, metavar="DIR_OR_HUB_ID", help="data set with images and labels")
     parser.add_argument("--split", metavar="S", help="its split (default: validation, else test)")
     parser.add_argument("--label-column", metavar="NAME", help="its labels: class numbers, or lists of them")
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         write_report,
     )
     from seresnet_hub.fusion import fuse
-    from seresnet_hub.hub import load
+    from seresnet_hub.loading import load
 
     if options.report is not None:
         require_report(options.report)

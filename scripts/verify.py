@@ -14,7 +14,7 @@ from typing import Any
 
 def parser() -> argparse.ArgumentParser:
     parser = _start.command(__doc__)
-    parser.add_argument("model", metavar="MODEL", help="NS/NAME[@rev], hf-hub:NS/NAME[@rev] or local-dir:DIR")
+    parser.add_argument("model", metavar="MODEL", help=_start.MODEL)
     return parser
 
 

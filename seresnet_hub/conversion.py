@@ -65,6 +65,7 @@ from seresnet_hub.models import list_models
 from seresnet_hub.references import LAYOUTS, Outputs, Reference
 from seresnet_hub.sizes import Sizes, sizes_of
 from seresnet_hub.sources import Preprocessing, Renamed, Settings, Source, differences, find_source, rename, unwrapped
+from seresnet_hub.strict import FACTORY_ARGUMENTS
 from seresnet_hub.weights import WEIGHTS, Weights
 
 # Two networks that do the same additions in another order differ by rounding; anything structural differs by far more.
@@ -73,11 +74,6 @@ MAX_CLASSES = 10**6
 UNLISTED = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
 # What timm and this project call the weights beside a `config.json`, old and new.
 FOLDER_SUFFIXES = (".safetensors", ".bin")
-# Arguments of `timm.create_model` itself; one of them makes it open another file.
-FACTORY_ARGUMENTS = frozenset(
-    {"cache_dir", "checkpoint_path", "exportable", "model_name", "no_jit", "pretrained", "pretrained_cfg"}
-    | {"pretrained_cfg_overlay", "scriptable"}
-)
 HEAD_NAMES = ("fc", "last_linear")
 FRESH_SEED = 0
 DOWNLOAD_CHUNK = 2**20
@@ -160,7 +156,8 @@ def convert(
     if kind.settings is None and model is None and said is None and published is None:
         settings = replace(settings, assumed=ASSUMED_PLAIN)
     plan = _planned(kind, raw, checkpoint, said, model=model, num_classes=num_classes)
-    sizes = sizes_of(plan.network, plan.network.pretrained_cfg["input_size"])  # type: ignore[arg-type, index]
+    _, *sides = plan.network.pretrained_cfg["input_size"]  # type: ignore[index]
+    sizes = sizes_of(plan.network, (plan.model_args.get("in_chans", 3), *sides))
     network = _network(plan)
     _check_statistics(plan.tensors)
     licence = licence_of(license, kind, known, published, sibling, origin.address)

@@ -12,12 +12,17 @@ import torch
 PACKAGES = ("torch", "timm", "accelerate", "datasets", "huggingface_hub", "safetensors")
 
 
+def version() -> str:
+    """Return this package's version, `0+unknown` where it runs from a tree that is not installed."""
+    try:
+        return metadata.version("seresnet-hub")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
 def package_version() -> str:
     """Return this package's name and version, `seresnet-hub` alone where it runs from a tree that is not installed."""
-    try:
-        return f"seresnet-hub {metadata.version('seresnet-hub')}"
-    except metadata.PackageNotFoundError:
-        return "seresnet-hub"
+    return "seresnet-hub" if version() == "0+unknown" else f"seresnet-hub {version()}"
 
 
 def code_commit() -> str:

@@ -147,7 +147,11 @@ def timm_config(
         finally:
             model.pretrained_cfg = original
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return config
+    # timm reads the number of classes above, and transformers passes it beside `model_args`: there twice is an error.
+    config.get("model_args", {}).pop("num_classes", None)
+    if label_names is None and "label_names" in config["pretrained_cfg"]:  # where transformers does not look
+        config["label_names"] = config["pretrained_cfg"].pop("label_names")
+    return config
 
 
 def _sort_metadata(path: Path) -> None:

@@ -118,8 +118,9 @@ def fuse(model: nn.Module) -> nn.Module:
     result's `fusion`, a tuple of `BlockFusion`. Sums are folded in float64 and rounded once to the model's precision.
     The result is in channels_last, where the last convolution is a matrix product; it takes images of either layout.
     The result keeps `forward_features`, `forward_head`, `num_classes` and `pretrained_cfg`; its weights are frozen and
-    have names of their own. Errors: `InputError` where the model has no block of a ResNet, has no weights, or is fused
-    or compiled already.
+    have names of their own. It is for inference: nothing in it makes gradients unless the images do, so call
+    `images.requires_grad_()` first for class activation maps (Grad-CAM). Errors: `InputError` where the model has no
+    block of a ResNet, has no weights, or is fused or compiled already.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"fuse takes a model, not {model!r}: create it first")

@@ -13,21 +13,25 @@ from torch import nn
 from seresnet_hub.classes import class_names
 from seresnet_hub.errors import InputError
 from seresnet_hub.images import Transform, model_transform, normalize, read_image
-from seresnet_hub.models import create, eval_mode
+from seresnet_hub.loading import load
+from seresnet_hub.models import eval_mode
 
 BATCH_SIZE = 32
 
 Picture = str | Path | bytes | Image.Image
 
 
-def predict(model: nn.Module | str, images: Picture | Sequence[Picture], topk: int = 5) -> list[list[dict[str, Any]]]:
+def predict(
+    model: nn.Module | str | Path, images: Picture | Sequence[Picture], topk: int = 5
+) -> list[list[dict[str, Any]]]:
     """Return the `topk` most probable classes of each image, best first, as `{index, name, score}`.
 
-    `images` is one picture or a list of them (path, encoded bytes, or Pillow image); scores are softmax probabilities
-    in [0, 1]. Works in batches on the model's device, in eval mode, with the model's own preprocessing. Errors:
-    `InputError` where a picture cannot be read, or the model has no classifier.
+    `model` is a model or a name that `load` takes; `images` one picture or a list of them (path, encoded bytes, or
+    Pillow image); scores are softmax probabilities in [0, 1]. Works in batches on the model's device, in eval mode,
+    with the model's own preprocessing. Errors: `InputError` where a picture cannot be read, the model has no
+    classifier, or its name cannot be loaded.
     """
-    model = create(model) if isinstance(model, str) else model
+    model = load(model) if isinstance(model, (str, Path)) else model
     if topk < 1:
         raise InputError(f"topk={topk}: must be at least 1")
     if not getattr(model, "num_classes", 0):
@@ -51,14 +55,15 @@ def predict(model: nn.Module | str, images: Picture | Sequence[Picture], topk: i
 
 
 def extract_features(
-    model: nn.Module | str, images: Picture | Sequence[Picture], stage: int | None = None
+    model: nn.Module | str | Path, images: Picture | Sequence[Picture], stage: int | None = None
 ) -> torch.Tensor:
     """Return pooled features `(batch, channels)`, or with `stage` the map `(batch, channels, height, width)`.
 
     Stages count as in timm's `feature_info`: 0 is the stem, then one for each stage; negative ones count from the end.
-    The result is on the model's device. Errors: `InputError` as for `predict`, and where there is no such stage.
+    `model` is a model or a name that `load` takes. The result is on the model's device. Errors: `InputError` as for
+    `predict`, and where there is no such stage.
     """
-    model = create(model) if isinstance(model, str) else model
+    model = load(model) if isinstance(model, (str, Path)) else model
     if stage is None:
 
         def forward(x: torch.Tensor) -> torch.Tensor:

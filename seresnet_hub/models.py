@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -18,6 +20,7 @@ from torch import nn
 from seresnet_hub import blocks
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import CONFIG_NAME, FACTS_KEY, read_json
+from seresnet_hub.names import parse_name
 from seresnet_hub.pretrained import VerifiedFile
 from seresnet_hub.registry import add_entrypoint, add_tag
 from seresnet_hub.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant
@@ -197,9 +200,14 @@ for _own_weights in OWN_WEIGHTS:
     add_tag(_own_weights.architecture, _own_weights.tag, _own_cfg(_own_weights))
 
 
-def list_models() -> list[str]:
-    """Return the names of the architectures that this package adds to timm."""
-    return [*(variant.name for variant in CIFAR_VARIANTS), *(variant.name for variant in PAPER_VARIANTS)]
+def list_models(filter: str | Sequence[str] = "") -> list[str]:
+    """Return the names of the architectures that this package adds to timm, in the order of its tables.
+
+    `filter` is a wildcard pattern, or several of which one has to match, as in `timm.list_models`; "" is all of them.
+    """
+    names = [*(variant.name for variant in CIFAR_VARIANTS), *(variant.name for variant in PAPER_VARIANTS)]
+    patterns = [filter] if isinstance(filter, str) else list(filter)
+    return [name for name in names if not any(patterns) or any(fnmatch(name, pattern) for pattern in patterns)]
 
 
 @contextmanager
@@ -214,24 +222,15 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def resolve_name(name: str) -> str:
-    """Return timm's name for `name`: mmpretrain's model names become `architecture.tag`, others stay as they are."""
-    return next((weights.name for weights in WEIGHTS if weights.source_name == name), name)
+def create(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
+    """Create the model that `name` means with timm, in eval mode, its weights as timm takes them: `load` checks them.
 
-
-def create(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
-    """Create the model that `name` means, in eval mode.
-
-    `name` is a timm name, `hf-hub:NS/NAME[@rev]`, `local-dir:DIR`, or mmpretrain's name of weights that this package
-    has. Errors: `InputError` where there is no such model, folder or repository, or its files cannot be loaded.
+    `name` is what `load` takes. Errors: `InputError` where there is no such model, folder or repository, or its files
+    cannot be loaded.
     """
+    meant = parse_name(name)
     try:
-        model: nn.Module = timm.create_model(resolve_name(name), pretrained=pretrained, **kwargs)
+        model: nn.Module = timm.create_model(meant.name, pretrained=pretrained, **kwargs)
     except Exception as error:  # timm, safetensors, torch and huggingface_hub each raise their own
-        raise InputError(f"cannot create model {name!r}: {error or type(error).__name__}") from error
+        raise InputError(f"cannot create model {str(name)!r}: {error or type(error).__name__}") from error
     return model.eval()
-
-
-def get_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Create a model under mmpretrain's call: its names or timm's, random weights unless `pretrained`."""
-    return create(name, pretrained=pretrained, **kwargs)

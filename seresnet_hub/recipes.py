@@ -26,7 +26,7 @@ class Recipe:
     batch, and an epoch has as many fewer of them. `mixup` and `cutmix` are the alphas of their Beta distributions,
     `erasing` is a probability.
 
-    `weights` is where to start: a timm name with a tag, `hf-hub:NS/NAME` or `local-dir:DIR`; none is a random start.
+    `weights` is where to start: a timm name with a tag, `NS/NAME` or a model folder; none is a random start.
     The classifier is new where the classes are not as many, with `new_head` always. `freeze` is the last part of the
     model, counted from the image, that stays as it is: neither weights nor statistics change, norms use the latter.
     The learning rate of what is not the classifier is multiplied by `backbone_lr_factor`. `bn_momentum` is the weight

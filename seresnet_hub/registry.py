@@ -37,6 +37,7 @@ def _require_known_registry() -> None:
 def add_tag(architecture: str, tag: str, cfg: PretrainedCfg) -> None:
     """Add a pretrained tag to an architecture that timm owns; it becomes the default only where timm has no weights.
 
+    Of the tags that this package adds, that is `seresnet101.mm_in1k` alone: `seresnet101` means these weights then.
     Does nothing where the tag is there already. Errors: `ImportError` where timm's registry is not as expected.
     """
     _require_known_registry()

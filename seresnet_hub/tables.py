@@ -27,6 +27,8 @@ MIGRATION: tuple[tuple[str, str, str], ...] = (
     ("`get_model('seresnet50_8xb32_in1k', pretrained=True)`",
      "`timm.create_model('seresnet50.mm_in1k', pretrained=True)` after `import seresnet_hub`, or "
      "`seresnet_hub.get_model('seresnet50_8xb32_in1k', pretrained=True)`", "same weights, same logits, in eval mode"),
+    ("`get_model(NAME, pretrained='my.pth')`", "`seresnet_hub.convert('my.pth', DIR)`, then `seresnet_hub.load(DIR)`",
+     "a path for `pretrained` is refused"),
     ("`inference_model(model, image)`", "`seresnet_hub.inference_model(model, image)`",
      "`pred_label`, `pred_score`, `pred_class`; no `pred_scores` array: use `predict(…, topk=1000)`"),
     ("`model.extract_feat(inputs, stage='neck')`", "`seresnet_hub.extract_features(model, image)`",

@@ -43,9 +43,10 @@ from seresnet_hub.errors import InputError, LostProcessError
 from seresnet_hub.evaluation import Accuracy, evaluate
 from seresnet_hub.folder import OTHER_WEIGHTS_FACTS
 from seresnet_hub.history import Row, add_row, is_best, is_due, is_measured
-from seresnet_hub.hub import load, origin_of
 from seresnet_hub.images import seed_from
-from seresnet_hub.models import create, resolve_name
+from seresnet_hub.loading import load, origin_of
+from seresnet_hub.models import create
+from seresnet_hub.names import resolve_name
 from seresnet_hub.plan import Plan
 from seresnet_hub.recipes import Recipe
 from seresnet_hub.splits import open_splits, require_same_shards

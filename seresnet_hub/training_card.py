@@ -18,7 +18,7 @@ from seresnet_hub.environment import code_commit, hardware, package_version, ver
 from seresnet_hub.evaluation import Accuracy
 from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, fill_folder, replacing, timm_config, write_model
 from seresnet_hub.history import Row, write_summary
-from seresnet_hub.hub import Origin
+from seresnet_hub.loading import Origin
 from seresnet_hub.models import list_models
 from seresnet_hub.pictures import draw_curves
 from seresnet_hub.recipes import RECIPES, Recipe

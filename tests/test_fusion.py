@@ -264,6 +264,23 @@ def test_the_model_is_not_changed() -> None:
     assert own.isdisjoint(parameter.data_ptr() for parameter in fused.parameters())
 
 
+def test_gradients_of_maps_are_timms_where_the_images_take_some() -> None:
+    """As for class activation maps (Grad-CAM); the weights are frozen, so nothing else makes a gradient."""
+    torch.manual_seed(0)
+    model = timm.create_model("seresnet50", zero_init_last=False).eval()
+    gradients = []
+    for network in (model.double(), fuse(model.double())):
+        maps: list[torch.Tensor] = []
+        hook = network.layer2.register_forward_hook(lambda _layer, _inputs, output, maps=maps: maps.append(output))
+        images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        logits = network(images.requires_grad_())
+        hook.remove()
+        gradients.append(torch.autograd.grad(logits[0, 3], maps[0])[0])
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12 * float(gradients[0].abs().max()))
+    assert not fuse(model)(images.detach()).requires_grad
+
+
 def test_what_scripts_use_is_kept(photo: object) -> None:
     model = network("seresnet50", layers=(1, 1, 1, 1), num_classes=12).float()
     fused = fuse(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ FLOORS = [
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
         *("sizes", "environment", "pictures", "classes", "markdown", "snippets", "locks", "history"),
     },
-    {"pretrained", "states", "digits", "decoding", "architectures", "cards", "hub_client", "fusion"},
-    {"models", "splits", "conversion_facts", "starting"},
-    {"data"},
+    {"pretrained", "states", "digits", "decoding", "architectures", "cards", "hub_client", "fusion", "names"},
+    {"models", "splits", "conversion_facts", "starting", "snapshots", "strict"},
+    {"data", "loading"},
     {"device"},
     {"inference", "evaluation", "conversion", "hub"},
     {"training_card", "mmpretrain", "tables"},
@@ -65,3 +66,26 @@ def test_importing_the_package_loads_no_training_stack() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_editors_see_every_public_name() -> None:
+    """A name that is loaded late is declared for type checkers, and `py.typed` tells them to look."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    declared = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("seresnet_hub.")
+        for alias in node.names
+    }
+    assert set(seresnet_hub.__all__) - {"__version__"} <= declared
+    late = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    for node in (inner for block in late for inner in block.body if isinstance(inner, ast.ImportFrom)):
+        for alias in node.names:
+            assert seresnet_hub._LATE[alias.name] == node.module
+            assert getattr(seresnet_hub, alias.name) is getattr(import_module(node.module or ""), alias.name)
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_the_version_is_the_one_that_is_installed() -> None:
+    assert seresnet_hub.__version__ in (metadata.version("seresnet-hub"), "0+unknown")
+    assert seresnet_hub.get_recipe("digits") == seresnet_hub.Recipe(**vars(seresnet_hub.get_recipe("digits")))

@@ -33,6 +33,7 @@ from hub_server import (
     Truncate,
 )
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import seresnet_hub
@@ -423,6 +424,49 @@ def test_a_model_comes_back_as_it_was(hub: HubServer, published: torch.nn.Module
     assert model.pretrained_cfg["hf_hub_id"] == REPO
     assert room.load(name, num_classes=9).fc.out_features == 9
     assert not asked_for_pickles(hub)
+
+
+def test_a_folder_that_exists_is_never_asked_of_the_hub(
+    hub: HubServer, published: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo: Image.Image
+) -> None:
+    here = write_folder(tmp_path / REPO, seed=5)
+    monkeypatch.chdir(tmp_path)
+    asked = len(hub.requests)
+    assert torch.equal(outputs(room.load(REPO)), outputs(here))
+    assert room.origin_of(REPO).name == "local-dir:model"
+    assert room.verify(REPO)["repo_id"] == f"local-dir:{REPO}"
+    seresnet_hub.predict(REPO, photo)
+    shutil.rmtree(tmp_path / REPO)
+    with pytest.raises(InputError, match=f"there is no such folder; for the Hub's repository write hf-hub:{REPO}"):
+        room.load(REPO)
+    assert len(hub.requests) == asked
+    assert torch.equal(outputs(room.load(f"HF-HUB:{REPO}")), outputs(published))
+
+
+@pytest.mark.parametrize("prefix", ["", "hf-hub:", "HF-HUB:", "Hf_Hub:"])
+def test_every_way_to_a_repository_checks_its_bytes(
+    hub: HubServer, published: torch.nn.Module, photo: Image.Image, prefix: str
+) -> None:
+    hub.fault("GET", "/cdn/", FlipByte(-5), times=None)
+    calls = (
+        room.load,
+        lambda name: seresnet_hub.predict(name, photo),
+        lambda name: seresnet_hub.extract_features(name, photo),
+        lambda name: seresnet_hub.inference_model(name, photo),
+        lambda name: seresnet_hub.get_model(name, pretrained=True),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match=r"model.safetensors of someone/model arrive with other bytes"):
+            call(prefix + REPO)
+
+
+def test_a_repository_whose_config_contradicts_its_file_is_refused(hub: HubServer, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_classes": 5}))
+    hub.create("model", REPO, {name: folder / name for name in ("model.safetensors", "config.json")})
+    with pytest.raises(InputError, match=f"hf-hub:{REPO} has not the tensors .*'fc.weight' has the shape"):
+        room.load(REPO)
+    assert not room.verify(REPO)["ok"]
 
 
 def test_a_revision_is_what_it_says(hub: HubServer, published: torch.nn.Module, tmp_path: Path) -> None:

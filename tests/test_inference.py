@@ -16,6 +16,7 @@ from torch import nn
 import seresnet_hub
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference import BATCH_SIZE, class_names, extract_features, predict
+from seresnet_hub.weights import OWN_WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,15 @@ def test_the_public_names_are_these() -> None:
     assert seresnet_hub.extract_features is extract_features
     assert list(inspect.signature(predict).parameters) == ["model", "images", "topk"]
     assert list(inspect.signature(extract_features).parameters) == ["model", "images", "stage"]
+
+
+def test_a_model_may_be_given_by_its_name(photo: Image.Image) -> None:
+    """Names go the way of `load`; `test_strict.py` and `test_hub.py` say what it refuses."""
+    own = OWN_WEIGHTS[0]
+    loaded = timm.create_model(own.name, pretrained=True).eval()
+    for name in (own.name, own.folder, str(own.folder), f"local-dir:{own.folder}"):
+        assert predict(name, photo) == predict(loaded, photo)
+        assert torch.equal(extract_features(name, photo), extract_features(loaded, photo))
 
 
 def test_a_damaged_model_is_named(photo: Image.Image) -> None:

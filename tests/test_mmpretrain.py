@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -31,3 +33,17 @@ def test_get_model_takes_both_names() -> None:
     assert not ours.training
     with pytest.raises(InputError, match="cannot create model 'seresnet50_16xb32_in1k'"):
         seresnet_hub.get_model("seresnet50_16xb32_in1k")
+
+
+@pytest.mark.parametrize("pretrained", ["my.pth", "https://example.org/my.pth", Path("my.pth"), None, 1])
+def test_a_checkpoint_is_not_taken_for_yes(pretrained: object) -> None:
+    """mmpretrain loads the file; timm would load its own default weights instead."""
+    with pytest.raises(InputError, match=r"True or False is needed; convert a checkpoint first"):
+        seresnet_hub.get_model("seresnet20_cifar", pretrained=pretrained)
+
+
+def test_get_model_checks_what_it_loads() -> None:
+    own = seresnet_hub.get_model("seresnet20_cifar", pretrained=True)
+    assert own.pretrained_cfg["tag"] == "c10"
+    with pytest.raises(InputError, match="no_such_place: there is no such folder"):
+        seresnet_hub.get_model("local-dir:no_such_place", pretrained=True)

@@ -272,10 +272,14 @@ def test_our_models_are_listed_as_a_module_of_timms() -> None:
     assert trained == {weights.architecture for weights in OWN_WEIGHTS}
 
 
+@pytest.mark.parametrize("filter", ["seresnet*_cifar*", "*164*", "seresnet", ["*_pre", "seresnet50_r*"], "", "none*"])
+def test_our_models_are_filtered_as_timm_filters(filter: str | list[str]) -> None:
+    ours = seresnet_hub.list_models(filter)
+    assert set(ours) == set(timm.list_models(filter)) & set(NAMES)
+    assert ours == [name for name in NAMES if name in ours]
+
+
 def test_mmpretrains_names_are_understood() -> None:
-    assert models.resolve_name("seresnet50_8xb32_in1k") == "seresnet50.mm_in1k"
-    assert models.resolve_name("seresnet101_8xb32_in1k") == "seresnet101.mm_in1k"
-    assert models.resolve_name("resnet18") == "resnet18"
     model = seresnet_hub.get_model("seresnet50_8xb32_in1k")
     assert model.pretrained_cfg["tag"] == "mm_in1k"
 

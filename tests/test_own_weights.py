@@ -72,15 +72,22 @@ def test_pictures_are_named_without_a_network_or_a_model_name(tmp_path: Path, ph
     result = json.loads(done.stdout)
     config = json.loads((OWN_WEIGHTS[0].folder / "config.json").read_text())
     assert result["model"] == OWN_WEIGHTS[0].name
+    said = f"model: {OWN_WEIGHTS[0].name}, the default, which comes with the package (seresnet20_cifar, 10 classes)"
+    assert said in done.stderr
     assert {found["name"] for found in result["predictions"][0]["classes"]} == set(config["label_names"])
 
 
-def test_a_model_without_pictures_is_told_so(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, PREDICT, "nowhere.png"], capture_output=True, text=True, timeout=120, check=False
-    )
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("nowhere.png", "nowhere.png: no such file or folder"),
+        ("seresnet20_cifar", "there is no picture to look at: seresnet20_cifar is taken for a model"),
+    ],
+)
+def test_a_model_without_pictures_is_told_so(argument: str, message: str) -> None:
+    done = subprocess.run([sys.executable, PREDICT, argument], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert "error: there is no picture to look at: nowhere.png is no file that exists" in done.stderr
+    assert f"error: {message}" in done.stderr
 
 
 def test_real_pictures_are_recognised(own: OwnWeights, cifar10_copy: Path) -> None:

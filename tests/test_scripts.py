@@ -97,6 +97,35 @@ def test_predict_prints_its_result(
     assert all(len(p["classes"]) == 2 for p in result["predictions"])
 
 
+def test_predict_says_which_model_answers(
+    trained: Path,
+    tmp_path: Path,
+    photo: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A folder with a model in it is no folder of pictures: another network would name its curves, or 1.png."""
+    monkeypatch.chdir(trained.parent)
+    (tmp_path / "photos").mkdir()
+    photo.save(tmp_path / "photos" / "1.png")
+    code, out, err = call("predict", trained.name, tmp_path / "photos" / "1.png", "--topk", 1, capfd=capfd)
+    assert code == 0, err
+    result = json.loads(out)
+    assert (result["model"], len(result["predictions"])) == (trained.name, 1)
+    assert result["predictions"][0]["classes"][0]["name"] in map(str, range(10))
+    assert f"model: {trained.name} (seresnet20_cifar, 10 classes)" in err
+    code, out, err = call("predict", tmp_path / "photos", capfd=capfd)
+    assert code == 0, err
+    assert json.loads(out)["model"] == "seresnet20_cifar.c10"
+    assert "model: seresnet20_cifar.c10, the default, which comes with the package" in err
+    code, out, err = call("validate", trained.name, "--data", "digits", capfd=capfd)
+    assert code == 0, err
+    assert json.loads(out)["model"] == trained.name
+    code, out, err = call("verify", trained.name, capfd=capfd)
+    assert code == 0, err
+    assert json.loads(out)["ok"]
+
+
 def test_predict_reads_standard_input(trained: Path, photo: Image.Image) -> None:
     command = [sys.executable, str(SCRIPTS / "predict.py"), f"local-dir:{trained}", "-", "--topk", "1"]
     done = subprocess.run(command, input=encode(photo), capture_output=True, timeout=120, check=False)
@@ -127,6 +156,13 @@ def test_predict_reads_standard_input(trained: Path, photo: Image.Image) -> None
         ("predict", ["seresnet20_cifar", "missing.png"], "missing.png: no such file or folder"),
         ("predict", ["local-dir:MODEL", "TEXT"], "notes.txt: not an image"),
         ("predict", ["local-dir:MODEL", "CUT"], "cut.jpg: not a whole image"),
+        ("predict", ["MODEL"], "digits is taken for a model; name pictures after it"),
+        ("predict", ["CUT", "MODEL"], "digits is a model folder, not a picture"),
+        ("predict", ["HALF", "CUT"], "half has no model.safetensors"),
+        ("predict", ["seresnet50.mm_in1k_", "CUT"], "timm has no weights 'seresnet50.mm_in1k_'"),
+        ("validate", ["HALF", "--data", "digits"], "half has no model.safetensors"),
+        ("verify", ["HALF"], "half has no model.safetensors"),
+        ("verify", ["seresnet20_cifar"], "'seresnet20_cifar' has no files to verify: name a repository or a folder"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -135,9 +171,17 @@ def test_bad_input_is_one_line(
 ) -> None:  # fmt: skip
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "cut.jpg").write_bytes(encode(photo.resize((300, 300)), "JPEG")[:1500])
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.json").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
-    places = {"local-dir:MODEL": f"local-dir:{trained}", "TEXT": "notes.txt", "CUT": "cut.jpg"}
+    places = {
+        "local-dir:MODEL": f"local-dir:{trained}",
+        "MODEL": str(trained),
+        "HALF": "half",
+        "TEXT": "notes.txt",
+        "CUT": "cut.jpg",
+    }
     code, out, err = call(name, *(places.get(argument, argument) for argument in arguments), capfd=capfd)
     assert (code, out) == (2, "")
     errors = [line for line in err.splitlines() if line.startswith("error: ")]

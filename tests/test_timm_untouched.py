@@ -1,6 +1,7 @@
-"""Loading the plugin must leave every name, default, config and output of timm as it was, and print nothing.
+"""Loading the plugin must leave every name, config and output of timm as it was, and print nothing.
 
-Two processes, one with the plugin and one without, describe timm's registry; only our additions may differ.
+So must every default, but for `seresnet101`: timm has no weights for it, and ours become its default. Two processes,
+one with the plugin and one without, describe timm's registry; only our additions may differ.
 """
 
 from __future__ import annotations

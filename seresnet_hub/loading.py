@@ -1,0 +1,114 @@
+"""Load models by name, from weights whose every byte was checked: strictly, and never from a pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+from torch import nn
+
+from seresnet_hub.errors import InputError
+from seresnet_hub.folder import (
+    CARD_NAME,
+    CONFIG_NAME,
+    CURVES_NAME,
+    FACTS_KEY,
+    SUMMARY_NAME,
+    WEIGHTS_NAME,
+    read_json,
+    sha256_of,
+)
+from seresnet_hub.hub_client import licence_on_the_hub
+from seresnet_hub.models import create
+from seresnet_hub.names import ModelName, parse_name, require_model_folder
+from seresnet_hub.pretrained import VerifiedFile
+from seresnet_hub.snapshots import Snapshot, sound, take_snapshot
+from seresnet_hub.strict import load_folder, load_weights
+
+REQUIRED_FILES = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME)
+OPTIONAL_FILES = (SUMMARY_NAME, CURVES_NAME)
+
+
+def load(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
+    """Create the model that `name` means, in eval mode, from weights whose every byte was checked, never from a pickle.
+
+    `name` is a timm name, a model folder (`DIR`, `local-dir:DIR`, or a `Path`), `NS/NAME[@rev]` or
+    `hf-hub:NS/NAME[@rev]`, or mmpretrain's name of weights that this package has; where there is a folder NS/NAME, it
+    is meant, and only `hf-hub:` asks the Hub. `kwargs` are timm's. The tensors are exactly those of the network that
+    the config describes: only where `num_classes`, `in_chans` or `features_only` ask for it, timm makes a new
+    classifier, adapts the stem, or leaves the classifier out. Damaged files in the cache are fetched once more. Without
+    a network, what is in the cache is used. Errors: `InputError`.
+    """
+    meant = parse_name(name)
+    if not pretrained:
+        return create(name, pretrained=False, **kwargs)
+    if meant.folder is not None:
+        require_model_folder(meant.folder)
+        for file in unlike_recorded(meant.folder):
+            path = meant.folder / file
+            raise InputError(f"{path} is damaged or was exchanged: {CONFIG_NAME} records another sha256")
+        return load_folder(meant.folder, meant.folder, **kwargs)
+    if meant.repo_id:
+        snapshot = _repository_snapshot(meant)
+        model = load_folder(snapshot.paths[CONFIG_NAME].parent, meant.name, **kwargs)
+        model.pretrained_cfg = {**model.pretrained_cfg, "hf_hub_id": snapshot.repo_id, "source": "hf-hub"}  # type: ignore[dict-item, assignment]
+        return model
+    cfg = timm.get_pretrained_cfg(meant.name) if timm.is_model(meant.name) else None
+    if cfg is None or isinstance(cfg.file, VerifiedFile) or not cfg.has_weights:
+        return create(name, **kwargs)  # ours, which checks itself; or an error that timm words well
+    if not cfg.hf_hub_id:
+        raise InputError(f"the weights of {meant.name} are published as a pickle only ({cfg.url}): convert them first")
+    snapshot = sound(take_snapshot(cfg.hf_hub_id, None, names=(WEIGHTS_NAME,)))
+    return load_weights(meant.name, snapshot.paths[WEIGHTS_NAME], **kwargs)
+
+
+def _repository_snapshot(meant: ModelName) -> Snapshot:
+    return sound(take_snapshot(meant.repo_id, meant.revision, names=(CONFIG_NAME, WEIGHTS_NAME)))
+
+
+class Origin(NamedTuple):
+    """Where weights come from: a name without the folders of this machine, the Hub repository, and the licence.
+
+    `repo_id` is empty where they are not on the Hub, `license` where none is named.
+    """
+
+    name: str
+    repo_id: str
+    license: str
+
+
+def origin_of(name: str | Path) -> Origin:
+    """Return where the weights that `load` takes under this name come from; errors as for `load`."""
+    meant = parse_name(name)
+    if meant.repo_id:
+        config = _repository_snapshot(meant).paths[CONFIG_NAME]
+        license = _licence_in(config) or licence_on_the_hub(meant.repo_id, meant.revision)
+        return Origin(meant.name, meant.repo_id, license)
+    if meant.folder is not None:
+        require_model_folder(meant.folder)
+        return Origin(f"local-dir:{meant.folder.resolve().name}", "", _licence_in(meant.folder / CONFIG_NAME))
+    cfg = timm.get_pretrained_cfg(meant.name) if timm.is_model(meant.name) else None
+    return Origin(meant.name, (cfg.hf_hub_id or "") if cfg else "", (cfg.license or "") if cfg else "")
+
+
+def _licence_in(path: Path) -> str:
+    """Return the licence that a `config.json` names, among our facts or timm's."""
+    config = read_json(path)
+    named = (config.get(key, {}).get("license") for key in (FACTS_KEY, "pretrained_cfg"))
+    return next((str(license) for license in named if license), "")
+
+
+def recorded_hashes(directory: Path) -> dict[str, str]:
+    """Return the sha256 that `config.json` records of the folder's files, by name."""
+    facts = read_json(directory / CONFIG_NAME).get(FACTS_KEY)
+    hashes = facts.get("sha256") if isinstance(facts, dict) else None
+    known = (*REQUIRED_FILES, *OPTIONAL_FILES)
+    return {name: str(hashes[name]) for name in known if name in hashes} if isinstance(hashes, dict) else {}
+
+
+def unlike_recorded(directory: Path) -> Iterator[str]:
+    """Yield the names of the files whose sha256 is not the one that `config.json` records."""
+    hashes = recorded_hashes(directory)
+    return (name for name, expected in hashes.items() if sha256_of(directory / name) != expected)

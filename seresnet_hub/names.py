@@ -1,0 +1,136 @@
+"""Read the name of a model as a person types it: the one place that says which names mean what."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from seresnet_hub.errors import InputError
+from seresnet_hub.folder import CONFIG_NAME, WEIGHTS_NAME
+from seresnet_hub.images import SUFFIXES
+from seresnet_hub.weights import WEIGHTS
+
+HUB, FOLDER = "hf-hub", "local-dir"
+KINDS = (
+    f"a timm name (ARCHITECTURE or ARCHITECTURE.TAG), a model folder ({FOLDER}:DIR, or DIR where it exists), "
+    f"{HUB}:NS/NAME[@REVISION] or NS/NAME[@REVISION]"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelName:
+    """What a name means: a folder, a Hub repository at a revision, or, with neither, timm's `name`.
+
+    `name` is the name as timm takes it, `architecture.tag`, `hf-hub:NS/NAME[@rev]` or `local-dir:DIR`.
+    """
+
+    name: str
+    folder: Path | None = None
+    repo_id: str = ""
+    revision: str | None = None
+
+
+def parse_name(given: str | Path) -> ModelName:
+    """Return what a model's name means; a `Path` is always a folder.
+
+    Prefixes count in any case, as in timm. Without one, mmpretrain's and timm's names come first (`./NAME` is a folder
+    of such a name), then a folder that exists, then the Hub: `hf-hub:` before NS/NAME asks the Hub although there is a
+    folder NS/NAME. Errors: `InputError` where the name can mean nothing, or timm has no such tag.
+    """
+    if isinstance(given, Path):
+        return _folder(str(given))
+    prefix, colon, rest = given.partition(":")
+    kind = prefix.lower().replace("hf_hub", HUB) if colon else ""
+    if kind in (HUB, FOLDER) and not rest:
+        raise InputError(f"model {given!r}: a name is missing after {prefix}:")
+    if kind == FOLDER:
+        return _folder(rest)
+    if kind == HUB:
+        return _repository(rest)
+    timms = _timms_name(given)
+    if timms is not None:
+        return ModelName(name=timms)
+    if os.path.isdir(given):
+        return _folder(given)
+    if "://" in given:
+        raise InputError(f"model {given!r} is an address: a model is {KINDS}; convert a checkpoint first")
+    if given.startswith((".", "~", os.sep)) or given.count("/") > 1 or given.endswith("/"):
+        return _folder(given)
+    if "/" in given:
+        if os.path.isdir(given.partition("/")[0]):  # rather a folder misspelt than a repository
+            raise InputError(f"{given}: there is no such folder; for the Hub's repository write {HUB}:{given}")
+        return _repository(given)
+    return ModelName(name=given)  # unknown: timm says so
+
+
+def resolve_name(name: str) -> str:
+    """Return timm's name for `name`: mmpretrain's model names become `architecture.tag`, others stay as they are."""
+    return next((weights.name for weights in WEIGHTS if weights.source_name == name), name)
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Return whether the folder is meant for a model: it has the weights or the config of one."""
+    return any(os.path.isfile(os.path.join(path, name)) for name in (CONFIG_NAME, WEIGHTS_NAME))
+
+
+def is_model_name(given: str) -> bool:
+    """Return whether an argument names a model where it may as well be a picture or a folder of pictures.
+
+    Of what exists, folders with a model's files do, and what has the name of a model of timm's; of what does not, all
+    but the names of picture files.
+    """
+    prefix, colon, _ = given.partition(":")
+    if given == "-":  # standard input
+        return False
+    if colon and prefix.lower() in (HUB, "hf_hub", FOLDER):
+        return True
+    if os.path.isdir(given):
+        return is_model_folder(given) or timm.is_model(resolve_name(given).partition(".")[0])
+    return not (os.path.exists(given) or Path(given).suffix.lower() in SUFFIXES)
+
+
+def require_model_folder(directory: Path) -> None:
+    """Raise `InputError` where the folder is missing, or lacks one of the two files that make a model."""
+    if not directory.is_dir():
+        raise InputError(f"{directory}: there is no such folder")
+    if not (directory / WEIGHTS_NAME).is_file():
+        raise InputError(f"{directory} has no {WEIGHTS_NAME}, and pickles are not loaded: convert them first")
+    if not (directory / CONFIG_NAME).is_file():
+        raise InputError(f"{directory} has no {CONFIG_NAME}, which says what network its {WEIGHTS_NAME} belongs to")
+
+
+def _folder(path: str) -> ModelName:
+    return ModelName(name=f"{FOLDER}:{path}", folder=Path(path))
+
+
+def _repository(given: str) -> ModelName:
+    repo_id, _, revision = given.partition("@")
+    check_repo_id(repo_id)
+    return ModelName(name=f"{HUB}:{given}", repo_id=repo_id, revision=revision or None)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise `InputError` unless the text is `NAMESPACE/NAME` as the Hub allows it."""
+    try:
+        validate_repo_id(repo_id)
+        if repo_id.count("/") != 1:
+            raise HFValidationError("it must be NAMESPACE/NAME")
+    except HFValidationError as error:
+        raise InputError(f"{repo_id!r} is no name of a repository: {error}") from error
+
+
+def _timms_name(given: str) -> str | None:
+    """Return timm's name where `given` is one, or mmpretrain's; errors where only the architecture is known."""
+    name = resolve_name(given)
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        return None
+    known = list(timm.models.get_arch_pretrained_cfgs(architecture))
+    if tag and known and name not in known:
+        raise InputError(f"timm has no weights {name!r}; of {architecture} it has {', '.join(known)}")
+    return name

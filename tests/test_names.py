@@ -1,0 +1,109 @@
+"""One name must mean one model everywhere, whatever its prefix's case, and a folder that exists is never the Hub's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import seresnet_hub
+from seresnet_hub.errors import InputError
+from seresnet_hub.names import ModelName, is_model_name, parse_name
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with a model folder, one of pictures, one called like a model of timm's, and a picture."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/digits", "photos/cats", "resnet18", "deep/er/down"):
+        Path(folder).mkdir(parents=True)
+    for file in ("runs/digits/config.json", "runs/digits/model.safetensors", "photos/cats/1.png", "resnet34.png"):
+        Path(file).write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "folder", "repo_id", "revision"),
+    [
+        ("seresnet50", "seresnet50", None, "", None),
+        ("seresnet50.ra2_in1k", "seresnet50.ra2_in1k", None, "", None),
+        ("seresnet50.mm_in1k", "seresnet50.mm_in1k", None, "", None),
+        ("seresnet20_cifar.untrained", "seresnet20_cifar.untrained", None, "", None),
+        ("seresnet50_8xb32_in1k", "seresnet50.mm_in1k", None, "", None),
+        ("runs/digits", "local-dir:runs/digits", "runs/digits", "", None),
+        ("runs/digits/", "local-dir:runs/digits/", "runs/digits", "", None),
+        ("./runs/digits", "local-dir:./runs/digits", "runs/digits", "", None),
+        ("deep/er/down", "local-dir:deep/er/down", "deep/er/down", "", None),
+        (Path("runs/digits"), "local-dir:runs/digits", "runs/digits", "", None),
+        (Path("nowhere"), "local-dir:nowhere", "nowhere", "", None),
+        ("local-dir:runs/digits", "local-dir:runs/digits", "runs/digits", "", None),
+        ("LOCAL-DIR:runs/digits", "local-dir:runs/digits", "runs/digits", "", None),
+        ("Local-Dir:no:where@x", "local-dir:no:where@x", "no:where@x", "", None),
+        ("./nowhere", "local-dir:./nowhere", "nowhere", "", None),
+        ("/no/where", "local-dir:/no/where", "/no/where", "", None),
+        ("resnet18", "resnet18", None, "", None),  # timm's name before a folder's
+        ("./resnet18", "local-dir:./resnet18", "resnet18", "", None),
+        ("hf-hub:runs/digits", "hf-hub:runs/digits", None, "runs/digits", None),
+        ("HF-HUB:someone/model@v1", "hf-hub:someone/model@v1", None, "someone/model", "v1"),
+        ("Hf_Hub:someone/model", "hf-hub:someone/model", None, "someone/model", None),
+        ("hf_hub:someone/model", "hf-hub:someone/model", None, "someone/model", None),
+        ("someone/model", "hf-hub:someone/model", None, "someone/model", None),
+        ("someone/model@refs/pr/1", "local-dir:someone/model@refs/pr/1", "someone/model@refs/pr/1", "", None),
+        ("hf-hub:someone/model@refs/pr/1", "hf-hub:someone/model@refs/pr/1", None, "someone/model", "refs/pr/1"),
+    ],
+)
+def test_a_name_means_one_thing(
+    given: str | Path, name: str, folder: str | None, repo_id: str, revision: str | None
+) -> None:
+    found = parse_name(given)
+    expected_folder = None if folder is None else Path(folder)
+    assert found == ModelName(name=name, folder=expected_folder, repo_id=repo_id, revision=revision)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "seresnet50.mm_in1k_",
+            r"timm has no weights 'seresnet50.mm_in1k_'; of seresnet50 it has .*seresnet50.mm_in1k",
+        ),
+        ("seresnet20_cifar.c10@x", r"timm has no weights 'seresnet20_cifar.c10@x'; .* has .*seresnet20_cifar.c10"),
+        ("runs/digitz", "runs/digitz: there is no such folder; for the Hub's repository write hf-hub:runs/digitz"),
+        ("hf-hub:", "a name is missing after hf-hub:"),
+        ("LOCAL-DIR:", "a name is missing after LOCAL-DIR:"),
+        ("hf-hub:someone", "'someone' is no name of a repository"),
+        ("a b/c", "'a b/c' is no name of a repository"),
+        ("https://example.org/a.pth", "is an address"),
+        ("nothing9000", "cannot create model 'nothing9000': Unknown model"),
+        ("local-dir:nowhere", "nowhere: there is no such folder"),
+        ("photos/cats", "photos/cats has no model.safetensors"),
+        ("a" * 300, "cannot create model 'a+': Unknown model"),
+        ("a\0b", "cannot create model 'a.*b': Unknown model"),
+    ],
+)
+def test_what_can_mean_nothing_is_one_line(given: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        seresnet_hub.load(given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "is_model"),
+    [
+        ("runs/digits", True),
+        ("./runs/digits", True),
+        ("photos/cats", False),
+        ("photos/cats/1.png", False),
+        ("resnet34.png", False),  # not the weights "png" of a ResNet-34
+        ("missing.JPG", False),
+        ("-", False),
+        ("resnet18", True),
+        ("./resnet18", False),
+        ("seresnet50_8xb32_in1k", True),
+        ("seresnet9000", True),  # an error that says so
+        ("someone/model", True),
+        ("HF-HUB:someone/model", True),
+        ("local-dir:nowhere", True),
+    ],
+)
+def test_models_are_told_from_pictures(given: str, is_model: bool) -> None:
+    assert is_model_name(given) is is_model
