@@ -43,18 +43,21 @@ from tqdm import tqdm
 
 from seresnet_hub.blocks import use_training_blocks
 from seresnet_hub.cards import card_of, render
+from seresnet_hub.chance import Chance, chance_of
 from seresnet_hub.data import EMBEDDED, Split, epoch_plan, loader
 from seresnet_hub.device import Mixer, finish, on_device
 from seresnet_hub.environment import code_commit, hardware, package_version, versions
 from seresnet_hub.errors import InputError, LostProcessError
 from seresnet_hub.evaluation import Accuracy, evaluate
+from seresnet_hub.finetuning import resolved, start_of
 from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, fill_folder, replacing, timm_config, write_model
+from seresnet_hub.held_out import RECORD_KEY, record_of
 from seresnet_hub.hub import Origin, load, origin_of
 from seresnet_hub.images import seed_from
 from seresnet_hub.models import create, list_models, resolve_name
 from seresnet_hub.pictures import draw_curves
 from seresnet_hub.plan import Plan
-from seresnet_hub.recipes import RECIPES, Recipe
+from seresnet_hub.recipes import AUTO, RECIPES, Recipe
 from seresnet_hub.sizes import sizes_of
 from seresnet_hub.splits import open_splits, require_same_shards
 from seresnet_hub.states import STATES_FOLDER, latest_state, list_states, load_optimizer, save_state
@@ -125,7 +128,7 @@ def train(
         raise InputError(f"recipe {recipe.name!r} has no data set of its own: name one with --data")
     if max_steps is not None and max_steps < 1:
         raise InputError(f"max_steps={max_steps}: must be at least 1")
-    if not timm.is_model(resolve_name(recipe.model).split(".")[0]):
+    if recipe.model is not AUTO and not timm.is_model(resolve_name(recipe.model).split(".")[0]):
         raise InputError(f"recipe {recipe.name!r}: timm knows no model {recipe.model!r}")
     for name in trackers:
         if name not in {str(tracker) for tracker in get_available_trackers()}:
@@ -159,18 +162,24 @@ def train(
             "warning: the launcher was asked for more processes but started only this one; "
             "on CPUs start them with: accelerate launch --multi_gpu --num_processes N scripts/train.py"
         )
-    if recipe.batch_size < world_size:
-        raise InputError(f"batch_size={recipe.batch_size} cannot be shared by {world_size} processes")
     if recipe.sync_bn and accelerator.device.type != "cuda":
         raise InputError("sync_bn=True: torch has it for CUDA devices only")
     saved = _from_main(accelerator, lambda: _begun(output, resume=resume))
 
     # ------------------------------------------------------------------ data
+    with accelerator.main_process_first():
+        beginning = start_of(recipe)
     with _main_first(accelerator):  # where a format does not say its number of rows, this reads all of it
         train_split, eval_split = open_splits(
             source, recipe.train_split, recipe.eval_split, holdout=recipe.holdout, seed=recipe.seed
         )
     num_classes = _num_classes(recipe, train_split)
+    unresolved = recipe
+    recipe, chosen = resolved(recipe, beginning, images=train_split.rows)
+    if chosen:
+        say(chosen)
+    if recipe.batch_size < world_size:
+        raise InputError(f"batch_size={recipe.batch_size} cannot be shared by {world_size} processes")
     plan = epoch_plan(train_split, recipe, seed=recipe.seed, epoch=0)
     steps_per_epoch = plan.steps
     if steps_per_epoch == 0:
@@ -183,6 +192,7 @@ def train(
         f"{train_split.rows:,} training and {eval_split.rows:,} {eval_split.name} images of {num_classes} classes, "
         f"{steps_per_epoch} steps an epoch, {last_step:,} steps"
     )
+    chance = chance_of(eval_split)
 
     # ------------------------------------------------------------------ model
     torch.manual_seed(recipe.seed)  # the same start on every process
@@ -380,7 +390,7 @@ def train(
                 for folder in (last, best) if is_best else (last,):
                     facts = _facts(
                         recipe, source, its_accuracy, split=eval_split, origin=origin, step=step, seen=seen,
-                        world_size=world_size, kind=folder.name if folder != output else "",
+                        world_size=world_size, kind=folder.name if folder != output else "", asked=unresolved, chance=chance,
                     )  # fmt: skip
                     _save(folder, weights, train_split.class_names, facts, history)
             save()
@@ -389,6 +399,8 @@ def train(
     if accuracy is None and not stopped:  # a finished run was resumed
         accuracy = _evaluate(measured, eval_split, recipe, accelerator)
     accelerator.end_training()
+    if chance is not None and accuracy is not None and step == total_steps and (doubt := chance.doubt(accuracy.top1)):
+        say(f"warning: there is no evidence that the model learnt anything: {doubt}")
     if stopped:
         say(f"stopped by {interruption.name or 'a signal to another process'} at step {step:,}: go on with --resume")
     return {
@@ -716,6 +728,8 @@ def _num_classes(recipe: Recipe, split: Split) -> int:
     number = recipe.num_classes or named
     if not number:
         raise InputError(f"{split.source} does not say how many classes it has: add --set num_classes=N")
+    if number == 1:
+        raise InputError(f"{split.source} has one class only: a classifier needs two or more")
     return number
 
 
@@ -845,21 +859,23 @@ KINDS = {
 
 def _facts(
     recipe: Recipe, source: str, accuracy: Accuracy, *, split: Split, origin: Origin | None, step: int, seen: int,
-    world_size: int, kind: str = "",
+    world_size: int, asked: Recipe, kind: str = "", chance: Chance | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what the card and `config.json` say of these weights."""
+    """Return what the card and `config.json` say of these weights; `asked` is the recipe before it was resolved."""
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
     data = source if is_hub_id or source == EMBEDDED else Path(source).name  # a machine's folders are its owner's
     notes, begun = [], ""
     if origin is not None:
         begun = f" from `{origin.name}`"
-        recipe = dataclasses.replace(recipe, weights=origin.name)
+        recipe, asked = (dataclasses.replace(one, weights=origin.name) for one in (recipe, asked))
     if split.kept is not None:
         notes.append(
             f"Its accuracy was measured on {split.rows:,} images held out from the same collection it was trained on "
             f"({100 * recipe.holdout:g} % of each class); pictures from elsewhere may fare worse."
         )
-    command, commit = _command(recipe, data if source != RECIPES.get(recipe.name, recipe).data else None), code_commit()
+    if chance is not None and (doubt := chance.doubt(accuracy.top1)):
+        notes.append(f"There is no evidence that it learnt anything: {doubt}.")
+    command, commit = _command(asked, data if source != RECIPES.get(recipe.name, recipe).data else None), code_commit()
     fields = dataclasses.asdict(recipe)
     return {
         "title": f"{recipe.model}, trained on {data}",
@@ -868,6 +884,7 @@ def _facts(
         "license": recipe.license or (origin.license if origin else "apache-2.0"),
         "base_model": origin.repo_id if origin else "",
         "notes": notes,
+        **({RECORD_KEY: record_of(split, share=recipe.holdout, seed=recipe.seed)} if split.kept is not None else {}),
         "datasets": [source] if is_hub_id else [],
         "results": [{
             "dataset": data, "dataset_id": source if is_hub_id else "", "split": split.name,
