@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from seresnet_hub.command_line import run
-from seresnet_hub.recipes import RECIPES, get_recipe, override
+from seresnet_hub.recipe_fields import AUTO_TEXT, aligned, described
+from seresnet_hub.recipes import RECIPES, SUMMARIES, Recipe, get_recipe, override
 from seresnet_hub.training import train
 
 
@@ -25,10 +26,25 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         "--tracker", action="append", default=[], metavar="NAME", help="also log to tensorboard, wandb, trackio, ..."
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", nargs="+", help="replace fields of the recipe"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        nargs="+",
+        help="replace fields of the recipe (see --show-recipe)",
     )
+    parser.add_argument("--list-recipes", action="store_true", help="list the recipes and stop")
+    parser.add_argument(
+        "--show-recipe", nargs="?", const="", metavar="NAME",
+        help="explain each field of a recipe (default: that of --recipe) with its value and stop",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
-    recipe = override(get_recipe(options.recipe), [assignment for group in options.set for assignment in group])
+    if options.list_recipes:
+        return list_recipes()
+    recipe = get_recipe(options.show_recipe or options.recipe)
+    recipe = override(recipe, [assignment for group in options.set for assignment in group])
+    if options.show_recipe is not None:
+        return show_recipe(recipe)
     return train(
         recipe,
         output=options.output or f"runs/{recipe.name}",
@@ -37,6 +53,21 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         max_steps=options.max_steps,
         trackers=options.tracker,
     )
+
+
+def list_recipes() -> dict[str, Any]:
+    rows = [
+        {"recipe": name, "model": recipe.model or AUTO_TEXT, "data": recipe.data or "yours",
+         "summary": SUMMARIES[name]} for name, recipe in RECIPES.items()
+    ]  # fmt: skip
+    print(aligned([list(row.values()) for row in rows]))
+    return {"recipes": rows}
+
+
+def show_recipe(recipe: Recipe) -> dict[str, Any]:
+    rows = described(recipe)
+    print(aligned([(f"{row['field']}={row['value']}", f"{row['explanation']} ({row['values']})") for row in rows]))
+    return {"recipe": recipe.name, "fields": rows}
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import textwrap
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from seresnet_hub.errors import InputError
@@ -30,7 +31,8 @@ FIELDS: dict[str, str] = {
     "freeze": "the last part, counted from the image, that does not change: neither its weights nor its statistics",
     "backbone_lr_factor": "learning rate of all but the classifier, as a multiple of the classifier's",
     "bn_momentum": "weight of a new batch in batch norm's running statistics; none: torch's own, 0.1",
-    "zero_init_last": "whether residual branches begin at zero (arXiv 1706.02677, section 5.1); none: as the model does",
+    "zero_init_last": "whether residual branches begin at zero (arXiv 1706.02677, section 5.1); none: as the "
+    "model does",
     "epochs": "passes over the training images",
     "batch_size": "images in a step, over all processes",
     "optimizer": "timm's name of it; sgd has Nesterov momentum, momentum has not",
@@ -42,8 +44,8 @@ FIELDS: dict[str, str] = {
     "momentum": "momentum of the optimizer; from 0 to 1",
     "weight_decay": "weight decay",
     "decay_all": "true: weight decay on all parameters; false: not on biases and norms",
-    "schedule": "how the rate falls: cosine, to 0 step by step; step, by decay_rate at each of decay_epochs; staircase, "
-    "by decay_rate every decay_every epochs",
+    "schedule": "how the rate falls: cosine, to 0 step by step; step, by decay_rate at each of decay_epochs; "
+    "staircase, by decay_rate every decay_every epochs",
     "decay_epochs": "epochs at whose start the rate falls, for schedule=step",
     "decay_every": "epochs between two falls, for schedule=staircase",
     "decay_rate": "what a fall multiplies the rate by",
@@ -175,6 +177,18 @@ def described(recipe: Any) -> list[dict[str, Any]]:
          "values": values_of(hints[field.name]), "explanation": FIELDS[field.name]}
         for field in dataclasses.fields(recipe)
     ]  # fmt: skip
+
+
+def aligned(rows: Sequence[Sequence[str]], *, width: int = 120) -> str:
+    """Return rows of texts as lines with aligned columns; the last column is wrapped so that lines have `width`."""
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    indent = sum(widths) + 2 * len(widths)
+    lines = []
+    for *cells, last in rows:
+        first, *more = textwrap.wrap(last, max(width - indent, 30)) or [""]
+        lines.append("  ".join([*(cell.ljust(size) for cell, size in zip(cells, widths, strict=True)), first]))
+        lines += [" " * indent + line for line in more]
+    return "\n".join(lines)
 
 
 def parsed(assignments: Iterable[str], kind: type) -> dict[str, Any]:

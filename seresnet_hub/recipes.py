@@ -530,6 +530,22 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
+# One line each, for lists.
+SUMMARIES: dict[str, str] = {
+    "digits": "the first run: small handwritten digits, half a minute to two on two CPU cores",
+    "cifar10": "a short CIFAR-10 run, 20 to 30 minutes on two CPU cores",
+    "cifar10_paper": "He et al.'s CIFAR-10 schedule of 64,000 steps",
+    "seresnet50_8xb32_in1k": "mmpretrain's SE-ResNet-50 on ImageNet",
+    "seresnet101_8xb32_in1k": "mmpretrain's SE-ResNet-101 on ImageNet",
+    "senet_paper": "the SENet paper's training, with label smoothing",
+    "rsb_a1": "procedure A1 of 'ResNet strikes back': 600 epochs",
+    "rsb_a2": "procedure A2 of 'ResNet strikes back': 300 epochs",
+    "rsb_a3": "procedure A3 of 'ResNet strikes back': 100 epochs at 160 pixels",
+    "ra2": "timm's RA2 training",
+    "seresnet101_modern": "ours for SE-ResNet-101: an aim, not a result",
+    "finetune": "your own classes from a folder of pictures, beginning with trained weights",
+}
+
 
 def get_recipe(name: str) -> Recipe:
     """Return the recipe called `name`; `InputError` lists the known ones where there is none."""

@@ -166,9 +166,10 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
     """Open one split of `source`: a folder, a Hub data set id, "digits", or a glob of files; reads metadata alone.
 
     Of other formats than parquet every row is counted once. `split=None` takes validation, else test, else the only
-    one, unless that is called train. Private data sets need a token as huggingface_hub finds it (`hf auth login`, or HF_TOKEN). `label_column` is
-    `label` or the only one of class numbers. With `label_lists` it may hold lists of them, which are read at once into
-    `Split.answers`. Errors: `InputError` where the source, the split or the column does not exist, or none can be told.
+    one, unless that is called train. Private data sets need a token as huggingface_hub finds it (`hf auth login`, or
+    HF_TOKEN). `label_column` is `label` or the only one of class numbers. With `label_lists` it may hold lists of them,
+    which are read at once into `Split.answers`. Errors: `InputError` where the source, the split or the column does not
+    exist, or none can be told; where a local folder's pictures are in no class folders, it says how to arrange them.
     """
     path = _embedded() if source == EMBEDDED else source
     looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1

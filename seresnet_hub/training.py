@@ -390,7 +390,8 @@ def train(
                 for folder in (last, best) if is_best else (last,):
                     facts = _facts(
                         recipe, source, its_accuracy, split=eval_split, origin=origin, step=step, seen=seen,
-                        world_size=world_size, kind=folder.name if folder != output else "", asked=unresolved, chance=chance,
+                        world_size=world_size, kind=folder.name if folder != output else "", asked=unresolved,
+                        chance=chance,
                     )  # fmt: skip
                     _save(folder, weights, train_split.class_names, facts, history)
             save()
