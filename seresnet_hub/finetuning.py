@@ -15,6 +15,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.hub import load
 from seresnet_hub.hub_client import no_network
 from seresnet_hub.models import resolve_name
+from seresnet_hub.recipe_fields import written
 from seresnet_hub.recipes import AUTO, Recipe
 from seresnet_hub.weights import OWN_WEIGHTS
 
@@ -22,6 +23,8 @@ from seresnet_hub.weights import OWN_WEIGHTS
 USUAL_MODEL = "seresnet50"
 # Weights made for smaller pictures know little of what a photograph shows: the whole network learns anew.
 SMALL_PICTURES = 128
+ANEW = {"learning_rate": 0.2, "backbone_lr_factor": 1.0, "scale": (0.5, 1.0)}
+GENTLY = {"learning_rate": 0.01, "backbone_lr_factor": 0.1, "scale": (0.25, 1.0)}
 # The steps that a small data set gets, as in the BiT-HyperRule (arXiv 1912.11370, section 3.3), by more epochs.
 STEPS = 500
 FEWEST_EPOCHS, MOST_EPOCHS = 20, 100
@@ -72,7 +75,7 @@ def resolved(recipe: Recipe, start: Start, *, images: int) -> tuple[Recipe, str]
         "crop_pct": start.config.get("crop_pct") or 1.0,
     }
     anew = start.weights is None or size < SMALL_PICTURES
-    of_kind = {"learning_rate": 0.1 if anew else 0.01, "backbone_lr_factor": 1.0 if anew else 0.1}
+    of_kind = ANEW if anew else GENTLY
     recipe, taken = _filled(recipe, of_weights)
     recipe, chosen = _filled(recipe, of_kind)
     recipe, counted = _filled(recipe, {"batch_size": _batch_size(recipe, images)})
@@ -102,4 +105,4 @@ def _batch_size(recipe: Recipe, images: int) -> int:
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
+    return ", ".join(f"{name}={written(value)}" for name, value in values.items())

@@ -75,7 +75,7 @@ class Recipe:
 
     crop: Literal["pad", "resized"]
     crop_padding: int = 4
-    scale: tuple[float, float] = (0.08, 1.0)
+    scale: Followed[tuple[float, float]] = (0.08, 1.0)
     horizontal_flip: float = 0.5
     input_size: Followed[int]
     eval_size: int | None = None
@@ -176,7 +176,7 @@ class Recipe:
                 f"batch_size={self.batch_size}: must be a multiple of "
                 f"repeated_augmentation={self.repeated_augmentation}"
             )
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+        if self.scale is not AUTO and not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise InputError(f"scale={self.scale}: must be a range within 0 and 1, the smaller number first")
         if self.crop_pct is not AUTO and not 0.01 <= self.crop_pct <= 1:
             raise InputError(f"crop_pct={self.crop_pct}: must be between 0.01 and 1")
@@ -502,7 +502,7 @@ FINETUNE = Recipe(
     warmup_epochs=AUTO,
     label_smoothing=0.1,
     crop="resized",
-    scale=(0.25, 1.0),
+    scale=AUTO,
     input_size=AUTO,
     interpolation=AUTO,
     crop_pct=AUTO,
