@@ -1,4 +1,4 @@
-"""A recipe's open fields must get values that fit the weights and the data, in one place, and never replace a set one."""
+"""A recipe's open fields must get values that fit the weights and the data, and a field that is set must stay."""
 
 from __future__ import annotations
 

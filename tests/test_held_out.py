@@ -84,9 +84,8 @@ def test_a_training_split_is_not_measured_in_silence(trained: Path, photos: Path
 
 def test_a_training_split_of_another_name_is_known_to_the_model(tmp_path: Path, write_split: WriteSplit) -> None:
     root = write_split([[40]], classes=4)
-    (root / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: all\n    path: '*.parquet'\n---\n"
-    )
+    card = "configs:\n- config_name: default\n  data_files:\n  - split: all\n    path: '*.parquet'\n"
+    (root / "README.md").write_text(f"---\n{card}---\n")
     data = str(root)
     training.train(replace(RECIPE, train_split="all"), data=data, output=tmp_path / "run", max_steps=1)
     model = seresnet_hub.load(f"local-dir:{tmp_path / 'run'}")
