@@ -13,7 +13,7 @@ import timm
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.hub import load
-from seresnet_hub.hub_client import no_network
+from seresnet_hub.hub_client import is_transient, no_network
 from seresnet_hub.models import resolve_name
 from seresnet_hub.recipe_fields import written
 from seresnet_hub.recipes import AUTO, Recipe
@@ -51,7 +51,7 @@ def start_of(recipe: Recipe) -> Start:
     try:
         return Start(recipe.weights, load(recipe.weights).pretrained_cfg)  # type: ignore[arg-type]
     except InputError as error:
-        if not no_network(error):
+        if not (no_network(error) or is_transient(error)):
             raise
         raise InputError(
             f"the weights {recipe.weights} are not here, and cannot be fetched ({error}). Without a network: --set "
