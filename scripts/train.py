@@ -20,8 +20,18 @@ def parser() -> argparse.ArgumentParser:
         "--tracker", action="append", default=[], metavar="NAME", help="also log to tensorboard, wandb, trackio, ..."
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", nargs="+", help="replace fields of the recipe"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        nargs="+",
+        help="replace fields of the recipe (see --show-recipe)",
     )
+    parser.add_argument("--list-recipes", action="store_true", help="list the recipes and stop")
+    parser.add_argument(
+        "--show-recipe", nargs="?", const="", metavar="NAME",
+        help="explain each field of a recipe (default: that of --recipe) with its value and stop",
+    )  # fmt: skip
     parser.add_argument(
         "--stopped-exit-code", type=int, default=0, metavar="N",
         help="exit code where a signal stopped the run, for schedulers that take 0 for complete (default: 0)",
@@ -32,12 +42,18 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     from seresnet_hub.errors import InputError
-    from seresnet_hub.recipes import get_recipe, override
+    from seresnet_hub.recipe_fields import described
+    from seresnet_hub.recipes import get_recipe, listed, override
     from seresnet_hub.training import train
 
+    if options.list_recipes:
+        return {"recipes": listed()}
+    recipe = get_recipe(options.show_recipe or options.recipe)
+    recipe = override(recipe, [assignment for group in options.set for assignment in group])
+    if options.show_recipe is not None:
+        return {"recipe": recipe.name, "fields": described(recipe)}
     if not 0 <= options.stopped_exit_code <= 255:
         raise InputError(f"--stopped-exit-code {options.stopped_exit_code}: must be between 0 and 255")
-    recipe = override(get_recipe(options.recipe), [assignment for group in options.set for assignment in group])
     return train(
         recipe,
         output=options.output or f"runs/{recipe.name}",
@@ -49,7 +65,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def exit_code(options: argparse.Namespace, result: dict[str, Any]) -> int:
-    stopped_by_a_signal = bool(result["stopped"])
+    stopped_by_a_signal = bool(result.get("stopped"))
     return int(options.stopped_exit_code) if stopped_by_a_signal else 0
 
 

@@ -14,7 +14,10 @@ def parser() -> argparse.ArgumentParser:
     parser = _start.command(__doc__)
     parser.add_argument("model", metavar="MODEL", help=_start.MODEL)
     parser.add_argument("--data", required=True, metavar="DIR_OR_HUB_ID", help="data set with images and labels")
-    parser.add_argument("--split", metavar="S", help="its split (default: validation, else test)")
+    parser.add_argument(
+        "--split", metavar="S",
+        help="its split (default: validation, else test); held-out: the images that were held out from training",
+    )  # fmt: skip
     parser.add_argument("--label-column", metavar="NAME", help="its labels: class numbers, or lists of them")
     parser.add_argument("--real", action="store_true", help="count by ImageNet-ReaL's labels, found by file names")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at a time (default: 128)")
@@ -32,7 +35,6 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     import torch
 
     from seresnet_hub.classes import class_names
-    from seresnet_hub.data import open_split
     from seresnet_hub.evaluation import (
         evaluate,
         in_model_order,
@@ -42,12 +44,13 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         write_report,
     )
     from seresnet_hub.fusion import fuse
+    from seresnet_hub.held_out import split_for
     from seresnet_hub.loading import load
 
     if options.report is not None:
         require_report(options.report)
-    split = open_split(options.data, options.split, label_column=options.label_column, label_lists=True)
     model = load(options.model)
+    split = split_for(model, options.data, options.split, label_column=options.label_column, label_lists=True)
     split = with_real_labels(split, model) if options.real else in_model_order(split, model)
     model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
     accuracy = evaluate(

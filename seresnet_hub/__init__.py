@@ -28,6 +28,7 @@ _LATE = {
     "loader": "seresnet_hub.data",
     "open_split": "seresnet_hub.data",
     "push": "seresnet_hub.hub",
+    "split_for": "seresnet_hub.held_out",
     "train": "seresnet_hub.training",
     "verify": "seresnet_hub.hub",
 }
@@ -50,6 +51,7 @@ __all__ = [
     "open_split",
     "predict",
     "push",
+    "split_for",
     "train",
     "verify",
 ]

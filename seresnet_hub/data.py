@@ -33,6 +33,7 @@ from seresnet_hub.decoding import Decoder, DecoderName
 from seresnet_hub.errors import InputError, of_a_dead_worker
 from seresnet_hub.images import Transform, reseed, streams_kept, training_transform
 from seresnet_hub.plan import Order, Plan, Reader, Window
+from seresnet_hub.recipe_fields import following
 from seresnet_hub.recipes import Recipe
 from seresnet_hub.splits import (
     EMBEDDED,
@@ -482,6 +483,8 @@ def loader(
     The order depends on `seed` and `epoch` alone, the augmentation of a sample on these and the sample. `position` is
     the number of global batches to leave out at the start. The last batch may be smaller. Errors: see `open_split`.
     """
+    if open_fields := following(recipe):
+        raise InputError(f"recipe {recipe.name!r} leaves {', '.join(open_fields)} open: give them values")
     opened = source if isinstance(source, Split) else open_split(source, split)
     size = (recipe.input_size, recipe.input_size)
     transform = training_transform(

@@ -6,8 +6,10 @@ downloads and the upload of large files, and neither a commit nor any other call
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -92,10 +94,12 @@ def patiently(
 ) -> Answer:
     """Return what `work` does, trying again after errors that pass; `happened` finds out whether a try succeeded.
 
+    Where nothing answers at all (see `no_network`) it is tried only twice.
+
     Errors: `InputError` in plain words, but for the types in `passing`; with `happened`, `HfHubHTTPError` of status 412
     too.
     """
-    for wait in (*WAITS, None):
+    for tried, wait in enumerate((*WAITS, None)):
         try:
             return work()
         except InputError:
@@ -103,7 +107,7 @@ def patiently(
         except Exception as error:
             if isinstance(error, passing) or (happened and status_of(error) == 412):
                 raise
-            if wait is None or not is_transient(error):
+            if wait is None or not is_transient(error) or (tried and no_network(error)):
                 raise explained(error, what) from error
             pause = _pause(error, wait)
             say(f"{what}: {_short(error)}; trying again in {pause:g} s")
@@ -135,6 +139,21 @@ def is_transient(error: Exception) -> bool:
     if status is not None:
         return status in TRANSIENT
     return any(isinstance(cause, (HTTPError, ConnectionError, TimeoutError, Conflict)) for cause in _causes(error))
+
+
+def no_network(error: BaseException) -> bool:
+    """Return whether nothing answers at all: a name does not resolve, a connection is refused, or Hub use is off.
+
+    Waiting rarely helps then.
+    """
+    causes = list(_causes(error))
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+        return True
+    if status_of(error) is not None:
+        return False
+    return any(isinstance(cause, (socket.gaierror, ConnectionRefusedError)) for cause in causes) or any(
+        isinstance(cause, OSError) and cause.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH) for cause in causes
+    )
 
 
 def _pause(error: Exception, usual: float) -> float:

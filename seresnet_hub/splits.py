@@ -32,6 +32,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import cache_folder, replacing
+from seresnet_hub.photographs import trouble_in
 
 EMBEDDED = "digits"
 HELD_OUT = "held-out"  # the name of the part of a training split that is measured on
@@ -59,11 +60,16 @@ class Shard(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Which rows of each unit of a whole split, of that name and so many rows a unit, are in a part of it."""
+    """The rows that a part of a split keeps, unit by unit, and the whole split's name, rows a unit and labels."""
 
     split: str
     unit_rows: tuple[int, ...]
     rows: tuple[np.ndarray, ...]
+    labels: tuple[np.ndarray, ...]
+
+
+class OnlyTrainingError(InputError):
+    """There is nothing to measure on by default: the data set has a training split and no other."""
 
 
 class Answers(NamedTuple):
@@ -160,9 +166,10 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
     """Open one split of `source`: a folder, a Hub data set id, "digits", or a glob of files; reads metadata alone.
 
     Of other formats than parquet every row is counted once. `split=None` takes validation, else test, else the only
-    one. Private data sets need a token as huggingface_hub finds it (`hf auth login`, or HF_TOKEN). `label_column` is
-    `label` or the only one of class numbers. With `label_lists` it may hold lists of them, which are read at once into
-    `Split.answers`. Errors: `InputError` where the source, the split or the column does not exist, or none can be told.
+    one, unless that is called train. Private data sets need a token as huggingface_hub finds it (`hf auth login`, or
+    HF_TOKEN). `label_column` is `label` or the only one of class numbers. With `label_lists` it may hold lists of them,
+    which are read at once into `Split.answers`. Errors: `InputError` where the source, the split or the column does not
+    exist, or none can be told; where a local folder's pictures are in no class folders, it says how to arrange them.
     """
     path = _embedded() if source == EMBEDDED else source
     looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
@@ -178,12 +185,17 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
     try:
         builder, streams = patiently(f"open data set {source!r}", lambda: _open(path, is_glob))
     except Exception as error:  # datasets, huggingface_hub and fsspec each raise their own
+        if wrong := trouble_in(Path(path)):
+            raise InputError(f"{source}: {wrong}") from error
         hint = "" if local or is_glob else " (it is no folder here, so it was looked for on the Hub)"
         raise InputError(f"cannot open data set {source!r}{hint}: {error or type(error).__name__}") from error
     name = _default_split(source, list(streams)) if split is None else split
     if name not in streams:
         raise InputError(f"data set {source!r} has no split {name!r}; it has: {', '.join(streams)}")
     features = streams[name].features
+    labelled = features is not None and set(features) - {"image"}
+    if not labelled and (wrong := trouble_in(Path(path))):
+        raise InputError(f"{source}: {wrong}")
     if features is None:
         raise InputError(f"data set {source!r} declares no columns, so no images can be told from other data")
     image_column, label_column = _columns(source, features, label_column, label_lists)
@@ -259,7 +271,7 @@ def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
     Of each class `share` is held out, rounded, but at least one image where there are two or more, and never all.
     Which ones depends on the seed and the order of the rows alone. Errors: `InputError` where nothing can be held out.
     """
-    labels = [_labels(split, unit) for unit in range(len(split.unit_rows))]
+    labels = tuple(_labels(split, unit) for unit in range(len(split.unit_rows)))
     chosen = np.zeros(split.rows, dtype=bool)
     together = np.concatenate(labels)
     for label in np.unique(together):
@@ -276,10 +288,25 @@ def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
 
     def part(mask: np.ndarray, name: str) -> Split:
         rows = tuple(np.flatnonzero(unit) for unit in np.split(mask, cuts))
-        kept = Kept(split.name, split.unit_rows, rows)
+        kept = Kept(split.name, split.unit_rows, rows, labels)
         return replace(split, name=name, unit_rows=tuple(map(len, rows)), kept=kept)
 
     return part(~chosen, split.name), part(chosen, HELD_OUT)
+
+
+def whole_of(part: Split) -> Split:
+    """Return the split that `hold_out` divided, of one of its parts."""
+    assert part.kept is not None
+    return replace(part, name=part.kept.split, unit_rows=part.kept.unit_rows, kept=None)
+
+
+def labels_of(split: Split) -> np.ndarray:
+    """Return the label of each row, in order; reads the label column, of a part of a split nothing."""
+    if split.kept is None:
+        labels = [_labels(split, unit) for unit in range(len(split.unit_rows))]
+    else:
+        labels = [unit[rows] for unit, rows in zip(split.kept.labels, split.kept.rows, strict=True)]
+    return np.concatenate(labels) if labels else np.array([], np.int64)
 
 
 def _labels(split: Split, unit: int) -> np.ndarray:
@@ -330,6 +357,11 @@ def _default_split(source: str, names: Sequence[str]) -> str:
     for name in ("validation", "test"):
         if name in names:
             return name
+    if list(names) == ["train"]:
+        raise OnlyTrainingError(
+            f"data set {source!r} has only a train split, which a model may have been trained on: measure it by name, "
+            "with --split train"
+        )
     if len(names) == 1:
         return names[0]
     raise InputError(f"data set {source!r} has neither a validation nor a test split; name one of: {', '.join(names)}")

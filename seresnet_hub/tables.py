@@ -14,7 +14,7 @@ import torch
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import read_json
 from seresnet_hub.markdown import table
-from seresnet_hub.recipes import RECIPES
+from seresnet_hub.recipes import AUTO, RECIPES
 from seresnet_hub.sizes import Sizes, sizes_of
 from seresnet_hub.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant
 from seresnet_hub.weights import WEIGHTS
@@ -102,11 +102,14 @@ def recipes() -> str:
     """Return the table of the recipes."""
     rows = []
     for name, recipe in RECIPES.items():
-        size = f"{recipe.input_size}" + (f" → {recipe.eval_size}" if recipe.eval_size else "")
-        begins = f" from `{recipe.weights}`" if recipe.weights else ""
+        size = f"{recipe.input_size or 'auto'}" + (f" → {recipe.eval_size}" if recipe.eval_size else "")
+        begins = f"from `{recipe.weights}`" if recipe.weights else ""
+        rate = f"{recipe.learning_rate:g}" if recipe.learning_rate is not AUTO else "auto"
         rows.append(
-            (f"`{name}`", f"`{recipe.model}`{begins}", recipe.data or "yours", size, f"{recipe.epochs}",
-             f"{recipe.batch_size:,}", f"{recipe.optimizer}, {recipe.learning_rate:g}, {recipe.schedule}")
+            (f"`{name}`", " ".join([*([f"`{recipe.model}`"] if recipe.model else []), *([begins] if begins else [])]),
+             recipe.data or "yours", size, f"{recipe.epochs or 'auto'}",
+             f"{recipe.batch_size:,}" if recipe.batch_size is not AUTO else "auto",
+             f"{recipe.optimizer}, {rate}, {recipe.schedule}")
         )  # fmt: skip
     return table(("recipe", "model", "data", "image size", "epochs", "batch", "optimiser, rate, schedule"), rows)
 

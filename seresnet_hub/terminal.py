@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from seresnet_hub.errors import printable
@@ -31,9 +34,30 @@ def _records(value: Any) -> list[Mapping[str, Any]]:
 def _columns(records: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for record in records for name in record))
     rows = [names, *([_cell(record.get(name)) for name in names] for record in records)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
-    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return aligned(rows, width=shutil.get_terminal_size((120, 24)).columns)
+
+
+def aligned(rows: Sequence[Sequence[str]], *, width: int) -> str:
+    """Return rows of texts as lines with aligned columns, the cells wrapped so that lines have about `width`.
+
+    Words are not broken, so a longer path makes a longer line.
+    """
+    columns = list(zip(*rows, strict=True))
+    too_wide = sum(max(map(len, column)) + 2 for column in columns) > width
+    most = max(width // 4, 20)
+    wrapped = [[_wrapped(cell, most if too_wide else width) for cell in column] for column in columns[:-1]]
+    widths = [max(len(line) for cell in column for line in cell) for column in wrapped]
+    wrapped.append([_wrapped(cell, max(width - sum(widths) - 2 * len(widths), 30)) for cell in columns[-1]])
+    lines = []
+    for cells in zip(*wrapped, strict=True):
+        for texts in zip_longest(*cells, fillvalue=""):
+            padded = [text.ljust(size) for text, size in zip(texts, widths, strict=False)]
+            lines.append("  ".join([*padded, texts[-1]]).rstrip())
     return "\n".join(lines)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _cell(value: Any) -> str:

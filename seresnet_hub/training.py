@@ -37,10 +37,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from seresnet_hub.blocks import use_training_blocks
+from seresnet_hub.chance import chance_of
 from seresnet_hub.data import Split, epoch_plan, loader
 from seresnet_hub.device import Mixer, finish, on_device
 from seresnet_hub.errors import InputError, LostProcessError
 from seresnet_hub.evaluation import Accuracy, evaluate
+from seresnet_hub.finetuning import resolved, start_of
 from seresnet_hub.folder import OTHER_WEIGHTS_FACTS
 from seresnet_hub.history import Row, add_row, is_best, is_due, is_measured
 from seresnet_hub.images import seed_from
@@ -48,7 +50,7 @@ from seresnet_hub.loading import load, origin_of
 from seresnet_hub.models import create
 from seresnet_hub.names import resolve_name
 from seresnet_hub.plan import Plan
-from seresnet_hub.recipes import Recipe
+from seresnet_hub.recipes import AUTO, Recipe
 from seresnet_hub.splits import open_splits, require_same_shards
 from seresnet_hub.starting import BEST, BEST_RAW, RAW, begin, processes_started, require_launcher
 from seresnet_hub.states import STATES_FOLDER, list_states, load_optimizer, save_state
@@ -133,7 +135,7 @@ def _train(
         raise InputError(f"recipe {recipe.name!r} has no data set of its own: name one with --data")
     if max_steps is not None and max_steps < 1:
         raise InputError(f"max_steps={max_steps}: must be at least 1")
-    if not timm.is_model(resolve_name(recipe.model).split(".")[0]):
+    if recipe.model is not AUTO and not timm.is_model(resolve_name(recipe.model).split(".")[0]):
         raise InputError(f"recipe {recipe.name!r}: timm knows no model {recipe.model!r}")
     for name in trackers:
         if name not in {str(tracker) for tracker in get_available_trackers()}:
@@ -167,18 +169,24 @@ def _train(
             "warning: the launcher was asked for more processes but started only this one; "
             "on CPUs start them with: accelerate launch --multi_gpu --num_processes N scripts/train.py"
         )
-    if recipe.batch_size < world_size:
-        raise InputError(f"batch_size={recipe.batch_size} cannot be shared by {world_size} processes")
     if recipe.sync_bn and accelerator.device.type != "cuda":
         raise InputError("sync_bn=True: torch has it for CUDA devices only")
     saved = _from_main(accelerator, lambda: begin(output, resume=resume, say=say, on_exit=on_exit))
 
     # ------------------------------------------------------------------ data
+    with accelerator.main_process_first():
+        beginning = start_of(recipe)
     with _main_first(accelerator):  # where a format does not say its number of rows, this reads all of it
         train_split, eval_split = open_splits(
             source, recipe.train_split, recipe.eval_split, holdout=recipe.holdout, seed=recipe.seed
         )
     num_classes = _num_classes(recipe, train_split)
+    unresolved = recipe
+    recipe, chosen = resolved(recipe, beginning, images=train_split.rows)
+    if chosen:
+        say(chosen)
+    if recipe.batch_size < world_size:
+        raise InputError(f"batch_size={recipe.batch_size} cannot be shared by {world_size} processes")
     plan = epoch_plan(train_split, recipe, seed=recipe.seed, epoch=0)
     steps_per_epoch = plan.steps
     if steps_per_epoch == 0:
@@ -191,6 +199,7 @@ def _train(
         f"{train_split.rows:,} training and {eval_split.rows:,} {eval_split.name} images of {num_classes} classes, "
         f"{steps_per_epoch} steps an epoch, {last_step:,} steps"
     )
+    chance = chance_of(eval_split)
 
     # ------------------------------------------------------------------ model
     torch.manual_seed(recipe.seed)  # the same start on every process
@@ -394,7 +403,8 @@ def _train(
                 for folder in (last, best) if is_best(history, key) else (last,):
                     facts = facts_of_run(
                         recipe, source, its_accuracy, split=eval_split, origin=origin, step=step, seen=seen,
-                        world_size=world_size, kind=folder.name if folder != output else "",
+                        world_size=world_size, kind=folder.name if folder != output else "", asked=unresolved,
+                        chance=chance,
                     )  # fmt: skip
                     save_run(folder, weights, train_split.class_names, facts, history)
             stopped = step < last_step and _any_rank(interruption.name is not None, accelerator)
@@ -404,6 +414,8 @@ def _train(
     if accuracy is None and not stopped:  # a finished run was resumed
         accuracy = _evaluate(measured, eval_split, recipe, accelerator)
     accelerator.end_training()
+    if chance is not None and accuracy is not None and step == total_steps and (doubt := chance.doubt(accuracy.top1)):
+        say(f"warning: there is no evidence that the model learnt anything: {doubt}")
     if stopped:
         say(f"stopped by {interruption.name or 'a signal to another process'} at step {step:,}: go on with --resume")
     return {
@@ -700,6 +712,8 @@ def _num_classes(recipe: Recipe, split: Split) -> int:
     number = recipe.num_classes or named
     if not number:
         raise InputError(f"{split.source} does not say how many classes it has: add --set num_classes=N")
+    if number == 1:
+        raise InputError(f"{split.source} has one class only: a classifier needs two or more")
     return number
 
 

@@ -13,10 +13,12 @@ from typing import Any
 from torch import nn
 
 from seresnet_hub.cards import NO_TOP5, card_of, render
+from seresnet_hub.chance import Chance
 from seresnet_hub.data import EMBEDDED, Split
 from seresnet_hub.environment import code_commit, hardware, package_version, versions
 from seresnet_hub.evaluation import Accuracy
 from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, fill_folder, replacing, timm_config, write_model
+from seresnet_hub.held_out import RECORD_KEY, record_of
 from seresnet_hub.history import Row, write_summary
 from seresnet_hub.loading import Origin
 from seresnet_hub.models import list_models
@@ -60,21 +62,23 @@ KINDS = {
 
 def facts_of_run(
     recipe: Recipe, source: str, accuracy: Accuracy, *, split: Split, origin: Origin | None, step: int, seen: int,
-    world_size: int, kind: str = "",
+    world_size: int, asked: Recipe, kind: str = "", chance: Chance | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what the card and `config.json` say of these weights."""
+    """Return what the card and `config.json` say of these weights; `asked` is the recipe before it was resolved."""
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
     data = source if is_hub_id or source == EMBEDDED else Path(source).name  # a machine's folders are its owner's
     notes, begun = [], ""
     if origin is not None:
         begun = f" from `{origin.name}`"
-        recipe = dataclasses.replace(recipe, weights=origin.name)
+        recipe, asked = (dataclasses.replace(one, weights=origin.name) for one in (recipe, asked))
     if split.kept is not None:
         notes.append(
             f"Its accuracy was measured on {split.rows:,} images held out from the same collection it was trained on "
             f"({100 * recipe.holdout:g} % of each class); pictures from elsewhere may fare worse."
         )
-    command, commit = _command(recipe, data if source != RECIPES.get(recipe.name, recipe).data else None), code_commit()
+    if chance is not None and (doubt := chance.doubt(accuracy.top1)):
+        notes.append(f"There is no evidence that it learnt anything: {doubt}.")
+    command, commit = _command(asked, data if source != RECIPES.get(recipe.name, recipe).data else None), code_commit()
     fields = dataclasses.asdict(recipe)
     return {
         "title": f"{recipe.model}, trained on {data}",
@@ -83,6 +87,7 @@ def facts_of_run(
         "license": recipe.license or (origin.license if origin else "apache-2.0"),
         "base_model": origin.repo_id if origin else "",
         "notes": notes,
+        **({RECORD_KEY: record_of(split, share=recipe.holdout, seed=recipe.seed)} if split.kept is not None else {}),
         "datasets": [source] if is_hub_id else [],
         "results": [{
             "dataset": data, "dataset_id": source if is_hub_id else "", "split": split.name,

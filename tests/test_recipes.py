@@ -8,13 +8,14 @@ import pytest
 import timm
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.recipes import RECIPES, Recipe, get_recipe, override
+from seresnet_hub.recipe_fields import FIELDS, described
+from seresnet_hub.recipes import AUTO, RECIPES, Recipe, get_recipe, override
 
 
 def test_every_recipe_names_a_model_that_exists() -> None:
     for name, recipe in RECIPES.items():
         assert recipe.name == name
-        assert timm.is_model(recipe.model)
+        assert recipe.model is AUTO or timm.is_model(recipe.model)
 
 
 def test_a_recipe_is_frozen_and_keyword_only() -> None:
@@ -43,7 +44,9 @@ def test_override_reads_each_type() -> None:
     ("assignment", "message"),
     [
         ("epochs", "write it as key=value"),
-        ("epoch=3", "no such field; it has: .*epochs"),
+        ("epoch=3", r"no such field; did you mean 'epochs'\?"),
+        ("zzz=3", "no such field; it has: .*epochs.*--show-recipe explains each"),
+        ("crop=resize", r"expected one of pad, resized; did you mean 'resized'\?"),
         ("name=x", "no such field"),
         ("epochs=3.5", "expected a whole number"),
         ("learning_rate=fast", "expected a number"),
@@ -78,7 +81,7 @@ def test_override_refuses_and_says_why(assignment: str, message: str) -> None:
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="cifar10, cifar10_paper, digits"):
+    with pytest.raises(InputError, match=r"did you mean 'cifar10'\?; there are: cifar10, cifar10_paper, digits"):
         get_recipe("cifar100")
 
 
@@ -94,3 +97,33 @@ def test_the_rate_scales_with_the_batch() -> None:
     assert recipe.peak_learning_rate == pytest.approx(0.4)
     assert dataclasses.replace(recipe, lr_scaling="sqrt").peak_learning_rate == pytest.approx(0.2)
     assert get_recipe("digits").peak_learning_rate == get_recipe("digits").learning_rate
+
+
+def test_fewer_epochs_shorten_a_warm_up_that_was_not_set() -> None:
+    assert override(get_recipe("cifar10"), ["epochs=1"]).warmup_epochs == 0
+    assert override(get_recipe("rsb_a2"), ["epochs=3"]).warmup_epochs == 2
+    assert override(get_recipe("rsb_a2"), ["epochs=30"]).warmup_epochs == 5
+    for recipe in ("cifar10", "finetune"):
+        with pytest.raises(InputError, match="warmup_epochs=1: must be fewer than the 1 epochs"):
+            override(get_recipe(recipe), ["epochs=1", "warmup_epochs=1"])
+
+
+def test_auto_is_a_value_of_the_fields_that_may_follow() -> None:
+    recipe = override(get_recipe("finetune"), ["epochs=3", "input_size=64"])
+    assert (recipe.epochs, recipe.input_size, recipe.batch_size) == (3, 64, AUTO)
+    assert override(recipe, ["epochs=auto"]).epochs is AUTO
+    with pytest.raises(InputError, match="--set seed=auto: expected a whole number"):
+        override(recipe, ["seed=auto"])
+
+
+def test_every_field_is_explained_in_order_and_can_be_written_back() -> None:
+    assert list(FIELDS) == [field.name for field in dataclasses.fields(Recipe)]
+    for recipe in RECIPES.values():
+        rows = described(recipe)
+        assert all(row["explanation"] and row["values"] for row in rows)
+        again = override(recipe, [f"{row['field']}={row['value']}" for row in rows if row["field"] != "name"])
+        assert again == recipe
+    of_finetune = {row["field"]: row["values"] for row in described(get_recipe("finetune"))}
+    assert of_finetune["epochs"] == "whole number, or auto"
+    assert of_finetune["mixed_precision"] == "no | bf16 | fp16"
+    assert of_finetune["eval_size"] == "whole number, or none"

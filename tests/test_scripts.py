@@ -18,6 +18,8 @@ from conftest import WriteSplit, encode
 from PIL import Image
 
 from seresnet_hub.command_line import run
+from seresnet_hub.recipe_fields import FIELDS
+from seresnet_hub.recipes import RECIPES
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -133,11 +135,31 @@ def test_predict_reads_standard_input(trained: Path, photo: Image.Image) -> None
     assert json.loads(done.stdout)["predictions"][0]["image"] == "-"
 
 
+def test_recipes_are_listed_and_explained(capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call("train", "--list-recipes", capfd=capfd)
+    assert (code, out.count("\n")) == (0, 1)
+    rows = json.loads(out)["recipes"]
+    assert [row["recipe"] for row in rows] == list(RECIPES)
+    assert all(row["summary"] and row["model"] for row in rows)
+    assert re.search(r"^finetune +auto +yours +your own classes", err, re.MULTILINE)
+
+    code, out, err = call("train", "--show-recipe", "finetune", "--set", "epochs=7", capfd=capfd)
+    assert (code, out.count("\n")) == (0, 1)
+    result = json.loads(out)
+    fields = {row["field"]: row for row in result["fields"]}
+    assert (result["recipe"], len(fields)) == ("finetune", len(FIELDS))
+    assert (fields["epochs"]["value"], fields["batch_size"]["value"]) == ("7", "auto")
+    assert re.search(r"^crop=resized +pad: resize", err, re.MULTILINE)
+    assert all(len(line) <= 120 for line in err.splitlines())
+    assert json.loads(call("train", "--show-recipe", capfd=capfd)[1])["recipe"] == "digits"
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("train", ["--recipe", "cifar100"], "no recipe 'cifar100'; there are: cifar10, cifar10_paper, digits"),
-        ("train", ["--set", "learningrate=1"], "--set learningrate: a recipe has no such field"),
+        ("train", ["--recipe", "cifar100"], "'cifar10'?; there are: cifar10, cifar10_paper, digits"),
+        ("train", ["--set", "learningrate=1"], "a recipe has no such field; did you mean 'learning_rate'?"),
+        ("train", ["--show-recipe", "fintune"], "no recipe 'fintune'; did you mean 'finetune'?"),
         ("train", ["--set", "epochs=many"], "--set epochs=many: expected a whole number"),
         ("train", ["--data", "./nowhere"], "no data at ./nowhere: the folder does not exist"),
         ("train", ["--output", ".", "--resume"], "nothing to resume: . holds cut.jpg, but training/ in it no state"),

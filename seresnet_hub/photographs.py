@@ -1,0 +1,46 @@
+"""Say what is wrong with a folder of pictures that is no data set with classes, and how to arrange it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+ENDINGS = frozenset(ImageFolder.EXTENSIONS)
+HOW = "put the pictures of each class into a folder of its own"
+
+
+def trouble_in(folder: Path) -> str:
+    """Return in one sentence why a folder's pictures have no classes and what to do, or nothing if that is not it."""
+    if not folder.is_dir():
+        return ""
+    found: Counter[str] = Counter()
+    classes: Counter[tuple[str, ...]] = Counter()
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            ending = Path(name).suffix.lower()
+            found[ending] += 1
+            if ending in ENDINGS:
+                classes[Path(place).relative_to(folder).parts] += 1
+    pictures = classes.total()
+    example = f"{folder.name}/cat/1.jpg, {folder.name}/dog/1.jpg"
+    if not pictures:
+        if set(found) & {".parquet", ".tar", ".arrow", ".csv", ".jsonl", ".zip"}:
+            return ""  # another format: what is wrong with it is not known here
+        others = ", ".join(f"{count:,} {ending or 'without an ending'}" for ending, count in found.most_common(3))
+        return f"there are no pictures in it (it has {others or 'no files'}): {HOW} ({example})"
+    if set(classes) == {()}:
+        return f"its {pictures:,} pictures are in no class: {HOW} ({example})"
+    if () in classes:
+        return f"{classes[()]:,} of its {pictures:,} pictures are in no class folder: move them into one ({example})"
+    if len({parts[-1] for parts in classes}) == 1:
+        only = "/".join(next(iter(classes)))
+        return f"all its pictures are of one class, {only!r}: a classifier needs two or more, so {HOW} ({example})"
+    depths = {len(parts) for parts in classes}
+    if len(depths) > 1:
+        deep = "/".join(next(parts for parts in classes if len(parts) == max(depths)))
+        return f"its class folders are not all at one depth ({deep!r} lies deeper than others): {HOW} ({example})"
+    return ""

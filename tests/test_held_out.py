@@ -1,0 +1,140 @@
+"""A model must not be measured on what it was trained on unless that is asked for by name, and a card's accuracy on
+held-out images must be measurable again, on the same images or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+from conftest import WriteSplit, encode, numbered_picture
+from PIL import Image
+
+import seresnet_hub
+from seresnet_hub import training
+from seresnet_hub.errors import InputError
+from seresnet_hub.held_out import recorded, split_for
+from seresnet_hub.recipes import get_recipe
+from seresnet_hub.splits import open_split, open_splits
+
+RECIPE = replace(
+    get_recipe("finetune"), weights="seresnet20_cifar.c10", batch_size=8, epochs=2, workers=0, shuffle_window=20,
+    holdout=0.25, seed=7,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 noisy pictures in three folders, hard enough that not all are told apart."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    draws = np.random.default_rng(0)
+    for number, name in enumerate(("cat", "dog", "emu")):
+        (folder / name).mkdir(parents=True)
+        for k in range(8):
+            pixels = np.clip(draws.normal(100 + 12 * number, 40, (30, 36, 3)), 0, 255).astype(np.uint8)
+            (folder / name / f"{k}.jpg").write_bytes(encode(Image.fromarray(pixels), "JPEG"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "mine"
+    training.train(RECIPE, data=str(photos), output=output)
+    return output
+
+
+def test_the_card_s_accuracy_is_measured_again(trained: Path, photos: Path, tmp_path: Path) -> None:
+    from validate import main
+
+    facts = json.loads((trained / "config.json").read_text())["seresnet_hub"]
+    (result,) = facts["results"]
+    shutil.copytree(photos, tmp_path / "moved")  # elsewhere, and with other times of change
+    for path in (photos, tmp_path / "moved"):
+        measured = main([f"local-dir:{trained}", "--data", str(path), "--split", "held-out"])
+        assert (measured["split"], measured["seen"]) == ("held-out", result["images"]) == ("held-out", 6)
+        assert measured["top1"] == pytest.approx(result["top1"], abs=1e-4)
+        assert measured["top5"] == pytest.approx(result["top5"], abs=1e-4)
+
+
+def test_the_held_out_images_are_those_that_were_not_trained_on(trained: Path, photos: Path) -> None:
+    model = seresnet_hub.load(f"local-dir:{trained}")
+    rest, held = open_splits(str(photos), "train", None, holdout=0.25, seed=7)
+    found = seresnet_hub.split_for(model, str(photos), "held-out")
+    assert [found.place(k) for k in range(found.rows)] == [held.place(k) for k in range(held.rows)]
+    assert not {rest.place(k) for k in range(rest.rows)} & {found.place(k) for k in range(found.rows)}
+    assert split_for(model, str(photos), "train").rows == 24
+
+
+def test_a_training_split_is_not_measured_in_silence(trained: Path, photos: Path, write_split: WriteSplit) -> None:
+    from validate import main
+
+    with pytest.raises(InputError, match=r"only the split 'train', .* --split held-out measures .*, --split train all"):
+        main([f"local-dir:{trained}", "--data", str(photos)])
+    with pytest.raises(InputError, match="has only a train split, .*--split train"):
+        main(["seresnet20_cifar.c10", "--data", str(photos)])
+    with pytest.raises(InputError, match="has only a train split"):
+        open_split(str(photos), None)
+    numbers = str(write_split([[8]], split="test"))
+    assert open_split(numbers, None).name == "test"
+
+
+def test_a_training_split_of_another_name_is_known_to_the_model(tmp_path: Path, write_split: WriteSplit) -> None:
+    root = write_split([[40]], classes=4)
+    card = "configs:\n- config_name: default\n  data_files:\n  - split: all\n    path: '*.parquet'\n"
+    (root / "README.md").write_text(f"---\n{card}---\n")
+    data = str(root)
+    training.train(replace(RECIPE, train_split="all"), data=data, output=tmp_path / "run", max_steps=1)
+    model = seresnet_hub.load(f"local-dir:{tmp_path / 'run'}")
+    with pytest.raises(InputError, match="only the split 'all'"):
+        split_for(model, data)
+    assert split_for(model, data, "held-out").rows == 8
+    assert split_for(timm.create_model("seresnet20_cifar", num_classes=4), data).rows == 40
+
+
+def test_other_data_or_changed_rows_are_named(trained: Path, photos: Path, tmp_path: Path) -> None:
+    model = seresnet_hub.load(f"local-dir:{trained}")
+    more, other, moved = (shutil.copytree(photos, tmp_path / name) for name in ("more", "other", "moved"))
+    shutil.copy(more / "cat" / "0.jpg", more / "cat" / "new.jpg")
+    with pytest.raises(InputError, match=r"more is not the data that 6 .* \(it has 25 images now, 24 then\)"):
+        split_for(model, str(more), "held-out")
+    (other / "dog" / "3.jpg").write_bytes(encode(Image.new("RGB", (9, 9)), "JPEG"))
+    with pytest.raises(InputError, match=r"24 images, not the same"):
+        split_for(model, str(other), "held-out")
+    (moved / "emu").rename(moved / "ant")
+    with pytest.raises(InputError, match=r"24 images, not the same"):
+        split_for(model, str(moved), "held-out")
+
+
+def test_a_model_without_held_out_images_says_so(tmp_path: Path, write_split: WriteSplit) -> None:
+    write_split([[20]])
+    data = str(write_split([[8]], split="validation"))
+    recipe = replace(get_recipe("digits"), epochs=1, batch_size=10, input_size=8, shuffle_window=20, workers=0)
+    training.train(recipe, data=data, output=tmp_path / "run", max_steps=1)
+    model = seresnet_hub.load(f"local-dir:{tmp_path / 'run'}")
+    assert recorded(model) is None
+    with pytest.raises(InputError, match="--split held-out: the model does not record"):
+        split_for(model, data, "held-out")
+    assert split_for(model, data).name == "validation"
+
+
+def test_a_damaged_record_is_one_line(trained: Path, photos: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["seresnet_hub"]["held_out"] = {"split": "train", "seed": "x"}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="does not say how images were held out"):
+        split_for(seresnet_hub.load(f"local-dir:{copy}"), str(photos), "held-out")
+
+
+def test_shards_of_other_bytes_are_other_data(tmp_path: Path, write_split: WriteSplit) -> None:
+    data = str(write_split([[20], [20]], classes=4))
+    training.train(RECIPE, data=data, output=tmp_path / "run", max_steps=1)
+    model = seresnet_hub.load(f"local-dir:{tmp_path / 'run'}")
+    assert split_for(model, data, "held-out").rows == 8
+    write_split([[20], [20]], classes=4, images=[numbered_picture(k + 1, 9) for k in range(40)])
+    with pytest.raises(InputError, match="40 images, not the same"):
+        split_for(model, data, "held-out")
