@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from seresnet_hub.conversion import convert
     from seresnet_hub.data import loader, open_split
     from seresnet_hub.evaluation import evaluate
+    from seresnet_hub.held_out import split_for
     from seresnet_hub.hub import push, verify
     from seresnet_hub.training import train
 

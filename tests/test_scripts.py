@@ -20,6 +20,7 @@ from PIL import Image
 from seresnet_hub.command_line import run
 from seresnet_hub.recipe_fields import FIELDS
 from seresnet_hub.recipes import RECIPES
+from seresnet_hub.terminal import as_table
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -136,21 +137,22 @@ def test_predict_reads_standard_input(trained: Path, photo: Image.Image) -> None
 
 
 def test_recipes_are_listed_and_explained(capfd: pytest.CaptureFixture[str]) -> None:
-    code, out, err = call("train", "--list-recipes", capfd=capfd)
+    code, out, _ = call("train", "--list-recipes", capfd=capfd)
     assert (code, out.count("\n")) == (0, 1)
     rows = json.loads(out)["recipes"]
     assert [row["recipe"] for row in rows] == list(RECIPES)
     assert all(row["summary"] and row["model"] for row in rows)
-    assert re.search(r"^finetune +auto +yours +your own classes", err, re.MULTILINE)
+    assert re.search(r"^finetune +auto +yours +your own classes", as_table(json.loads(out)), re.MULTILINE)
 
-    code, out, err = call("train", "--show-recipe", "finetune", "--set", "epochs=7", capfd=capfd)
+    code, out, _ = call("train", "--show-recipe", "finetune", "--set", "epochs=7", capfd=capfd)
     assert (code, out.count("\n")) == (0, 1)
     result = json.loads(out)
     fields = {row["field"]: row for row in result["fields"]}
     assert (result["recipe"], len(fields)) == ("finetune", len(FIELDS))
     assert (fields["epochs"]["value"], fields["batch_size"]["value"]) == ("7", "auto")
-    assert re.search(r"^crop=resized +pad: resize", err, re.MULTILINE)
-    assert all(len(line) <= 120 for line in err.splitlines())
+    shown = as_table(result)
+    assert re.search(r"^crop +resized +pad \| resized +pad: resize", shown, re.MULTILINE)
+    assert all(len(line) <= 120 for line in shown.splitlines())
     assert json.loads(call("train", "--show-recipe", capfd=capfd)[1])["recipe"] == "digits"
 
 
