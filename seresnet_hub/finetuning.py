@@ -45,8 +45,8 @@ def start_of(recipe: Recipe) -> Start:
     Errors: `InputError` as for `load`, with the ways out where it is for want of a network.
     """
     if recipe.weights is None:
-        name = resolve_name(recipe.model or USUAL_MODEL)
-        config = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+        name = resolve_name(recipe.model or USUAL_MODEL).split(".")[0]  # a tag would be of weights
+        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
         return Start(None, config.to_dict() if config else {})
     try:
         return Start(recipe.weights, load(recipe.weights).pretrained_cfg)  # type: ignore[arg-type]

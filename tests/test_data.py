@@ -303,7 +303,7 @@ def test_real_cifar10_is_complete(cifar10_copy: Path) -> None:
 
 
 def test_real_photographs_decode(imagenet_sample: Path) -> None:
-    split = open_split(str(imagenet_sample), None)
+    split = open_split(str(imagenet_sample), "train")
     assert split.rows == 600
     assert split.class_names is None
     recipe = replace(get_recipe("digits"), crop="resized", input_size=64, num_classes=1000, batch_size=100)
