@@ -21,7 +21,7 @@ FLOORS = [
     {"pretrained", "states", "digits", "decoding", "architectures", "cards", "hub_client", "fusion"},
     {"models", "splits"},
     {"data"},
-    {"device"},
+    {"device", "repeats"},
     {"inference", "evaluation", "conversion", "hub"},
     {"training", "mmpretrain", "tables"},
 ]

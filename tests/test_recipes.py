@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import timm
+from PIL import Image
 
+from seresnet_hub.data import transform_of
 from seresnet_hub.errors import InputError
+from seresnet_hub.images import seeded
 from seresnet_hub.recipes import RECIPES, Recipe, get_recipe, override
 
 
@@ -94,3 +98,24 @@ def test_the_rate_scales_with_the_batch() -> None:
     assert recipe.peak_learning_rate == pytest.approx(0.4)
     assert dataclasses.replace(recipe, lr_scaling="sqrt").peak_learning_rate == pytest.approx(0.2)
     assert get_recipe("digits").peak_learning_rate == get_recipe("digits").learning_rate
+
+
+def draw(name: str, times: int) -> None:
+    """Draw a recipe's training transform, at 16 pixels, with the draws of so many rows."""
+    transform = transform_of(dataclasses.replace(get_recipe(name), input_size=16))
+    x, y = np.meshgrid(np.arange(40), np.arange(30))
+    picture = Image.fromarray(np.stack([x * 6, y * 8, (x + y) * 3], axis=-1).astype(np.uint8))
+    with seeded(0):
+        for _ in range(times):
+            assert transform(picture).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipes_transform_works_with_the_libraries_installed(name: str) -> None:
+    draw(name, 500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipes_transform_works_on_a_large_data_set(name: str) -> None:
+    draw(name, 20_000)
