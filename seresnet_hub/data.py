@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from seresnet_hub.decoding import Decoder, DecoderName
+from seresnet_hub.decoding import Decoder, DecoderName, Picture, TransformError
 from seresnet_hub.errors import InputError, of_a_dead_worker
 from seresnet_hub.images import Transform, reseed, streams_kept, training_transform
 from seresnet_hub.plan import Order, Plan, Reader, Window
@@ -51,6 +51,8 @@ __all__ = ["EMBEDDED", "Batch", "Loader", "Split", "evaluation_loader", "loader"
 
 # Batches that the workers prepare ahead of the one in use.
 AHEAD = 2
+# So many images may be undecodable where `corrupt_share` of them would be fewer.
+FEW_DAMAGED = 10
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +62,9 @@ class Batch(NamedTuple):
 
     Rows with a false `mask` are none: they make all ranks' parts equally long, or could not be decoded. `total` counts
     the rows of all ranks, undecodable ones included. Rows with a true `mirror` are still to be flipped (`device.finish`
-    does it). `indices` number the rows within the split; -1 where there is none. `whole` is whether all rows count, and
-    `missing` the number of this part's undecodable rows: the mask's answers, without waiting for a device.
+    does it). `indices` number the rows within the split; -1 where there is none. `whole` is whether all rows are known
+    to count, and `missing` the number of undecodable rows that this rank met: both without waiting for a device. With
+    repeated augmentation the copies of an image lie side by side, all on one rank, until `repeats` deals them out.
     """
 
     images: torch.Tensor
@@ -195,20 +198,23 @@ class _Stream(Dataset[Any]):
             np.full(count, -1, np.int64), [],
         )  # fmt: skip
         for place, row in rows:
-            for repeat in range(self.repeats):
-                at = (place - low) * self.repeats + repeat
-                part.indices[at], part.labels[at] = row.number, self._label(row)
-                try:
-                    part.mirror[at] = self._image(row, repeat, images[at].permute(2, 0, 1))
-                    part.mask[at] = True
-                except _Undecodable as error:
-                    images[at : at + self.repeats - repeat] = 0  # masked, but batch statistics see them
-                    part.skipped.append(str(error))
-                    part.labels[at : at + self.repeats - repeat] = 0
-                    break
+            copies = slice((place - low) * self.repeats, (place - low + 1) * self.repeats)
+            part.indices[copies], label = row.number, self._label(row)
+            try:
+                picture = self._picture(row)  # decoded once, augmented several times
+                for repeat in range(self.repeats):
+                    at = copies.start + repeat
+                    part.mirror[at] = self._augmented(row, repeat, picture, images[at].permute(2, 0, 1))
+            except _Undecodable as error:
+                images[copies] = 0  # masked, but batch statistics see them
+                part.mirror[copies] = False
+                part.skipped.append(str(error))
+            else:
+                part.labels[copies], part.mask[copies] = label, True
         return part
 
-    def _image(self, row: Row, repeat: int, out: torch.Tensor) -> bool:
+    def _picture(self, row: Row) -> Picture:
+        """Read and decode. Whatever goes wrong here is the picture's fault: `_Undecodable`."""
         data, path = (row.image.get("bytes"), row.image.get("path")) if row.image else (None, None)
         if data is None and path is not None and "://" in path:
             data = _remote_file(path)
@@ -217,12 +223,24 @@ class _Stream(Dataset[Any]):
                 raise InputError("there is no image in this row")
             if data is None:
                 data = Path(cast(str, path)).read_bytes()
-            if self.plan.order is not None:
-                reseed(self.plan.order.seed, self.plan.order.epoch, row.number, *([repeat] if repeat else []))
-            return self.decoder(data, out)
+            return self.decoder.decode(data)
         except (InputError, OSError, TypeError, ValueError) as error:
-            name = f" ({path})" if path else ""
-            raise _Undecodable(f"{self.split.place(row.number)}{name}: {error}") from error
+            raise _Undecodable(f"{self._name(row)}: {error}") from error
+
+    def _augmented(self, row: Row, repeat: int, picture: Picture, out: torch.Tensor) -> bool:
+        """Write a copy into `out`, with draws of its own; whether it is still to be mirrored."""
+        if self.plan.order is not None:
+            reseed(self.plan.order.seed, self.plan.order.epoch, row.number, *([repeat] if repeat else []))
+        try:
+            return self.decoder.apply(picture, out)
+        except InputError as error:
+            raise _Undecodable(f"{self._name(row)}: {error}") from error
+        except TransformError as error:
+            raise InputError(f"{self._name(row)}: {error}; the picture itself is whole") from error
+
+    def _name(self, row: Row) -> str:
+        path = row.image.get("path") if row.image else None
+        return self.split.place(row.number) + (f" ({path})" if path else "")
 
     def _label(self, row: Row) -> int:
         label = row.label
@@ -408,14 +426,44 @@ class Loader:
         return Batch(images.permute(0, 3, 1, 2), labels, mask, total, mirror, indices, whole, undecodable)
 
     def _count_skipped(self, texts: list[str]) -> None:
+        if not texts:
+            return
         for text in texts:
             log.warning("left out: %s", text)
         self.skipped += texts
-        limit = self._corrupt_share * self.split.rows
-        if len(self.skipped) > limit:
-            listed = "; ".join(self.skipped[:20]) + (" …" if len(self.skipped) > 20 else "")
-            allowed = f" ({len(self.skipped)} undecodable images, more than {limit:.0f} of {self.split.rows:,})"
-            raise InputError(listed + (allowed if self._corrupt_share else ""))
+        named = "; ".join(self.skipped[:20]) + (" …" if len(self.skipped) > 20 else "")
+        require_few_damaged(len(self.skipped), self.split, self._corrupt_share, named)
+
+
+def most_damaged(split: Split, share: float) -> int:
+    """Return how many images of a split may be undecodable: `share` of them, or a few where they are few.
+
+    A few are 10, or a tenth of fewer than 100 images: one broken file of a small folder ends no run, and nothing trains
+    on a folder of broken ones. A held-out part is judged by the collection that it was taken from. With `share=0` none
+    may be.
+    """
+    return max(int(share * _collection(split)), min(FEW_DAMAGED, _collection(split) // 10)) if share else 0
+
+
+def require_few_damaged(
+    damaged: int, split: Split, share: float, named: str = "see the output of the processes"
+) -> None:
+    """Raise `InputError` where more images are undecodable than may be (see `most_damaged`); says what to do."""
+    most, images = most_damaged(split, share), _collection(split)
+    if damaged <= most:
+        return
+    if not share:
+        way_out = f"{damaged} undecodable, and no image may be left out here: repair or remove what is damaged"
+    else:
+        way_out = (
+            f"{damaged} undecodable images, more than {most:,} of {images:,}: repair or remove what is damaged, or set "
+            f"corrupt_share, the share that may be left out, above {most / images:.2g}"
+        )
+    raise InputError(f"{named} ({way_out})")
+
+
+def _collection(split: Split) -> int:
+    return split.rows if split.kept is None else sum(split.kept.unit_rows)
 
 
 class _Jobs:
@@ -466,6 +514,15 @@ def epoch_plan(split: Split, recipe: Recipe, *, seed: int, epoch: int) -> Plan:
     )  # fmt: skip
 
 
+def transform_of(recipe: Recipe) -> Transform:
+    """Return the training transform that a recipe asks for (see `training_transform`)."""
+    return training_transform(
+        crop=recipe.crop, input_size=(3, recipe.input_size, recipe.input_size), interpolation=recipe.interpolation,
+        crop_padding=recipe.crop_padding, scale=recipe.scale, horizontal_flip=recipe.horizontal_flip,
+        auto_augment=recipe.auto_augment, color_jitter=recipe.color_jitter,
+    )  # fmt: skip
+
+
 def loader(
     source: str | Split,
     split: str | None,
@@ -486,19 +543,9 @@ def loader(
     if open_fields := following(recipe):
         raise InputError(f"recipe {recipe.name!r} leaves {', '.join(open_fields)} open: give them values")
     opened = source if isinstance(source, Split) else open_split(source, split)
-    size = (recipe.input_size, recipe.input_size)
-    transform = training_transform(
-        crop=recipe.crop,
-        input_size=(3, *size),
-        interpolation=recipe.interpolation,
-        crop_padding=recipe.crop_padding,
-        scale=recipe.scale,
-        horizontal_flip=recipe.horizontal_flip,
-        auto_augment=recipe.auto_augment,
-        color_jitter=recipe.color_jitter,
-    )
+    decoder = Decoder(transform_of(recipe), recipe.decoder)
     return Loader(
-        opened, epoch_plan(opened, recipe, seed=seed, epoch=epoch), Decoder(transform, recipe.decoder), size=size,
+        opened, epoch_plan(opened, recipe, seed=seed, epoch=epoch), decoder, size=(recipe.input_size,) * 2,
         num_classes=recipe.num_classes or (len(opened.class_names) if opened.class_names else None),
         rank=rank, world_size=world_size, workers=workers, position=position, repeats=recipe.repeated_augmentation,
         corrupt_share=recipe.corrupt_share,
@@ -518,14 +565,16 @@ def evaluation_loader(
     workers: int = 0,
     decoder: DecoderName = "pil",
     lanes: int = 24,
+    corrupt_share: float = 0.0,
 ) -> Loader:
     """Return every image of a split once, unshuffled (`Batch.indices` number them); an undecodable one is an error.
 
-    `batch_size` counts images over all ranks, `input_size` is the height and width that `transform` makes.
+    `batch_size` counts images over all ranks, `input_size` is the height and width that `transform` makes. With
+    `corrupt_share` some may be undecodable (see `most_damaged`), and are masked.
     """
     opened = source if isinstance(source, Split) else open_split(source, split)
     plan = Plan(unit_rows=opened.unit_rows, batch_size=batch_size, lanes=lanes, order=None)
     return Loader(
         opened, plan, Decoder(transform, decoder), size=input_size, num_classes=num_classes, rank=rank,
-        world_size=world_size, workers=workers,
+        world_size=world_size, workers=workers, corrupt_share=corrupt_share,
     )  # fmt: skip

@@ -5,6 +5,8 @@ The fast way is for JPEG files with one or three components and no rotation; all
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from torchvision import transforms
 from torchvision.io import ImageReadMode
 from torchvision.transforms import v2
 
+from seresnet_hub.errors import InputError
 from seresnet_hub.images import Transform, read_image
 
 DecoderName = Literal["fast", "pil"]
@@ -29,10 +32,19 @@ XMP = b"http://ns.adobe.com/xap/1.0/\0"  # how a segment of EXIF's kind begins t
 LARGEST = 2**26  # pixels; Pillow judges larger pictures
 
 
+Picture = Image.Image | torch.Tensor  # decoded: 8-bit RGB, or uint8 (3, height, width)
+PLAIN_SIDE = 64  # of an ordinary picture, in pixels
+
+
+class TransformError(Exception):
+    """A transform failed on a picture that is whole; the text names the step and says what it said."""
+
+
 class Decoder:
     """Decode one encoded picture and apply `transform`, one of timm's or torchvision's compositions that ends in uint8.
 
-    Random transforms draw the same numbers in the same order either way.
+    `decode` fails where the picture is damaged, `apply` where the transform is wrong. Random transforms draw the same
+    numbers in the same order either way, all of them in `apply`, which may be called any number of times.
     """
 
     def __init__(self, transform: Transform, name: DecoderName) -> None:
@@ -49,15 +61,39 @@ class Decoder:
         self._distorts = any(type(step) is not transforms.RandomHorizontalFlip for step in steps[1:-1])
 
     def __call__(self, data: Buffer, out: torch.Tensor) -> bool:
-        """Write a picture into `out`, uint8 `(3, height, width)`; true where it is still to be mirrored.
+        """Decode a picture and `apply` the transform to it."""
+        return self.apply(self.decode(data), out)
 
-        Errors: `InputError` where `data` is no whole image.
-        """
+    def decode(self, data: Buffer) -> Picture:
+        """Return the picture, all of it read. Errors: `InputError` where `data` is no whole image."""
         if self._crops or self._resizes:
             pixels = _decode_plain_jpeg(data)
             if pixels is not None and pixels.shape[1] * pixels.shape[2] > self._least:
-                return self._crop(pixels, out) if self._crops else self._resize(pixels, out)
-        out.copy_(self.transform(read_image(data)))
+                return pixels
+        return read_image(data)
+
+    def apply(self, picture: Picture, out: torch.Tensor) -> bool:
+        """Write a transformed picture into `out`, uint8 `(3, height, width)`; true where it is still to be mirrored.
+
+        Errors: `TransformError` where the transform fails, `InputError` where it fails for this picture's shape.
+        """
+        if isinstance(picture, torch.Tensor):
+            with _naming(self._steps[0]):
+                return self._crop(picture, out) if self._crops else self._resize(picture, out)
+        if not self._steps:
+            with _naming(self.transform):
+                out.copy_(self.transform(picture))
+            return False
+        first, *rest = self._steps
+        try:
+            with _naming(first):
+                changed = first(picture)
+        except TransformError as error:
+            # Only the first step meets pictures of any shape; if it takes an ordinary one, then this one is to blame.
+            if not _works(first):
+                raise
+            raise InputError(f"a picture of {picture.width} x {picture.height} pixels: {error}") from error
+        out.copy_(_through(rest, changed))
         return False
 
     def _crop(self, pixels: torch.Tensor, out: torch.Tensor) -> bool:
@@ -68,10 +104,7 @@ class Decoder:
             _resized(window, _mode(crop.interpolation), out)
             return self._flip > 0 and bool(torch.rand(1) < self._flip)  # as torchvision's flip draws it
         small = _resized(window, _mode(crop.interpolation), torch.empty_like(out))
-        picture: Any = Image.fromarray(small.permute(1, 2, 0).contiguous().numpy())
-        for step in rest:
-            picture = step(picture)
-        out.copy_(picture)
+        out.copy_(_through(rest, Image.fromarray(small.permute(1, 2, 0).contiguous().numpy())))
         return False
 
     def _resize(self, pixels: torch.Tensor, out: torch.Tensor) -> bool:
@@ -79,6 +112,34 @@ class Decoder:
         resized = v2.functional.resize(pixels, resize.size, resize.interpolation, resize.max_size, antialias=True)
         out.copy_(v2.functional.center_crop(resized, crop.size))
         return False
+
+
+@contextmanager
+def _naming(step: Any) -> Iterator[None]:
+    """Turn whatever a transform raises into a `TransformError` that names it."""
+    try:
+        yield
+    except (MemoryError, TransformError):
+        raise
+    except Exception as error:
+        name = getattr(step, "__name__", type(step).__name__)
+        raise TransformError(f"the transform {name} failed: {type(error).__name__}: {error}") from error
+
+
+def _through(steps: Sequence[Any], picture: Any) -> Any:
+    """Apply one step after the other. Errors: `TransformError` names the one that failed."""
+    for step in steps:
+        with _naming(step):
+            picture = step(picture)
+    return picture
+
+
+def _works(step: Any) -> bool:
+    try:
+        step(Image.new("RGB", (PLAIN_SIDE, PLAIN_SIDE)))
+    except Exception:  # that it fails is the answer
+        return False
+    return True
 
 
 def _mode(interpolation: Any) -> str:

@@ -26,7 +26,10 @@ def finish(
 
 
 class Mixer:
-    """Random erasing, then mixup or cutmix, as timm does them, by a recipe; draws depend on the step and rank alone."""
+    """Mixup or cutmix, then random erasing, as timm does them, by a recipe; draws depend on the seed alone.
+
+    timm's loader mixes before it erases, so an erased patch hides a part of both images. It is filled with noise.
+    """
 
     def __init__(self, recipe: Recipe, num_classes: int, device: torch.device) -> None:
         self._num_classes, self._smoothing = num_classes, recipe.label_smoothing
@@ -39,22 +42,34 @@ class Mixer:
             )  # fmt: skip
 
     def __call__(
-        self, images: torch.Tensor, labels: torch.Tensor, whole: bool, *seed: int
+        self, images: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor | bool, *seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images and targets: labels, or class probabilities `(batch, classes)` where the recipe mixes.
 
-        A batch that is not whole (rows do not count) or has an odd number is not mixed. Draws depend on `seed` alone.
+        `images` may be overwritten. `counts` is which rows count, or True where all are known to. A batch of an odd
+        number is not mixed, nor is a row whose partner does not count. Draws depend on `seed` alone.
         """
         with seeded(*seed):
-            if self._erase is not None:
-                images = self._erase(images)
-            if self._mix is None:
-                return images, labels
-            if len(images) % 2 == 0 and whole:
-                mixed: tuple[torch.Tensor, torch.Tensor] = self._mix(images, labels)
-                return mixed
-        exact = F.one_hot(labels, self._num_classes).float()
-        return images, exact * (1 - self._smoothing) + self._smoothing / self._num_classes
+            if self._mix is not None:
+                images, labels = self._mixed(images, labels, counts)
+            return images if self._erase is None else self._erase(images), labels
+
+    def _mixed(
+        self, images: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor | bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self._mix is not None
+        exact = F.one_hot(labels, self._num_classes).float() * (1 - self._smoothing)
+        exact += self._smoothing / self._num_classes
+        if len(images) % 2:
+            return images, exact
+        mixed: torch.Tensor
+        if isinstance(counts, bool):
+            mixed, targets = self._mix(images, labels) if counts else (images, exact)
+            return mixed, targets
+        plain = images.clone()
+        mixed, targets = self._mix(images, labels)
+        both = counts & counts.flip(0)  # timm mixes a batch with itself, turned round
+        return torch.where(both[:, None, None, None], mixed, plain), torch.where(both[:, None], targets, exact)
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

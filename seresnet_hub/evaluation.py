@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from seresnet_hub.classes import IMAGENET_FILE, class_order, imagenet_real_labels
-from seresnet_hub.data import Loader, Split, evaluation_loader
+from seresnet_hub.data import Loader, Split, evaluation_loader, require_few_damaged
 from seresnet_hub.device import finish, on_device
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import fill_folder, replacing
@@ -35,10 +35,10 @@ PER_CLASS_NAME, CONFUSION_NAME, PICTURE_NAME = "per_class.csv", "confusion.csv",
 class Accuracy:
     """Accuracies in percent over `counted` images, and how fast they were seen.
 
-    `seen` is all images of the split; those that have no label are seen but not counted. `loss` is the mean cross
-    entropy in nats, where each image has one label; `class_counts` are then each class's images, and how many of them
-    were right: int64 `(classes, 2)`. `confusion`, on request, counts images by class and prediction: int64
-    `(classes, classes)`. `input_size` is height and width, `crop_pct` the crop's share of the resized image.
+    `seen` is all images of the split that could be decoded; those that have no label are seen but not counted. `loss`
+    is the mean cross entropy in nats, where each image has one label; `class_counts` are then each class's images, and
+    how many of them were right: int64 `(classes, 2)`. `confusion`, on request, counts images by class and prediction:
+    int64 `(classes, classes)`. `input_size` is height and width, `crop_pct` the crop's share of the resized image.
     """
 
     seen: int
@@ -80,13 +80,15 @@ def evaluate(
     input_size: int | None = None,
     crop_pct: float | None = None,
     confusion: bool = False,
+    corrupt_share: float = 0.0,
 ) -> Accuracy:
     """Return loss, top-1 and top-5 accuracy of `model` on every image of `split`, each counted once.
 
     Ranks share the batches; `total` sums a tensor over them. `input_size` and `crop_pct` replace those of the model's
     config, `confusion` asks for the confusion matrix. Where images have several right classes (`Split.answers`), one of
-    them is enough, and an image that has none is not counted. Errors: `InputError` where a label lies outside the
-    model's classes, a row cannot be read or the model does not take the size; `RuntimeError` if not every image was
+    them is enough, and an image that has none is not counted. Up to `corrupt_share` of the images may be undecodable
+    (see `data.most_damaged`): they are left out, and not `seen`. Errors: `InputError` where a label lies outside the
+    model's classes, more rows cannot be read or the model does not take the size; `RuntimeError` if not every image was
     counted.
     """
     if batch_size < world_size:
@@ -117,8 +119,10 @@ def evaluate(
     batches: Loader = evaluation_loader(
         split, None, transform, input_size=size, batch_size=batch_size,
         num_classes=num_classes if answers is None else len(answers), rank=rank, world_size=world_size, workers=workers,
+        corrupt_share=corrupt_share,
     )  # fmt: skip
-    counts = torch.zeros(4, dtype=torch.int64, device=device)
+    damaged = 0
+    counts = torch.zeros(5, dtype=torch.int64, device=device)
     losses = torch.zeros(1, dtype=torch.float64, device=device)
     by_class = torch.zeros(2 * num_classes if answers is None else 0, dtype=torch.int64, device=device)
     matrix = torch.zeros(num_classes**2 if confusion else 0, dtype=torch.int64, device=device)
@@ -130,6 +134,7 @@ def evaluate(
             for batch in on_device(progress, device):
                 images = finish(batch, mean=config["mean"], std=config["std"], dtype=parameter.dtype)
                 labels, mask = batch.labels, batch.mask
+                damaged += batch.missing
                 logits = model(images)
                 finite &= logits.isfinite().all()
                 best = logits.topk(min(5, num_classes), dim=1).indices
@@ -142,20 +147,23 @@ def evaluate(
                 hits = right & counted[:, None]
                 if answers is None:
                     by_class.view(-1, 2).index_add_(0, labels, torch.stack([counted, hits[:, 0]], dim=1).long())
-                counts += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), counted.sum(), mask.sum()])
+                counts[:4] += torch.stack([hits[:, 0].sum(), hits.any(1).sum(), counted.sum(), mask.sum()])
                 if confusion:
                     matrix.scatter_add_(0, labels * num_classes + best[:, 0], mask.long())
     if not finite:
         raise InputError("the model's outputs are not finite numbers: its weights are damaged or were never trained")
+    counts[4] = damaged
     if total is not None:
         counts, losses = total(counts), total(losses)
         by_class = total(by_class) if answers is None else by_class
         matrix = total(matrix) if confusion else matrix
-    top1, top5, number, seen = counts.tolist()
-    if seen != split.rows:
+    top1, top5, number, seen, damaged = counts.tolist()
+    require_few_damaged(damaged, split, corrupt_share)
+    if seen + damaged != split.rows:
         raise RuntimeError(f"{seen} of the {split.rows} images of split {split.name!r} of {split.source} were counted")
     if number == 0:
-        raise InputError(f"no image of split {split.name!r} of {split.source} has a label")
+        lacks = "can be decoded" if seen == 0 else "has a label"
+        raise InputError(f"no image of split {split.name!r} of {split.source} {lacks}")
     return Accuracy(
         seen=seen,
         counted=number,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data import auto_augment as timms_augmentation
 from timm.data import create_transform, resolve_model_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -26,6 +27,7 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", "
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
+TRIVIAL_AUGMENT = "ta_wide"  # torchvision's name for what timm has not
 GEOMETRIC = (RandomResizedCropAndInterpolation, transforms.RandomHorizontalFlip)  # how timm's training transform begins
 
 
@@ -117,17 +119,31 @@ def training_transform(
 
     `crop="resized"` is timm's RandomResizedCrop over `scale` of the area; `crop="pad"` resizes to the input size, pads
     by `crop_padding` black pixels on each side and crops back (arXiv 1512.03385, section 4.2). `auto_augment` is a text
-    in timm's language ("rand-m9-mstd0.5", "original", "3a"), its gaps filled with `mean`; `color_jitter` is a strength,
-    which timm leaves out beside any of them but "3a".
+    in timm's language ("rand-m9-mstd0.5", "original", "3a"), its gaps filled with `mean`, or "ta_wide", torchvision's
+    TrivialAugment with black gaps as in its training reference; `color_jitter` is a strength, which is left out beside
+    any of them but "3a". Errors: `InputError` where `auto_augment` is none of these.
     """
-    timms: Transform = create_transform(
-        tuple(input_size), is_training=True, scale=scale, hflip=horizontal_flip, color_jitter=color_jitter or None,
-        auto_augment=auto_augment, interpolation=interpolation, mean=tuple(mean), normalize=False,
-    )  # fmt: skip
+    trivial = auto_augment == TRIVIAL_AUGMENT
+    try:
+        timms: Transform = create_transform(
+            tuple(input_size), is_training=True, scale=scale, hflip=horizontal_flip,
+            color_jitter=None if trivial else color_jitter or None, auto_augment=None if trivial else auto_augment,
+            interpolation=interpolation, mean=tuple(mean), normalize=False,
+        )  # fmt: skip
+    except (AssertionError, KeyError, ValueError) as error:  # what timm raises at a text that it cannot read
+        raise InputError(
+            f"auto_augment={auto_augment}: timm cannot read it ({error or type(error).__name__})"
+        ) from error
+    steps: list[Any] = timms.transforms  # type: ignore[attr-defined]
+    if trivial:
+        steps.insert(-1, transforms.TrivialAugmentWide(interpolation=transforms.InterpolationMode(interpolation)))
+    for operation in _operations(steps):
+        if operation.aug_fn is timms_augmentation.posterize:
+            operation.aug_fn = _posterized
     if crop == "resized":
         return timms
     size = tuple(input_size)[-2:]
-    distort = [step for step in timms.transforms if not isinstance(step, GEOMETRIC)]  # type: ignore[attr-defined]
+    distort = [step for step in steps if not isinstance(step, GEOMETRIC)]
     composed: Transform = transforms.Compose(
         [
             transforms.Resize(size, interpolation=transforms.InterpolationMode(interpolation)),
@@ -137,6 +153,23 @@ def training_transform(
         ]
     )
     return composed
+
+
+def _operations(step: Any) -> Iterator[Any]:
+    """Yield the single operations of timm's automatic augmentations, wherever they are within `step`."""
+    if isinstance(step, timms_augmentation.AugmentOp):
+        yield step
+    inner = getattr(step, "ops", getattr(step, "policy", step))
+    for part in inner if isinstance(inner, (list, tuple)) else ():
+        yield from _operations(part)
+
+
+def _posterized(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
+    """Posterize as timm does, and to black where no bit is kept, which Pillow does itself before version 13."""
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    posterized: Image.Image = timms_augmentation.posterize(image, bits_to_keep, **options)
+    return posterized
 
 
 def normalize(

@@ -77,12 +77,14 @@ FIELDS: dict[str, str] = {
     "eval_size": "height and width in evaluation; none: input_size",
     "interpolation": "how pictures are resized",
     "decoder": "fast: JPEG files by torchvision, in training alone; pil: the pixels of timm's own transforms",
-    "auto_augment": "in timm's language, such as rand-m9-mstd0.5, original or 3a; none: no such augmentation",
+    "auto_augment": "in timm's language, such as rand-m9-mstd0.5, original or 3a; or ta_wide, torchvision's "
+    "TrivialAugment (arXiv 2103.10158); none: no such augmentation",
     "color_jitter": "strength of random changes of colour",
-    "repeated_augmentation": "how many times each image is in its batch (arXiv 1901.09335); an epoch has as many fewer",
+    "repeated_augmentation": "how many times each image is in its batch (arXiv 1901.09335), its copies dealt out "
+    "among the processes; an epoch has as many fewer",
     "mixup": "alpha of the Beta distribution that mixes pairs of images; 0: none are mixed",
     "cutmix": "alpha of the Beta distribution of patches from other images; 0: no patches",
-    "erasing": "probability of erasing a rectangle",
+    "erasing": "probability of erasing a rectangle, which becomes noise, after mixing",
     "crop_pct": "in evaluation, the crop's share of the resized picture's edge",
     "mean": "mean of each channel in [0, 1]; none: the model's own",
     "std": "standard deviation of each channel; none: the model's own",
@@ -91,7 +93,8 @@ FIELDS: dict[str, str] = {
     "shuffle_window": "rows that are permuted together, over all lanes",
     "lanes": "streams of rows that each batch takes from in equal parts (see plan.py)",
     "drop_last": "true: leave out the last batch of an epoch where it is smaller",
-    "corrupt_share": "share of the images that may be undecodable; more end the run",
+    "corrupt_share": "share of the images that may be undecodable, in small data sets a few; more end the run; 0: none "
+    "may",
     "seed": "seed of all random numbers",
     "workers": "loader processes on each training process",
 }  # fmt: skip

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from seresnet_hub.blocks import use_training_blocks
 from seresnet_hub.chance import chance_of
-from seresnet_hub.data import Split, epoch_plan, loader
+from seresnet_hub.data import Split, epoch_plan, loader, require_few_damaged
 from seresnet_hub.device import Mixer, finish, on_device
 from seresnet_hub.errors import InputError, LostProcessError
 from seresnet_hub.evaluation import Accuracy, evaluate
@@ -51,6 +51,7 @@ from seresnet_hub.models import create
 from seresnet_hub.names import resolve_name
 from seresnet_hub.plan import Plan
 from seresnet_hub.recipes import AUTO, Recipe
+from seresnet_hub.repeats import dealt, part_rows
 from seresnet_hub.splits import open_splits, require_same_shards
 from seresnet_hub.starting import BEST, BEST_RAW, RAW, begin, processes_started, require_launcher
 from seresnet_hub.states import STATES_FOLDER, list_states, load_optimizer, save_state
@@ -60,7 +61,7 @@ from seresnet_hub.training_card import facts_of_run, save_run
 OF_A_MACHINE = frozenset({"data", "weights", "workers", "license", "keep_states"})
 # Fields that do not change what is learnt, but for rounding.
 NOT_LEARNT = OF_A_MACHINE | {
-    *("checkpoint_steps", "eval_every", "save_every", "compile", "se_blocks", "grad_checkpointing"),
+    *("checkpoint_steps", "eval_every", "save_every", "compile", "se_blocks", "grad_checkpointing", "corrupt_share"),
 }
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 STATE_KEYS = frozenset({"model", "optimizer", "history", "losses", "scaler", "average"})
@@ -211,7 +212,8 @@ def _train(
         say(f"warning: {recipe.weights} name no licence, so push.py will refuse the result: add --set license=ID")
     config = _config(recipe, model)
     model.pretrained_cfg = config  # evaluation reads its transform from here, as a user of the saved model does
-    shares = [plan.share(batch, world_size) * recipe.repeated_augmentation for batch in (0, steps_per_epoch - 1)]
+    repeats = recipe.repeated_augmentation
+    shares = [part_rows(plan, k, repeats=repeats, world_size=world_size) for k in (0, steps_per_epoch - 1)]
     _require_trainable(model, recipe, images=min(_smallest_piece(share, recipe.accumulation) for share in shares))
     _require_mixable(recipe, plan, world_size)
     if recipe.grad_checkpointing:
@@ -297,7 +299,7 @@ def _train(
     mixer = Mixer(recipe, num_classes, accelerator.device)
     accuracy: Accuracy | None = None
     trained, seconds, stopped = 0, 0.0, False
-    of_step = [plan.batch_rows(batch) * recipe.repeated_augmentation for batch in range(steps_per_epoch)]
+    of_step = [plan.batch_rows(batch) * repeats for batch in range(steps_per_epoch)]
     images_until = {end: end // steps_per_epoch * sum(of_step) + sum(of_step[: end % steps_per_epoch])
                     for end in (step, last_step)}  # fmt: skip
     with (
@@ -324,8 +326,12 @@ def _train(
                 # Drop-outs draw from the step's own stream, so a resumed run draws what the uninterrupted one drew.
                 torch.manual_seed(seed_from(recipe.seed, step, rank))
                 schedule.step_update(step)
+                batch = dealt(
+                    batch, plan, step % steps_per_epoch, repeats=repeats, rank=rank, world_size=world_size,
+                    seed=(recipe.seed, step, rank),
+                )  # fmt: skip
                 images = finish(batch, mean=config["mean"], std=config["std"], dtype=precision)
-                images, targets = mixer(images, batch.labels, batch.whole, recipe.seed, step, rank)
+                images, targets = mixer(images, batch.labels, batch.whole or batch.mask, recipe.seed, step, rank)
                 optimizer.zero_grad()
                 loss = torch.zeros((), device=accelerator.device)
                 pieces = list(zip(*(t.chunk(recipe.accumulation) for t in (images, targets, batch.mask)), strict=True))
@@ -357,7 +363,7 @@ def _train(
                     step_losses.clear()
                     newly_skipped, skipped = int(skipped_now) - skipped, int(skipped_now)
                     seen, trained = seen - newly_skipped, trained - newly_skipped
-                    _require_few_skipped(skipped, train_split, recipe)
+                    require_few_damaged(skipped // repeats, train_split, recipe.corrupt_share)
                     _require_finite(losses, step, output, recipe)
                     bar.set_postfix(epoch=epoch + 1, loss=f"{losses[-1]:.3f}", refresh=False)
                     if trackers:
@@ -377,7 +383,7 @@ def _train(
                     break
             seconds += time.perf_counter() - start
             if skipped:
-                say(f"epoch {epoch + 1}: {skipped} undecodable images were left out")
+                say(f"epoch {epoch + 1}: {skipped // repeats} undecodable images were left out")
 
             if stopped or not due(recipe.eval_every):
                 continue
@@ -509,16 +515,6 @@ def _figures(accuracy: Accuracy, prefix: str = "") -> dict[str, float]:
 def _kept(output: Path) -> str:
     saved = list_states(output)
     return f"the last good state, {saved[0]}, is kept" if saved else "nothing was saved yet"
-
-
-def _require_few_skipped(skipped: int, split: Split, recipe: Recipe) -> None:
-    """Raise `InputError` where all processes together left out too much; each looks at its own share by itself."""
-    limit = recipe.corrupt_share * split.rows * recipe.repeated_augmentation
-    if skipped > limit:
-        raise InputError(
-            f"{skipped} undecodable images of {split.source}, more than {limit:.0f} in an epoch: the processes' output "
-            "names them; corrupt_share is the share that may be"
-        )
 
 
 def _require_finite(losses: Sequence[float], step: int, output: Path, recipe: Recipe) -> None:
@@ -677,12 +673,11 @@ def _require_trainable(model: nn.Module, recipe: Recipe, *, images: int) -> None
 
 def _require_mixable(recipe: Recipe, plan: Plan, world_size: int) -> None:
     """Raise `InputError` where a process could not mix its part of a batch: filled up to the others', or odd."""
-    rows, repeats = plan.batch_rows(0), recipe.repeated_augmentation
-    if (recipe.mixup or recipe.cutmix) and (rows % world_size or rows // world_size * repeats % 2):
-        times = f", {repeats} times each," if repeats > 1 else ""
+    rows = plan.batch_rows(0) * recipe.repeated_augmentation
+    if (recipe.mixup or recipe.cutmix) and rows % (2 * world_size):
         raise InputError(
             f"batch_size={recipe.batch_size}: mixup and cutmix need an equal, even number of images on each of "
-            f"{world_size} processes, and these share {rows:,}{times} in a batch"
+            f"{world_size} processes, and these share {rows:,} in a batch"
         )
 
 
@@ -744,6 +739,8 @@ def _evaluate(model: nn.Module, split: Split, recipe: Recipe, accelerator: Accel
     return evaluate(
         model, split, workers=recipe.workers, rank=accelerator.process_index, world_size=accelerator.num_processes,
         batch_size=128 * accelerator.num_processes, total=total,
+        # A held-out part is of the collection that is trained on, damage and all.
+        corrupt_share=0.0 if split.kept is None else recipe.corrupt_share,
     )  # fmt: skip
 
 

@@ -73,8 +73,8 @@ def facts_of_run(
         recipe, asked = (dataclasses.replace(one, weights=origin.name) for one in (recipe, asked))
     if split.kept is not None:
         notes.append(
-            f"Its accuracy was measured on {split.rows:,} images held out from the same collection it was trained on "
-            f"({100 * recipe.holdout:g} % of each class); pictures from elsewhere may fare worse."
+            f"Its accuracy was measured on {accuracy.seen:,} images held out from the same collection it was trained "
+            f"on ({100 * recipe.holdout:g} % of each class); pictures from elsewhere may fare worse."
         )
     if chance is not None and (doubt := chance.doubt(accuracy.top1)):
         notes.append(f"There is no evidence that it learnt anything: {doubt}.")

@@ -310,3 +310,17 @@ def test_real_photographs_decode(imagenet_sample: Path) -> None:
     batch = next(iter(loader(split, None, recipe, workers=2)))
     assert batch.images.shape == (100, 3, 64, 64)
     assert batch.images.float().std() > 30
+
+
+@pytest.mark.parametrize("name", ["ra2", "seresnet101_modern"])
+def test_recipes_lose_none_of_the_real_photographs(imagenet_sample: Path, name: str) -> None:
+    """An epoch over 600 real images with the recipe's own augmentation: nothing is left out, and every row is seen."""
+    split = open_split(str(imagenet_sample), "train")
+    recipe = replace(get_recipe(name), input_size=64, num_classes=1000, batch_size=100, seed=1)
+    each_once = replace(recipe, repeated_augmentation=1)
+    for asked in {recipe, each_once}:
+        batches = loader(split, None, asked, workers=2)
+        seen = [index for batch in batches for index in batch.indices[batch.mask].tolist()]
+        assert not batches.skipped
+        assert len(seen) == 600
+        assert len(set(seen)) == 600 // asked.repeated_augmentation

@@ -11,9 +11,10 @@ import timm.data
 import torch
 from conftest import encode
 from PIL import Image
+from torchvision import transforms
 from torchvision.transforms import InterpolationMode, v2
 
-from seresnet_hub.decoding import Decoder, DecoderName, _resized
+from seresnet_hub.decoding import Decoder, DecoderName, TransformError, _resized
 from seresnet_hub.errors import InputError
 from seresnet_hub.images import Transform, evaluation_transform, seeded, training_transform
 from seresnet_hub.splits import open_split, read_unit
@@ -153,12 +154,81 @@ def test_the_exact_way_is_timms_to_the_pixel(jpeg: bytes, auto_augment: str | No
     assert len({tuple(image.flatten().tolist()) for image in results}) == 25
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_trivial_augment_is_that_of_torchvisions_recipe(jpeg: bytes, interpolation: str) -> None:
+    """As torchvision's training reference puts it: crop, flip, TrivialAugmentWide with black gaps, then the tensor."""
+    mode = InterpolationMode(interpolation)
+    trivial = transforms.TrivialAugmentWide(interpolation=mode)
+    theirs = transforms.Compose([transforms.RandomHorizontalFlip(0.5), trivial, transforms.PILToTensor()])
+    ours = train(auto_augment="ta_wide", interpolation=interpolation, color_jitter=0.4)
+    crop = train(interpolation=interpolation, horizontal_flip=0.0).transforms[0]  # type: ignore[attr-defined]
+    for k in range(60):
+        with seeded(k):
+            expected = theirs(crop(Image.open(io.BytesIO(jpeg)).convert("RGB")))
+        assert torch.equal(decoded(ours, "pil", jpeg, k), expected)
+
+
+@pytest.mark.parametrize("name", ["fast", "pil"])
+@pytest.mark.parametrize("changes", [{}, {"auto_augment": "rand-m9-mstd1.0-inc1"}, {"auto_augment": "ta_wide"},
+                                     {"crop": "pad", "auto_augment": "augmix-m3"}])  # fmt: skip
+def test_a_picture_decoded_once_is_as_good_as_new(jpeg: bytes, name: DecoderName, changes: dict[str, object]) -> None:
+    """Repeated augmentation transforms a decoded picture several times: no transform may change it."""
+    transform = train(**changes)
+    decoder = Decoder(transform, name)
+    picture = decoder.decode(jpeg)
+    for k in range(40):
+        out = torch.empty(SIZE, SIZE, 3, dtype=torch.uint8).permute(2, 0, 1)
+        with seeded(k):
+            mirror = decoder.apply(picture, out)
+        assert torch.equal(out.flip(-1) if mirror else out, decoded(transform, name, jpeg, k))
+
+
+class Broken:
+    """A step that fails as a library does that has changed."""
+
+    def __init__(self, *error: type[Exception]) -> None:
+        self.error = error[0] if error else ValueError
+
+    def __call__(self, picture: object) -> object:
+        raise self.error("bits must be between or equal to 1 and 8")
+
+
+@pytest.mark.parametrize("name", ["fast", "pil"])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("error", [ValueError, InputError, OSError, TypeError])
+def test_a_transforms_own_error_is_no_damage(
+    jpeg: bytes, name: DecoderName, place: int, error: type[Exception]
+) -> None:
+    transform = train()
+    transform.transforms.insert(place, Broken(error))  # type: ignore[attr-defined]
+    with pytest.raises(TransformError, match=r"the transform Broken failed: \w+Error: bits must be between"):
+        decoded(transform, name, jpeg)
+    with pytest.raises(TransformError, match="the transform Broken failed"):
+        decoded(Broken(error), name, jpeg)
+
+
+def test_a_picture_too_narrow_to_be_resized_is_to_blame_itself() -> None:
+    """timm's "border" crop fits the longer edge: of a picture of one row nothing is left."""
+    transform = evaluation_transform(
+        input_size=(3, SIZE, SIZE), interpolation="bicubic", crop_pct=0.875, crop_mode="border"
+    )
+    with pytest.raises(InputError, match="a picture of 2000 x 1 pixels: the transform ResizeKeepRatio failed"):
+        decoded(transform, "pil", encode(Image.new("RGB", (2000, 1))))
+
+
 @pytest.mark.parametrize("auto_augment", ["rand-m9-mstd0.5", "3a"])
 def test_the_fast_way_augments_alike(jpeg: bytes, auto_augment: str) -> None:
     """The same draws lead to the same distortions; a few, like equalising, make small differences large."""
     transform = train(auto_augment=auto_augment)
     likeness = [psnr(decoded(transform, "fast", jpeg, k), decoded(transform, "pil", jpeg, k)) for k in range(25)]
     assert sorted(likeness)[6] > 30
+    assert float(np.median(likeness)) > 40
+
+
+def test_the_fast_way_draws_trivial_augment_alike(jpeg: bytes) -> None:
+    transform = train(auto_augment="ta_wide")
+    likeness = [psnr(decoded(transform, "fast", jpeg, k), decoded(transform, "pil", jpeg, k)) for k in range(40)]
+    assert sorted(likeness)[8] > 30
     assert float(np.median(likeness)) > 40
 
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from timm.data.loader import PrefetchLoader
+from timm.data.mixup import FastCollateMixup
 
 from seresnet_hub.data import Batch
 from seresnet_hub.device import Mixer, finish, on_device
-from seresnet_hub.images import normalize
+from seresnet_hub.images import normalize, seeded
 from seresnet_hub.recipes import get_recipe
 
 CPU = torch.device("cpu")
@@ -38,7 +40,7 @@ def test_mixing_depends_on_the_seed_and_keeps_probabilities(batch: Batch, change
     mixer = Mixer(replace(get_recipe("digits"), label_smoothing=0.1, **changes), 10, CPU)
 
     def mixed(*seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return mixer(finish(batch, **STATISTICS), batch.labels, batch.whole, *seed)
+        return mixer(finish(batch, **STATISTICS), batch.labels, batch.mask, *seed)
 
     images, targets = mixed(0, 1)
     assert targets.shape == (6, 10)
@@ -48,15 +50,47 @@ def test_mixing_depends_on_the_seed_and_keeps_probabilities(batch: Batch, change
     assert any(not torch.equal(mixed(0, k)[0], finish(batch, **STATISTICS)) for k in range(5))
 
 
-def test_rows_that_do_not_count_are_not_mixed_into_others(batch: Batch) -> None:
+def test_rows_that_do_not_count_are_mixed_into_no_others(batch: Batch) -> None:
+    """Row 4 is lost: row 1, its partner, stays as it is, and all other pairs are mixed as ever."""
     mixer = Mixer(replace(get_recipe("digits"), mixup=0.8, label_smoothing=0.1), 10, CPU)
-    images, targets = mixer(finish(batch, **STATISTICS), batch.labels, False, 0)
-    assert torch.equal(images, finish(batch, **STATISTICS))
-    assert torch.allclose(targets[2], torch.full((10,), 0.01).index_fill(0, torch.tensor(2), 0.91))
+    plain, mask = finish(batch, **STATISTICS), batch.mask.index_fill(0, torch.tensor(4), False)
+    whole, whole_targets = mixer(plain.clone(), batch.labels, batch.mask, 0)
+    known, known_targets = mixer(plain.clone(), batch.labels, True, 0)
+    assert torch.equal(known, whole)
+    assert torch.equal(known_targets, whole_targets)
+    images, targets = mixer(plain.clone(), batch.labels, mask, 0)
+    assert torch.equal(images[1], plain[1])
+    assert torch.allclose(targets[1], torch.full((10,), 0.01).index_fill(0, torch.tensor(1), 0.91))
+    for k in (0, 2, 3, 5):
+        assert torch.equal(images[k], whole[k])
+        assert torch.equal(targets[k], whole_targets[k])
+        assert not torch.equal(images[k], plain[k])
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0)])
+def test_mixing_and_erasing_are_those_of_timms_loader(batch: Batch, mixup: float, cutmix: float) -> None:
+    """timm mixes whole numbers in its collate function, then normalises and erases on the device.
+
+    What is erased last is noise to the bit; erased first it would be mixed with the other image.
+    """
+    given = batch._replace(mirror=torch.zeros(6, dtype=torch.bool))
+    recipe = replace(get_recipe("digits"), mixup=mixup, cutmix=cutmix, erasing=0.7, label_smoothing=0.1)
+    collate = FastCollateMixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.1, num_classes=10)
+    for step in range(10):
+        with seeded(5, step):
+            mixed = collate(
+                [(image.numpy(), int(label)) for image, label in zip(given.images, given.labels, strict=True)]
+            )
+            timms = PrefetchLoader([mixed], **STATISTICS, device=CPU, re_prob=0.7, re_mode="pixel")
+            [(expected, expected_targets)] = list(timms)
+        images, targets = Mixer(recipe, 10, CPU)(finish(given, **STATISTICS), given.labels, given.mask, 5, step)
+        assert torch.allclose(targets, expected_targets)
+        # timm rounds what it mixes to whole numbers.
+        assert (images - expected).abs().max() <= 0.5001 / 255 / min(STATISTICS["std"])
 
 
 def test_without_mixing_labels_stay_labels(batch: Batch) -> None:
-    images, targets = Mixer(get_recipe("digits"), 10, CPU)(finish(batch, **STATISTICS), batch.labels, batch.whole, 0)
+    images, targets = Mixer(get_recipe("digits"), 10, CPU)(finish(batch, **STATISTICS), batch.labels, batch.mask, 0)
     assert torch.equal(targets, batch.labels)
     assert torch.equal(images, finish(batch, **STATISTICS))
 

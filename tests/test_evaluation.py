@@ -100,7 +100,7 @@ def over_ranks(model: nn.Module, split: Split, world_size: int, **options: Any) 
             call = len(given[rank]) - 1
             if rank == world_size - 1:
                 return torch.stack([tensors[call] for tensors in given]).sum(0)
-            return own if call else torch.tensor([0, 0, split.rows, split.rows])  # it could not go on otherwise
+            return own if call else torch.tensor([0, 0, split.rows, split.rows, 0])  # it could not go on otherwise
 
         return total
 

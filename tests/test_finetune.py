@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import WriteSplit, encode, numbers_in
+from conftest import WriteSplit, encode, numbered_picture, numbers_in
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import ModelCard, constants
 from PIL import Image
@@ -304,6 +304,33 @@ def test_a_split_of_its_own_is_measured_on_where_there_is_one(write_split: Write
 def test_single_images_cannot_be_held_out(write_split: WriteSplit) -> None:
     with pytest.raises(InputError, match="has one image a class, so none can be held out"):
         splits.open_splits(str(write_split([[10]])), "train", None, holdout=0.5)
+
+
+@pytest.mark.parametrize("broken", [1, 7])
+def test_a_broken_picture_among_the_held_out_is_left_out_and_the_card_counts_the_rest(
+    write_split: WriteSplit, tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: int
+) -> None:
+    """An epoch's work is not lost for it; of too many the state of the epoch stays, to go on with a larger share."""
+    recipe = replace(
+        get_recipe("digits"), eval_split=None, holdout=0.2, input_size=8, epochs=1, batch_size=16, workers=0, seed=3
+    )
+    folder = write_split([[30, 30]])
+    kept = splits.open_splits(str(folder), "train", None, holdout=0.2, seed=3)[1].kept
+    assert kept is not None
+    rows = [30 * unit + int(row) for unit, inside in enumerate(kept.rows) for row in inside][:broken]
+    write_split([[30, 30]], images=[numbered_picture(k)[: 40 if k in rows else None] for k in range(60)])
+    run = tmp_path / "run"
+    if broken > 6:
+        with pytest.raises(InputError, match=r"row \d+ .*7 undecodable images, more than 6 of 60: .*above 0.1"):
+            training.train(recipe, data=str(folder), output=run)
+        recipe = replace(recipe, corrupt_share=0.12)
+    result = training.train(recipe, data=str(folder), output=run, resume=broken > 6)
+    assert result["seen"] == 60 - 10
+    assert f"left out: row {rows[0]} of split 'train'" in caplog.text
+    card = (run / "README.md").read_text()
+    assert f"measured on {10 - broken} images held out from the same collection" in card
+    (measured,) = json.loads((run / "config.json").read_text())[FACTS_KEY]["results"]
+    assert measured["images"] == 10 - broken
 
 
 # --- one command ------------------------------------------------------------------------------------------------------

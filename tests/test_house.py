@@ -23,7 +23,7 @@ FLOORS = [
     {"pretrained", "states", "digits", "decoding", "architectures", "cards", "hub_client", "fusion", "names"},
     {"models", "splits", "conversion_facts", "starting", "snapshots", "strict"},
     {"data", "loading"},
-    {"device"},
+    {"device", "repeats"},
     {"inference", "evaluation", "conversion", "hub", "held_out", "chance"},
     {"finetuning", "training_card", "mmpretrain", "tables"},
     {"training"},

@@ -11,6 +11,7 @@ import timm.data
 import torch
 from conftest import encode
 from PIL import Image
+from timm.data import auto_augment as timms_augmentation
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.images import (
@@ -141,6 +142,33 @@ def test_pad_crop_only_shifts_flips_and_pads() -> None:
         seen |= {out.tobytes(), flipped.tobytes()} & windows
     assert seen == windows
     assert 100 < mirrored < 200
+
+
+def operations_named(transform: object, name: str) -> list[timms_augmentation.AugmentOp]:
+    augmentation = next(step for step in transform.transforms if hasattr(step, "ops"))  # type: ignore[attr-defined]
+    return [operation for operation in augmentation.ops if operation.name == name]
+
+
+def test_posterizing_to_no_bits_is_black_with_any_pillow(photo: Image.Image) -> None:
+    """Pillow 13 refuses 0 bits, which timm asks for at magnitude 10; before, what was left of a pixel was nothing."""
+    changes = {"crop": "resized", "interpolation": "bilinear", "crop_padding": 0, "scale": (1, 1), "horizontal_flip": 0}
+    transform = training_transform(input_size=(3, 8, 8), auto_augment="rand-m9-mstd1.0-inc1", **changes)  # type: ignore[arg-type]
+    (operation,) = operations_named(transform, "PosterizeIncreasing")
+    for magnitude, bits in ((10, 0), (9, 1), (5, 2), (1, 4)):
+        operation.magnitude, operation.magnitude_std, operation.prob = magnitude, 0, 1.0
+        assert (pixels(operation(photo)) == (pixels(photo) >> (8 - bits) << (8 - bits))).all()
+    # timm's own stays as it is, for others in this process.
+    assert timms_augmentation.AugmentOp("PosterizeIncreasing").aug_fn is timms_augmentation.NAME_TO_OP["Posterize"]
+    assert timms_augmentation.NAME_TO_OP["Posterize"] is timms_augmentation.posterize
+
+
+@pytest.mark.parametrize("text", ["rand-m9-x3", "nonsense", "ta_wid", "original-x3"])
+def test_an_augmentation_that_timm_cannot_read_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=f"auto_augment={text}: "):
+        training_transform(
+            crop="resized", input_size=(3, 8, 8), interpolation="bilinear", crop_padding=0, scale=(1, 1),
+            horizontal_flip=0, auto_augment=text,
+        )  # fmt: skip
 
 
 def test_seeded_draws_repeat_and_leave_the_outer_streams_alone() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import timm
+from PIL import Image
 
+from seresnet_hub.data import transform_of
 from seresnet_hub.errors import InputError
+from seresnet_hub.images import seeded
 from seresnet_hub.recipe_fields import FIELDS, described
 from seresnet_hub.recipes import AUTO, RECIPES, Recipe, get_recipe, override
 
@@ -127,3 +131,24 @@ def test_every_field_is_explained_in_order_and_can_be_written_back() -> None:
     assert of_finetune["epochs"] == "whole number, or auto"
     assert of_finetune["mixed_precision"] == "no | bf16 | fp16"
     assert of_finetune["eval_size"] == "whole number, or none"
+
+
+def draw(name: str, times: int) -> None:
+    """Draw a recipe's training transform, at 16 pixels, with the draws of so many rows."""
+    transform = transform_of(dataclasses.replace(get_recipe(name), input_size=16))
+    x, y = np.meshgrid(np.arange(40), np.arange(30))
+    picture = Image.fromarray(np.stack([x * 6, y * 8, (x + y) * 3], axis=-1).astype(np.uint8))
+    with seeded(0):
+        for _ in range(times):
+            assert transform(picture).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipes_transform_works_with_the_libraries_installed(name: str) -> None:
+    draw(name, 500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipes_transform_works_on_a_large_data_set(name: str) -> None:
+    draw(name, 20_000)

@@ -23,6 +23,7 @@ SCRIPT = str(Path(__file__).parents[1] / "scripts" / "train.py")
 SETTINGS = {
     "epochs": 4, "batch_size": 16, "input_size": 16, "workers": 0, "checkpoint_steps": 1, "accumulation": 2,
     "ema_decay": 0.8, "mixup": 0.2, "cutmix": 1.0, "drop_path": 0.2, "shuffle_window": 30, "learning_rate": 0.05,
+    "repeated_augmentation": 2,
 }  # fmt: skip
 STEPS = 24
 

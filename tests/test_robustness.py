@@ -55,6 +55,56 @@ def test_too_many_damaged_pictures_stop_the_run_with_their_list(write_split: Wri
         list(loader(split, None, replace(RECIPE, corrupt_share=0.1)))
 
 
+def broken_at(numbers: Iterable[int], rows: int) -> list[bytes]:
+    return [numbered_picture(k)[: 40 if k in set(numbers) else None] for k in range(rows)]
+
+
+def test_one_broken_file_of_a_small_folder_ends_nothing(write_split: WriteSplit) -> None:
+    """0.1 % of 120 images is none, but a few may be left out."""
+    split = open_split(str(write_split([[60, 60]], images=broken_at([17], 120))), "train")
+    batches = loader(split, None, RECIPE)
+    assert sorted(in_order(batches)) == [k for k in range(120) if k != 17]
+    assert len(batches.skipped) == 1
+    with pytest.raises(InputError, match="row 17 .*no image may be left out here: repair or remove"):
+        list(loader(split, None, replace(RECIPE, corrupt_share=0.0)))
+
+
+def test_how_many_broken_files_are_too_many_is_said_with_the_way_out(write_split: WriteSplit) -> None:
+    split = open_split(str(write_split([[120]], images=broken_at(range(11), 120))), "train")
+    with pytest.raises(
+        InputError, match=r"11 undecodable images, more than 10 of 120: .*set corrupt_share.* above 0.083"
+    ):
+        list(loader(split, None, RECIPE))
+    assert len(in_order(loader(split, None, replace(RECIPE, corrupt_share=0.092)))) == 109
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9, 10, 25, 101])
+def test_nothing_trains_on_a_wholly_damaged_data_set(write_split: WriteSplit, rows: int) -> None:
+    split = open_split(str(write_split([[rows]], images=broken_at(range(rows), rows))), "train")
+    with pytest.raises(InputError, match="undecodable"):
+        list(loader(split, None, RECIPE))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_the_augmentation_ends_the_run_in_its_own_words(
+    write_split: WriteSplit, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """However many broken pictures may be left out, a whole picture is never taken for one."""
+    import timm.data.auto_augment
+
+    def refuses(*_: object, **__: object) -> None:
+        raise ValueError("bits must be between or equal to 1 and 8")
+
+    monkeypatch.setattr(timm.data.auto_augment, "NAME_TO_OP", dict.fromkeys(timm.data.auto_augment.NAME_TO_OP, refuses))
+    split = open_split(str(write_split([[20, 20]])), "train")
+    recipe = replace(RECIPE, auto_augment="rand-m9-mstd0.5", corrupt_share=1.0)
+    batches = loader(split, None, recipe, workers=workers)
+    said = "the transform RandAugment failed: ValueError: bits must be between or equal to 1 and 8"
+    with pytest.raises(InputError, match=rf"^row \d+ of split .*\(\d+.png\): {said}; the picture itself is whole$"):
+        list(batches)
+    assert not batches.skipped
+
+
 def test_a_position_is_a_few_integers_and_refuses_changed_shards(write_split: WriteSplit) -> None:
     root = write_split([[10, 10], [20]])
     whole = in_order(loader(str(root), "train", RECIPE, epoch=2))

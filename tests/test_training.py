@@ -248,7 +248,9 @@ def test_what_cannot_work_is_refused_and_writes_nothing(tmp_path: Path, numbers:
     ("batch_size", "repeats", "processes", "message"),
     [
         (2064, 3, 8, None),
-        (2046, 3, 8, "need an equal, even number of images on each of 8 processes, and these share 682, 3 times each"),
+        (12, 4, 8, "these share 12 in a batch"),
+        (48, 3, 8, None),  # 16 images, 2 of each process, and 6 rows
+        (2046, 3, 8, "need an equal, even number of images on each of 8 processes, and these share 2,046 in a batch"),
         (100, 1, 4, "on each of 4 processes, and these share 100 in a batch"),
         (100, 1, 2, None),
         (10, 1, 3, "on each of 3 processes, and these share 10 in a batch"),
