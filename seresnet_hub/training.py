@@ -49,6 +49,7 @@ from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, fill_folde
 from seresnet_hub.history import Row, add_row, is_best, is_due, is_measured, write_summary
 from seresnet_hub.hub import Origin, load, origin_of
 from seresnet_hub.images import seed_from
+from seresnet_hub.joining import join_again
 from seresnet_hub.models import create, list_models, resolve_name
 from seresnet_hub.pictures import draw_curves
 from seresnet_hub.plan import Plan
@@ -145,6 +146,7 @@ def _train(
             raise InputError(f"tracker {name!r}: not installed, or not one of {known}")
 
     # ------------------------------------------------------------------ processes
+    join_again(WAIT_FOR_OTHERS)
     # Accelerate joins CPU processes only when it is told that there is nothing but a CPU.
     try:
         accelerator = Accelerator(
