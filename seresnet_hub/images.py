@@ -131,6 +131,8 @@ def training_transform(
             interpolation=interpolation, mean=tuple(mean), normalize=False,
         )  # fmt: skip
     except (AssertionError, KeyError, ValueError) as error:  # what timm raises at a text that it cannot read
+        if auto_augment is None:
+            raise
         raise InputError(
             f"auto_augment={auto_augment}: timm cannot read it ({error or type(error).__name__})"
         ) from error

@@ -46,6 +46,7 @@ from seresnet_hub.finetuning import resolved, start_of
 from seresnet_hub.folder import OTHER_WEIGHTS_FACTS
 from seresnet_hub.history import Row, add_row, is_best, is_due, is_measured
 from seresnet_hub.images import seed_from
+from seresnet_hub.joining import join_again
 from seresnet_hub.loading import load, origin_of
 from seresnet_hub.models import create
 from seresnet_hub.names import resolve_name
@@ -144,6 +145,7 @@ def _train(
             raise InputError(f"tracker {name!r}: not installed, or not one of {known}")
 
     # ------------------------------------------------------------------ processes
+    join_again(WAIT_FOR_OTHERS)
     # Accelerate joins CPU processes only when it is told that there is nothing but a CPU.
     try:
         accelerator = Accelerator(

@@ -19,6 +19,7 @@ FLOORS = [
     {
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
         *("sizes", "environment", "pictures", "classes", "markdown", "snippets", "locks", "history", "photographs"),
+        "joining",
     },
     {"pretrained", "states", "digits", "decoding", "architectures", "cards", "hub_client", "fusion", "names"},
     {"models", "splits", "conversion_facts", "starting", "snapshots", "strict"},

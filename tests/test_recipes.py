@@ -11,6 +11,7 @@ from PIL import Image
 
 from seresnet_hub.data import transform_of
 from seresnet_hub.errors import InputError
+from seresnet_hub.finetuning import Start, resolved
 from seresnet_hub.images import seeded
 from seresnet_hub.recipe_fields import FIELDS, described
 from seresnet_hub.recipes import AUTO, RECIPES, Recipe, get_recipe, override
@@ -135,7 +136,8 @@ def test_every_field_is_explained_in_order_and_can_be_written_back() -> None:
 
 def draw(name: str, times: int) -> None:
     """Draw a recipe's training transform, at 16 pixels, with the draws of so many rows."""
-    transform = transform_of(dataclasses.replace(get_recipe(name), input_size=16))
+    recipe, _ = resolved(get_recipe(name), Start(None, {}), images=1000)
+    transform = transform_of(dataclasses.replace(recipe, input_size=16))
     x, y = np.meshgrid(np.arange(40), np.arange(30))
     picture = Image.fromarray(np.stack([x * 6, y * 8, (x + y) * 3], axis=-1).astype(np.uint8))
     with seeded(0):

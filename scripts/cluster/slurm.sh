@@ -23,6 +23,8 @@ address=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n
 port=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 # So long the launchers wait for their processes to save; its default is 30 seconds.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240
+# Else processes that are started again may find the addresses of dead ones (pytorch issue 135712).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 # One task a node: a launcher, which starts a process for each GPU, and all of them again where one dies.
 # Without SIGUSR1 among its signals the launcher itself would die of it.
