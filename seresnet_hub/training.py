@@ -392,12 +392,11 @@ def _train(
 
             # -------------------------------------------------------------- end of an epoch, or of the run
             end_epoch()  # no more than a look where its last step was made here
-            digest = _same_on_all_ranks(measured)
+            _require_same_on_all_ranks(measured)
             accuracy = _evaluate(measured, eval_split, recipe, accelerator)
             say(
-                f"epoch {epoch + 1}/{recipe.epochs}: {accuracy.top1:.2f} % top-1, {accuracy.top5:.2f} % top-5, "
-                f"loss {accuracy.loss:.4f} over {accuracy.seen:,} {eval_split.name} images; weights {digest[:12]} on "
-                f"{world_size} process(es)"
+                f"epoch {epoch + 1}/{recipe.epochs}: {accuracy.top1:.2f} % top-1, loss {accuracy.loss:.4f} over "
+                f"{accuracy.seen:,} {eval_split.name} images"
             )
             history[-1] |= _figures(accuracy)
             kinds = [("top1", measured, accuracy, output, output / BEST)]
@@ -746,8 +745,8 @@ def _evaluate(model: nn.Module, split: Split, recipe: Recipe, accelerator: Accel
     )  # fmt: skip
 
 
-def _same_on_all_ranks(model: nn.Module) -> str:
-    """Return the sha256 of the weights and buffers; `RuntimeError` if the processes hold different ones."""
+def _require_same_on_all_ranks(model: nn.Module) -> None:
+    """Raise `RuntimeError` where the processes hold different weights or buffers, by their sha256."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -755,7 +754,6 @@ def _same_on_all_ranks(model: nn.Module) -> str:
     digests = gather_object([digest.hexdigest()])
     if len(set(digests)) != 1:
         raise RuntimeError(f"the processes have drifted apart: {digests}")
-    return digest.hexdigest()
 
 
 def _settings(recipe: Recipe, split: Split, *, but: frozenset[str] = NOT_LEARNT) -> str:
