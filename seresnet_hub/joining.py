@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 from torch import distributed
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 
 def join_again(timeout: timedelta) -> None:
@@ -25,8 +26,8 @@ def join_again(timeout: timedelta) -> None:
     if distributed.is_initialized():
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = distributed.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
+    store = TCPStore(address, port, world_size, is_master=False, timeout=timeout)
     distributed.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo", store=distributed.PrefixStore(f"restart {restarts}", store),
+        "nccl" if torch.cuda.is_available() else "gloo", store=PrefixStore(f"restart {restarts}", store),
         rank=rank, world_size=world_size, timeout=timeout,
     )  # fmt: skip
