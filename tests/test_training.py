@@ -236,7 +236,7 @@ def test_what_cannot_work_is_refused_and_writes_nothing(tmp_path: Path, numbers:
     refused(
         "vit_tiny_patch16_224 cannot train on", replace(SMALL, model="vit_tiny_patch16_224"), data=numbers, output=out
     )
-    refused("Invalid pretrained tag", replace(SMALL, model="resnet18.nope"), data=numbers, output=out)
+    refused("timm has no weights 'resnet18.nope'", replace(SMALL, model="resnet18.nope"), data=numbers, output=out)
     assert not out.exists()
     (tmp_path / "file").write_text("in the way")
     refused("cannot write to .*file/run: Not a directory", data=numbers, output=tmp_path / "file" / "run")
