@@ -613,9 +613,10 @@ def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
     timm's schedulers multiply a group's rate by its `lr_scale`. The classifier's groups come first.
     """
-    groups: list[dict[str, Any]] = param_groups_weight_decay(
-        model, recipe.weight_decay, weight_decay_exclude_1d=not recipe.decay_all
-    )
+    groups: list[dict[str, Any]] = param_groups_weight_decay(model, recipe.weight_decay)
+    if recipe.decay_all:
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = [{"params": learning, "weight_decay": recipe.weight_decay}]
     if recipe.backbone_lr_factor == 1:
         return groups
     head = {id(parameter) for parameter in model.get_submodule(_classifier(model)).parameters()}
