@@ -260,7 +260,7 @@ def open_splits(
     if not holdout:
         raise InputError(
             f"data set {source!r} has neither a validation nor a test split, only {', '.join(training.siblings)}: "
-            "name one with --set eval_split=NAME, or hold out a tenth of the training images with --set holdout=0.1"
+            "name one with --set eval_split=NAME, or hold out a fifth of the training images with --set holdout=0.2"
         )
     return hold_out(training, holdout, seed)
 

@@ -290,7 +290,7 @@ def test_held_out_images_are_a_share_of_each_class_and_of_nothing_else(write_spl
 
 def test_a_split_of_its_own_is_measured_on_where_there_is_one(write_split: WriteSplit) -> None:
     folder = str(write_split([[20]]))
-    with pytest.raises(InputError, match=r"neither a validation nor a test split, only train: .*set holdout=0.1"):
+    with pytest.raises(InputError, match=r"neither a validation nor a test split, only train: .*set holdout=0.2"):
         splits.open_splits(folder, "train", None)
     with pytest.raises(InputError, match="has no split 'val'"):
         splits.open_splits(folder, "train", "val")
@@ -336,7 +336,7 @@ def test_a_broken_picture_among_the_held_out_is_left_out_and_the_card_counts_the
 # --- one command ------------------------------------------------------------------------------------------------------
 
 QUICK = ["--set", "model=seresnet20_cifar", "input_size=32", "batch_size=16", "epochs=6", "workers=0",
-         "learning_rate=0.05", "bn_momentum=0.5"]  # fmt: skip
+         "learning_rate=0.05", "bn_momentum=0.5", "holdout=0.1"]  # fmt: skip
 
 
 def test_a_folder_of_images_becomes_a_model_on_the_hub(
