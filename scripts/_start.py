@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+JSON_HELP = "print the result as one line of JSON, as in a pipe"
 MODEL = (
     "a timm name, a model folder (DIR or local-dir:DIR), or a Hub repository (NS/NAME[@rev] or hf-hub:NS/NAME[@rev])"
 )
@@ -30,7 +31,7 @@ signal.signal(signal.SIGINT, _stop)  # until `seresnet_hub.command_line.run` tak
 def command(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the option that all scripts have."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on a terminal too")
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Measure the project's own speed and memory; the last line of standard output is one JSON object."""
+"""Measure the project's own speed and memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def parser() -> argparse.ArgumentParser:
     parser = _start.command(__doc__)
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, meaning, add in BENCHMARKS:
-        add(commands.add_parser(name, help=meaning, description=meaning))
+        command = commands.add_parser(name, help=meaning, description=meaning)
+        command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=_start.JSON_HELP)
+        add(command)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Convert a checkpoint into a folder that timm loads; the last line of standard output is one JSON object."""
+"""Convert a checkpoint into a folder that timm loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Name what pictures show; the last line of standard output is one JSON object."""
+"""Name what pictures show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Put a model folder on the Hub; the last line of standard output is one JSON object."""
+"""Put a model folder on the Hub."""
 
 from __future__ import annotations
 

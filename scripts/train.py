@@ -1,4 +1,4 @@
-"""Train a recipe; see --help. The last line of standard output is one JSON object."""
+"""Train a model by a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure a model's accuracy on a data set; the last line of standard output is one JSON object."""
+"""Measure a model's accuracy on a data set."""
 
 from __future__ import annotations
 

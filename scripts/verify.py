@@ -1,7 +1,4 @@
-"""Compare a model's files with the hashes they must have, load it and run it; exit code 1 where that fails.
-
-The last line of standard output is one JSON object.
-"""
+"""Compare a model's files with the hashes they must have, load it and run it; exit code 1 where that fails."""
 
 from __future__ import annotations
 

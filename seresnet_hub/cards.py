@@ -104,6 +104,7 @@ class Card:
     sizes: Sizes
     num_classes: int
     preprocessing: Mapping[str, Any]
+    channels: int = 3
     datasets: tuple[str, ...] = ()
     results: tuple[Result, ...] = ()
     notes: tuple[str, ...] = ()
@@ -134,9 +135,10 @@ def render(card: Card) -> str:
         usage(
             card.place, num_classes=card.num_classes, named=bool(card.class_names),
             of_imagenet=IMAGENET in card.datasets and card.num_classes == 1000, needs_plugin=card.needs_plugin,
+            image=(card.channels, *card.preprocessing["input_size"][1:]),
         ),
         "## Preprocessing",
-        _preprocessing(card.preprocessing),
+        _preprocessing(card.preprocessing, card.channels),
         *_training(card),
         *(("## Provenance", table(("", ""), card.provenance)) if card.provenance else ()),
         "## Limitations and biases",
@@ -219,6 +221,7 @@ def card_of(config: Mapping[str, Any], sizes: Sizes, *, needs_plugin: bool, has_
             license=facts.get("license", ""),
             sizes=sizes,
             num_classes=config["num_classes"],
+            channels=(config.get("model_args") or {}).get("in_chans") or config["pretrained_cfg"]["input_size"][0],
             preprocessing=config["pretrained_cfg"],
             datasets=tuple(facts.get("datasets", ())),
             results=tuple(Result(**result) for result in facts.get("results", ())),
@@ -270,7 +273,7 @@ def _loaders(card: Card) -> list[str]:
     """Return the tags that say what else loads the model: transformers, or timm together with this package."""
     if card.needs_plugin:
         return ["seresnet_hub"]
-    return ["transformers"] if card.num_classes else []
+    return ["transformers"] if card.num_classes and card.channels == 3 else []
 
 
 def _top5(result: Result, num_classes: int) -> float | None:
@@ -382,15 +385,15 @@ def _classes(card: Card) -> list[str]:
     ]
 
 
-def _preprocessing(cfg: Mapping[str, Any]) -> str:
+def _preprocessing(cfg: Mapping[str, Any], channels: int) -> str:
     size, crop_pct = cfg["input_size"], cfg["crop_pct"]
     edge = round(size[-1] / crop_pct)
     crop = f"short edge to {edge}, centre crop of {size[-1]}" if edge != size[-1] else f"to {size[-1]}"
-    numbers = (", ".join(f"{value:.4f}" for value in cfg[name]) for name in ("mean", "std"))
-    mean, std = numbers
+    mean, std = (", ".join(f"{value:.4f}" for value in cfg[name]) for name in ("mean", "std"))
+    colours = "RGB" if channels == 3 else f"{channels} channel{'s' * (channels > 1)}"
     return (
-        f"RGB, resized ({cfg['interpolation']}) {crop}, values in [0, 1], minus mean ({mean}), divided by standard "
-        f"deviation ({std}). timm does this from `config.json`."
+        f"{colours}, resized ({cfg['interpolation']}) {crop}, values in [0, 1], minus mean ({mean}), divided by "
+        f"standard deviation ({std}). timm does this from `config.json`."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -53,6 +54,8 @@ def run(
     if _rank() == "0":
         try:
             for_a_person = sys.stdout.isatty() and not as_json
+            if for_a_person and isinstance(sys.stdout, io.TextIOWrapper):  # class names in any script, on any terminal
+                sys.stdout.reconfigure(errors="backslashreplace")
             print(as_table(result) if for_a_person else json.dumps(result, allow_nan=False), flush=True)
         except BrokenPipeError:  # the reader has gone; keep the interpreter from failing again while it flushes
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -40,6 +40,7 @@ from seresnet_hub.checkpoints import MAX_FILE_BYTES, Checkpoint, read_checkpoint
 from seresnet_hub.conversion_facts import (
     ASSUMED_PLAIN,
     assumed_preprocessing,
+    describes,
     licence_of,
     published_file,
     require_licence_id,
@@ -160,17 +161,19 @@ def convert(
     sizes = sizes_of(plan.network, (plan.model_args.get("in_chans", 3), *sides))
     network = _network(plan)
     _check_statistics(plan.tensors)
-    licence = licence_of(license, kind, known, published, sibling, origin.address)
+    of_these = sibling if sibling and describes(sibling, origin.path.name, checkpoint.sha256) else None
+    licence = licence_of(license, kind, known, published, of_these, origin.address)
     if not licence and origin.repo_id:
         licence = licence_on_the_hub(origin.repo_id)
     preprocessing = settings.preprocessing or stated_preprocessing(published)
     config = _config(kind, network, plan, settings, preprocessing or kind.preprocessing, sibling, names)
     if preprocessing is None and known is None and (guessed := assumed_preprocessing(config, sibling)):
         settings = replace(settings, assumed="; ".join(filter(None, (settings.assumed, guessed))))
+    config["pretrained_cfg"].pop("license", None)  # the config beside it may speak of other weights
     if licence:
-        config["pretrained_cfg"] |= {"license": licence}
+        config["pretrained_cfg"]["license"] = licence
     provenance = _provenance(kind, origin, checkpoint, plan, settings, known, licence)
-    config[FACTS_KEY] = _facts(kind, plan, provenance, known, sibling)
+    config[FACTS_KEY] = _facts(kind, plan, provenance, known, of_these)
     with ThreadPoolExecutor(1) as prover:  # the proof computes while the weights are written
         proof = prover.submit(_verified, kind, raw, plan, network) if verify else None
         sha256, difference = _written(target, plan, config, provenance, sizes, proof)
@@ -683,9 +686,13 @@ def _facts(
     if "assumed" in provenance:
         notes.append(f"**Assumed:** {provenance['assumed']}.")
     stated = (sibling or {}).get(FACTS_KEY)
+    listed = {name: text for name, text in provenance.items() if name not in UNLISTED}
     # The same weights in another wrapping: what was said of them holds.
     if isinstance(stated, dict) and {"title", "summary"} <= stated.keys() and not plan.fresh:
-        return {**stated, "license": provenance.get("license", ""), "notes": [*stated.get("notes", ()), *notes]}
+        return {
+            **stated, "license": provenance.get("license", ""), "notes": [*stated.get("notes", ()), *notes],
+            "provenance": {**stated.get("provenance", {}), **listed},
+        }  # fmt: skip
     return {
         "title": known.name if known else f"{plan.architecture}, converted from {kind.name}",
         "summary": f"`{plan.architecture}` with weights converted from {kind.title}.",
@@ -694,7 +701,7 @@ def _facts(
         "results": [asdict(published_result(known))] if known and not plan.fresh else [],
         "notes": notes,
         "papers": [known.paper_ids] if known else [],
-        "provenance": {name: text for name, text in provenance.items() if name not in UNLISTED},
+        "provenance": listed,
     }
 
 

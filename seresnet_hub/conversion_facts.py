@@ -10,7 +10,7 @@ import timm
 from timm.models import PretrainedCfg
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.folder import FACTS_KEY
+from seresnet_hub.folder import FACTS_KEY, WEIGHTS_NAME
 from seresnet_hub.sources import Preprocessing, Source
 from seresnet_hub.weights import Weights
 
@@ -20,6 +20,7 @@ ASSUMED_PLAIN = (
 )
 # The networks whose published files a conversion may meet: SE-ResNets, and plain ones as an initialisation.
 PUBLISHED = ("*resne*t*", "*senet*")
+TIMMS_OLD_NAME = "pytorch_model.bin"
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
 
@@ -60,6 +61,18 @@ def licence_of(
     if license := next((str(license) for license in stated if license), ""):
         return license
     return kind.license if address.startswith(kind.published_at or ("\n",)) else ""
+
+
+def describes(config: Mapping[str, Any], file_name: str, sha256: str) -> bool:
+    """Return whether what a `config.json` states, such as licence and accuracy, is of this file beside it.
+
+    A folder may hold other weights as well. Where no hash is recorded, they are those that timm loads from a folder.
+    """
+    facts = config.get(FACTS_KEY)
+    hashes = facts.get("sha256") if isinstance(facts, dict) else None
+    if isinstance(hashes, dict):
+        return hashes.get(file_name) == sha256
+    return file_name in (WEIGHTS_NAME, TIMMS_OLD_NAME)
 
 
 def stated_preprocessing(published: PretrainedCfg | None) -> Preprocessing | None:

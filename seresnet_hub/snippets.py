@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -54,23 +55,27 @@ def _transformers(place: Place) -> str:
     return f"source = {place.transformers}\n"
 
 
-def usage(place: Place, *, num_classes: int, named: bool, of_imagenet: bool, needs_plugin: bool) -> str:
+def usage(
+    place: Place, *, num_classes: int, named: bool, of_imagenet: bool, needs_plugin: bool, image: Sequence[int]
+) -> str:
     """Return the section of a card that shows how to use the model, one code block for each purpose.
 
-    `named` is whether its config holds the classes' names, `needs_plugin` whether its architecture is this package's.
+    `named` is whether its config holds the classes' names, `needs_plugin` whether its architecture is this package's,
+    `image` the channels, height and width of what it takes.
     """
     plugin = "import seresnet_hub  # first: it registers the {} with timm\n"
-    imports = "import timm, torch\nfrom PIL import Image\n"
+    takes_pictures = image[0] == 3
+    imports = "import timm, torch\n" + "from PIL import Image\n" * takes_pictures
     if needs_plugin or place.registered:
         imports = plugin.format("architecture" if needs_plugin else "name") + imports
     blocks = [
         ("Classify a picture:" if num_classes else "Prepare a picture:",
-         f"{imports}\n{_classify(place, num_classes, named=named, of_imagenet=of_imagenet)}"),
+         f"{imports}\n{_classify(place, num_classes, named=named, of_imagenet=of_imagenet, image=image)}"),
         ("Feature maps of every stage:", FEATURES),
         ("Embeddings:", EMBEDDINGS),
-        ("Fine-tune for other classes:", FINE_TUNE),
+        ("Fine-tune for other classes:", FINE_TUNE.format(classes=10 if num_classes != 10 else 12)),
     ]  # fmt: skip
-    if num_classes:
+    if num_classes and takes_pictures:
         blocks.insert(
             1,
             (
@@ -81,18 +86,21 @@ def usage(place: Place, *, num_classes: int, named: bool, of_imagenet: bool, nee
     return "\n\n".join([place.note, *(f"{title}\n\n```python\n{code}\n```" for title, code in blocks)])
 
 
-def _classify(place: Place, num_classes: int, *, named: bool, of_imagenet: bool) -> str:
+def _classify(place: Place, num_classes: int, *, named: bool, of_imagenet: bool, image: Sequence[int]) -> str:
     if named:
         names, name = 'names = model.pretrained_cfg["label_names"]\n', "{names[number]}"
     elif of_imagenet:
         names, name = "names = timm.data.ImageNetInfo().label_descriptions()\n", "{names[number]}"
     else:
         names, name = "", "class {number}"
-    code = f"""name = {_timms(place)}
-model = timm.create_model(name, pretrained=True).eval()
-config = timm.data.resolve_model_data_config(model)
+    prepare = """config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config)
 image = transform(Image.open("picture.jpg").convert("RGB"))[None]"""
+    if image[0] != 3:
+        prepare = f"image = torch.rand{(1, *image)}  # in the place of yours: {image[0]} channels, prepared as below"
+    code = f"""name = {_timms(place)}
+model = timm.create_model(name, pretrained=True).eval()
+{prepare}"""
     if not num_classes:
         return code
     return f"""{code}
@@ -115,7 +123,7 @@ EMBEDDINGS = """embedder = timm.create_model(name, pretrained=True, num_classes=
 embedding = embedder(image)  # (1, channels)"""
 FINE_TUNE = """from timm.optim import create_optimizer_v2
 
-model = timm.create_model(name, pretrained=True, num_classes=10).train()
+model = timm.create_model(name, pretrained=True, num_classes={classes}).train()
 optimizer = create_optimizer_v2(model, "sgd", lr=0.01, weight_decay=1e-4)
 # Write your own batches here: transformed images, class numbers.
 loader = [(torch.cat([image, image]), torch.tensor([0, 7]))]

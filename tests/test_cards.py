@@ -19,10 +19,12 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from references import networks
 
 import seresnet_hub
 from seresnet_hub import pretrained
 from seresnet_hub.cards import Card, Result, card_of, card_of_weights, render
+from seresnet_hub.conversion import convert
 from seresnet_hub.errors import InputError
 from seresnet_hub.markdown import shell_block
 from seresnet_hub.recipes import Recipe, get_recipe
@@ -166,6 +168,26 @@ def test_the_snippets_of_a_model_without_classes_run(tmp_path: Path, monkeypatch
     assert "softmax" not in text
     assert "transformers" not in text
     assert len(run_snippets(text, tmp_path, monkeypatch)["blocks"]) == 4
+
+
+def test_the_snippets_of_a_model_that_takes_no_pictures_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of one channel becomes a model whose card must not speak of RGB, nor of transformers."""
+    original = networks.randomise(timm.create_model("seresnet18", num_classes=7, in_chans=1))
+    torch.save(original.state_dict(), tmp_path / "grey.pth")
+    convert(tmp_path / "grey.pth", tmp_path / "grey")
+    text = (tmp_path / "grey" / "README.md").read_text(encoding="utf-8")
+    assert "RGB" not in text
+    assert "transformers" not in text
+    found = run_snippets(text, tmp_path / "grey", monkeypatch)
+    assert found["image"].shape[1] == 1
+    torch.testing.assert_close(found["scores"], original.eval()(found["image"])[0].softmax(-1))
+
+
+def test_fine_tuning_makes_a_new_classifier() -> None:
+    """timm keeps the classifier where the number of classes stays, so the snippet must not name the card's own."""
+    for num_classes in (7, 10, 12):
+        (asked,) = re.findall(r"num_classes=(\d+)\)\.train", render(replace(CARD, num_classes=num_classes)))
+        assert int(asked) not in (num_classes, 0)
 
 
 @pytest.mark.parametrize("weights", OWN_WEIGHTS, ids=lambda weights: weights.name)

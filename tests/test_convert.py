@@ -445,6 +445,37 @@ def test_a_published_file_is_prepared_as_its_authors_say(tmp_path: Path, monkeyp
     assert (config["pretrained_cfg"]["crop_pct"], config["pretrained_cfg"]["license"]) == (0.9, "apache-2.0")
 
 
+@pytest.mark.parametrize("recorded", [{"model.safetensors": "0" * 64}, {"other.safetensors": "0" * 64}, None])
+def test_a_config_lends_nothing_to_other_weights_beside_it(
+    tmp_path: Path, recorded: dict[str, str] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its licence and accuracies are of the file that it describes; where both came from is written in any case."""
+    folder, weights = tmp_path / "in", "other.safetensors"
+    convert(bare_file(tmp_path), folder, license="mit")
+    config = json.loads((folder / "config.json").read_text())
+    facts = {**config["seresnet_hub"], "title": "best net"}
+    config["seresnet_hub"] = (
+        {**facts, "sha256": recorded} if recorded else {k: v for k, v in facts.items() if k != "sha256"}
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    other = networks.randomise(timm.create_model("seresnet18", num_classes=3), seed=9)
+    save_file(other.state_dict(), folder / weights)
+    result = convert(folder / weights, tmp_path / "out")
+    made = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert made["seresnet_hub"]["title"] != "best net"
+    assert (made["seresnet_hub"]["license"], made["pretrained_cfg"].get("license")) == ("", None)
+    assert made["seresnet_hub"]["provenance"]["source_sha256"] == result["sha256_source"]
+    assert "no licence is known" in capsys.readouterr().err
+
+
+def test_a_config_lends_what_it_states_to_the_weights_that_it_describes(tmp_path: Path) -> None:
+    convert(bare_file(tmp_path), tmp_path / "in", license="mit")
+    result = convert(tmp_path / "in" / "model.safetensors", tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "config.json").read_text())["seresnet_hub"]
+    assert facts["license"] == "mit"
+    assert facts["provenance"]["source_sha256"] == result["sha256_source"]
+
+
 def test_guessed_preprocessing_is_listed(tmp_path: Path) -> None:
     result = convert(bare_file(tmp_path), tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())

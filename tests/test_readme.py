@@ -1,4 +1,4 @@
-"""What the README shows in Python must run as written, and its two marked commands must be what CI runs."""
+"""What the README shows in Python must run as written, and its two marked commands must be one line each to paste."""
 
 from __future__ import annotations
 
