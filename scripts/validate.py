@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         write_report,
     )
     from seresnet_hub.fusion import fuse
-    from seresnet_hub.held_out import split_for
+    from seresnet_hub.held_out import allowed_damage, split_for
     from seresnet_hub.loading import load
 
     if options.report is not None:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
     accuracy = evaluate(
         model, split, batch_size=options.batch_size, input_size=options.input_size, crop_pct=options.crop_pct,
-        confusion=options.report is not None,
+        confusion=options.report is not None, corrupt_share=allowed_damage(model, split),
     )  # fmt: skip
     result = {
         "model": options.model,

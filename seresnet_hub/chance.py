@@ -21,6 +21,17 @@ class Chance:
     share: float
     images: int
     largest: str
+    held_out: bool = False
+
+    @property
+    def too_few_images(self) -> bool:
+        """Whether not even all images right would be evidence of anything."""
+        return _tail(self.images, self.images, self.share) > SIGNIFICANCE
+
+    def too_few(self) -> str:
+        """Return in one sentence that no accuracy on so few images shows anything, and what to do."""
+        more = "add images, or hold out more of them with --set holdout=0.3" if self.held_out else "add images"
+        return f"{self.images} images are too few to show that an accuracy is better than chance: {more}"
 
     def doubt(self, top1: float) -> str:
         """Return in one sentence why an accuracy in percent does not show that anything was learnt, or nothing.
@@ -31,11 +42,8 @@ class Chance:
         if _tail(correct, self.images, self.share) <= SIGNIFICANCE:
             return ""
         guess = f"always naming {self.largest!r}, the largest class, has {100 * self.share:.2f} %"
-        if _tail(self.images, self.images, self.share) > SIGNIFICANCE:
-            return (
-                f"{self.images} images are too few to show that {top1:.2f} % is better than chance ({guess}): add "
-                "images, or hold out more of them with --set holdout=0.3"
-            )
+        if self.too_few_images:
+            return f"{self.too_few()} ({guess})"
         return (
             f"{top1:.2f} % of {self.images:,} images is not better than chance by more than its uncertainty ({guess}): "
             "try more images of each class, more epochs (--set epochs=100), another learning_rate (ten times as large, "
@@ -56,7 +64,7 @@ def chance_of(split: Split) -> Chance | None:
     label, most = counts.most_common(1)[0]
     names = split.class_names or ()
     largest = names[label] if 0 <= label < len(names) else str(label)
-    return Chance(share=most / counts.total(), images=counts.total(), largest=largest)
+    return Chance(share=most / counts.total(), images=counts.total(), largest=largest, held_out=split.kept is not None)
 
 
 def _tail(correct: int, images: int, share: float) -> float:

@@ -11,6 +11,7 @@ import atexit
 import gc
 import io
 import logging
+import math
 import mmap
 import os
 import signal
@@ -55,6 +56,7 @@ AHEAD = 2
 FEW_DAMAGED = 10
 
 log = logging.getLogger(__name__)
+_named: set[str] = set()  # the pictures left out that were named already
 
 
 class Batch(NamedTuple):
@@ -429,7 +431,9 @@ class Loader:
         if not texts:
             return
         for text in texts:
-            log.warning("left out: %s", text)
+            if text not in _named:  # once a process, and not in each epoch
+                log.warning("left out: %s", text)
+        _named.update(texts)
         self.skipped += texts
         named = "; ".join(self.skipped[:20]) + (" …" if len(self.skipped) > 20 else "")
         require_few_damaged(len(self.skipped), self.split, self._corrupt_share, named)
@@ -445,9 +449,7 @@ def most_damaged(split: Split, share: float) -> int:
     return max(int(share * _collection(split)), min(FEW_DAMAGED, _collection(split) // 10)) if share else 0
 
 
-def require_few_damaged(
-    damaged: int, split: Split, share: float, named: str = "see the output of the processes"
-) -> None:
+def require_few_damaged(damaged: int, split: Split, share: float, named: str = "") -> None:
     """Raise `InputError` where more images are undecodable than may be (see `most_damaged`); says what to do."""
     most, images = most_damaged(split, share), _collection(split)
     if damaged <= most:
@@ -457,8 +459,9 @@ def require_few_damaged(
     else:
         way_out = (
             f"{damaged} undecodable images, more than {most:,} of {images:,}: repair or remove what is damaged, or set "
-            f"corrupt_share, the share that may be left out, above {most / images:.2g}"
+            f"corrupt_share, the share that may be left out, to {math.ceil(1000 * damaged / images) / 1000:g}"
         )
+    named = named or f"the output of the processes names the damaged images of {split.source}"
     raise InputError(f"{named} ({way_out})")
 
 

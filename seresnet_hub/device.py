@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.data.mixup import Mixup
@@ -26,7 +26,7 @@ def finish(
 
 
 class Mixer:
-    """Mixup or cutmix, then random erasing, as timm does them, by a recipe; draws depend on the seed alone.
+    """Mixup or cutmix, then random erasing, as timm does them, by a recipe; draws depend on the seed.
 
     timm's loader mixes before it erases, so an erased patch hides a part of both images. It is filled with noise.
     """
@@ -42,12 +42,13 @@ class Mixer:
             )  # fmt: skip
 
     def __call__(
-        self, images: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor | bool, *seed: int
+        self, images: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor | Literal[True], *seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images and targets: labels, or class probabilities `(batch, classes)` where the recipe mixes.
 
         `images` may be overwritten. `counts` is which rows count, or True where all are known to. A batch of an odd
-        number is not mixed, nor is a row whose partner does not count. Draws depend on `seed` alone.
+        number is not mixed, nor is a row whose partner does not count. Draws depend on `seed` alone, but for erasing's
+        noise on a GPU, which is of the device's own stream.
         """
         with seeded(*seed):
             if self._mix is not None:
@@ -55,7 +56,7 @@ class Mixer:
             return images if self._erase is None else self._erase(images), labels
 
     def _mixed(
-        self, images: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor | bool
+        self, images: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor | Literal[True]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert self._mix is not None
         exact = F.one_hot(labels, self._num_classes).float() * (1 - self._smoothing)
@@ -64,7 +65,7 @@ class Mixer:
             return images, exact
         mixed: torch.Tensor
         if isinstance(counts, bool):
-            mixed, targets = self._mix(images, labels) if counts else (images, exact)
+            mixed, targets = self._mix(images, labels)
             return mixed, targets
         plain = images.clone()
         mixed, targets = self._mix(images, labels)

@@ -1,15 +1,23 @@
-"""Say what is wrong with a folder of pictures that is no data set with classes, and how to arrange it."""
+"""Say what is wrong with a folder of pictures, what in it is not read, and how to arrange it."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from seresnet_hub.errors import InputError
+
 ENDINGS = frozenset(ImageFolder.EXTENSIONS)
+# What lies beside pictures and is none.
+BESIDE = frozenset(
+    {"", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".md", ".pdf", ".txt", ".xml", ".yaml", ".yml"}
+)
 HOW = "put the pictures of each class into a folder of its own"
+CONVERT = "save them as JPEG or PNG to use them"
 
 
 def trouble_in(folder: Path) -> str:
@@ -44,3 +52,23 @@ def trouble_in(folder: Path) -> str:
         deep = "/".join(next(parts for parts in classes if len(parts) == max(depths)))
         return f"its class folders are not all at one depth ({deep!r} lies deeper than others): {HOW} ({example})"
     return ""
+
+
+def left_out_of(folder: Path) -> str:
+    """Return in one sentence which files in a folder are no pictures that can be read, or nothing if there are none.
+
+    Errors: `InputError` where a class folder has nothing but such files, so that a class would be missing.
+    """
+    endings: Counter[str] = Counter()
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Counter(Path(name).suffix.lower() for name in files if not name.startswith("."))
+        others = {ending: count for ending, count in here.items() if ending not in ENDINGS | BESIDE}
+        if others and not folders and not ENDINGS & set(here):
+            raise InputError(f"{place}: none of its files can be read ({_counted(others)}); {CONVERT}")
+        endings.update(others)
+    return f"{folder}: {_counted(endings)} left out: {CONVERT}" if endings else ""
+
+
+def _counted(endings: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {ending}" for ending, count in Counter(endings).most_common(5))

@@ -50,10 +50,11 @@ def dealt(
     order = mixing_order(np.concatenate([own, -1 - np.arange(padding)]), np.random.default_rng([*seed, ORDER]))
     if not len(own):  # a last batch of fewer rows than processes
         images, facts = images.new_zeros(1, *images.shape[1:]), facts.new_zeros(1, 4)
-    row = torch.from_numpy(order % max(len(own), 1)).to(images.device)
-    none = torch.from_numpy(order >= len(own)).to(images.device)
-    # Another row's picture upsets batch statistics less than a black one.
-    images, facts = images[row], torch.where(none[:, None], facts.new_tensor([0, 0, 0, -1]), facts[row])
+    row, none = (_sent(values, images.device) for values in (order % max(len(own), 1), order >= len(own)))
+    images, facts = images[row], facts[row]  # another row's picture upsets batch statistics less than a black one
+    nobodys = torch.zeros_like(facts)
+    nobodys[:, 3].fill_(-1)
+    facts = torch.where(none[:, None], nobodys, facts)
     labels, mask, mirror, indices = facts.unbind(dim=1)
     return batch._replace(
         images=images.permute(0, 3, 1, 2), labels=labels, mask=mask.bool(), mirror=mirror.bool(), indices=indices,
@@ -68,7 +69,7 @@ def _exchanged(
     spans = [plan.places(number, Reader(process, world_size)) for process in range(world_size)]
     low, high = spans[rank]
     to = np.arange(low * repeats, high * repeats) % world_size
-    row = torch.from_numpy(np.argsort(to, kind="stable")).to(tensors[0].device)
+    row = _sent(np.argsort(to, kind="stable"), tensors[0].device)
     sent = np.bincount(to, minlength=world_size).tolist()
     received = [_count(low * repeats, high * repeats, rank, world_size) for low, high in spans]
     results = []
@@ -77,6 +78,12 @@ def _exchanged(
         distributed.all_to_all_single(result, tensor[row], received, sent)
         results.append(result)
     return results
+
+
+def _sent(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return `values` on the device; from pinned memory, since the host would wait for any other copy."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _count(first: int, last: int, remainder: int, divisor: int) -> int:

@@ -65,7 +65,7 @@ def usage(
     """
     plugin = "import seresnet_hub  # first: it registers the {} with timm\n"
     takes_pictures = image[0] == 3
-    imports = "import timm, torch\n" + "from PIL import Image\n" * takes_pictures
+    imports = "import timm, torch\n" + "from PIL import Image, ImageOps\n" * takes_pictures
     if needs_plugin or place.registered:
         imports = plugin.format("architecture" if needs_plugin else "name") + imports
     blocks = [
@@ -95,7 +95,8 @@ def _classify(place: Place, num_classes: int, *, named: bool, of_imagenet: bool,
         names, name = "", "class {number}"
     prepare = """config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config)
-image = transform(Image.open("picture.jpg").convert("RGB"))[None]"""
+picture = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGB")
+image = transform(picture)[None]"""
     if image[0] != 3:
         prepare = f"image = torch.rand{(1, *image)}  # in the place of yours: {image[0]} channels, prepared as below"
     code = f"""name = {_timms(place)}

@@ -28,11 +28,12 @@ import numpy as np
 import pyarrow.dataset
 import pyarrow.parquet
 from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import cache_folder, replacing
-from seresnet_hub.photographs import trouble_in
+from seresnet_hub.photographs import left_out_of, trouble_in
 
 EMBEDDED = "digits"
 HELD_OUT = "held-out"  # the name of the part of a training split that is measured on
@@ -196,6 +197,8 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
     labelled = features is not None and set(features) - {"image"}
     if not labelled and (wrong := trouble_in(Path(path))):
         raise InputError(f"{source}: {wrong}")
+    if isinstance(builder, ImageFolder) and local and (warning := left_out_of(Path(path))):
+        log.warning(warning)
     if features is None:
         raise InputError(f"data set {source!r} declares no columns, so no images can be told from other data")
     image_column, label_column = _columns(source, features, label_column, label_lists)

@@ -31,7 +31,8 @@ def require_launcher(environment: Mapping[str, str]) -> None:
     if tasks.isdecimal() and int(tasks) > 1 and not {"WORLD_SIZE", "RANK"} & environment.keys():
         raise InputError(
             f"srun started {tasks} processes that are not joined: let it start one launcher on each node, as "
-            "scripts/cluster/slurm.sh does (srun --ntasks-per-node=1 torchrun … scripts/train.py …)"
+            "scripts/cluster/slurm.sh does (srun --ntasks-per-node=1 torchrun … scripts/train.py …); where each task "
+            "is a run of its own, with an --output of its own, set WORLD_SIZE=1"
         )
 
 

@@ -44,6 +44,7 @@ from seresnet_hub.errors import InputError, LostProcessError
 from seresnet_hub.evaluation import Accuracy, evaluate
 from seresnet_hub.finetuning import resolved, start_of
 from seresnet_hub.folder import OTHER_WEIGHTS_FACTS
+from seresnet_hub.held_out import learnt_before
 from seresnet_hub.history import Row, add_row, is_best, is_due, is_measured
 from seresnet_hub.images import seed_from
 from seresnet_hub.joining import join_again
@@ -203,6 +204,10 @@ def _train(
         f"{steps_per_epoch} steps an epoch, {last_step:,} steps"
     )
     chance = chance_of(eval_split)
+    if before := learnt_before(beginning.config, eval_split, share=recipe.holdout, seed=recipe.seed):
+        say(f"warning: {before}")
+    if chance is not None and chance.too_few_images:
+        say(f"warning: {chance.too_few()}")
 
     # ------------------------------------------------------------------ model
     torch.manual_seed(recipe.seed)  # the same start on every process
@@ -301,6 +306,7 @@ def _train(
     mixer = Mixer(recipe, num_classes, accelerator.device)
     accuracy: Accuracy | None = None
     trained, seconds, stopped = 0, 0.0, False
+    kept = saved is not None  # whether there is a state to resume from
     of_step = [plan.batch_rows(batch) * repeats for batch in range(steps_per_epoch)]
     images_until = {end: end // steps_per_epoch * sum(of_step) + sum(of_step[: end % steps_per_epoch])
                     for end in (step, last_step)}  # fmt: skip
@@ -358,6 +364,8 @@ def _train(
                 bar.update(batch.total)
                 ends = step == last_step or step % steps_per_epoch == 0
                 saves = due(recipe.save_every) or (recipe.checkpoint_steps and step % recipe.checkpoint_steps == 0)
+                # A model folder without a state beside it is no run that could go on.
+                saves = saves or (not kept and due(recipe.eval_every))
                 # Alone, a signal is looked for after every step; several processes have to agree on the step.
                 if ends or saves or step % LOOK_STEPS == 0 or (world_size == 1 and interruption.name):
                     *newest, skipped_now = _summed([*step_losses, loss.new_tensor(skipped_here)], accelerator)
@@ -381,6 +389,7 @@ def _train(
                         _require_finite_weights(model, step, output, recipe, accelerator)
                     if saves or stopped:
                         save()
+                        kept = True
                 if stopped or step == last_step:
                     break
             seconds += time.perf_counter() - start
@@ -411,7 +420,7 @@ def _train(
                     facts = facts_of_run(
                         recipe, source, its_accuracy, split=eval_split, origin=origin, step=step, seen=seen,
                         world_size=world_size, kind=folder.name if folder != output else "", asked=unresolved,
-                        chance=chance,
+                        chance=chance, learnt_before=before,
                     )  # fmt: skip
                     save_run(folder, weights, train_split.class_names, facts, history)
             stopped = step < last_step and _any_rank(interruption.name is not None, accelerator)
@@ -769,17 +778,21 @@ def _require_same_run(state: Mapping[str, Any], wanted: str, total_steps: int) -
     try:
         saved = json.loads(state["settings"])
         whole = state.keys() >= STATE_KEYS and all(isinstance(state[key], int) for key in ("step", "seen", "shards"))
-        if not whole or not 0 <= state["step"] <= total_steps:
+        if not whole:
             raise ValueError("something is missing in it")
         changed = [
-            f"{key} was {saved.get(key)!r}, now {value!r}"
+            f"{key} was {saved.get(key)!r}, now {value!r}" if key != "shards" else "the shards are others"
             for key, value in json.loads(wanted).items()
             if saved.get(key) != value
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"cannot resume: the state is not one of this version ({error})") from error
     if changed:
-        raise InputError(f"cannot resume with another recipe or other data: {'; '.join(changed)}")
+        raise InputError(
+            f"cannot resume with another recipe or other data: {'; '.join(changed)}; another run needs another --output"
+        )
+    if not 0 <= state["step"] <= total_steps:
+        raise InputError(f"cannot resume: the state is at step {state['step']:,} of a run of {total_steps:,}")
 
 
 def _require_same_run_everywhere(recipe: Recipe, split: Split, last_step: int) -> None:

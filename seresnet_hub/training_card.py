@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import nn
 
@@ -23,6 +23,7 @@ from seresnet_hub.history import Row, write_summary
 from seresnet_hub.loading import Origin
 from seresnet_hub.models import list_models
 from seresnet_hub.pictures import draw_curves
+from seresnet_hub.recipe_fields import written
 from seresnet_hub.recipes import RECIPES, Recipe
 from seresnet_hub.sizes import sizes_of
 from seresnet_hub.starting import BEST, BEST_RAW, RAW
@@ -63,8 +64,11 @@ KINDS = {
 def facts_of_run(
     recipe: Recipe, source: str, accuracy: Accuracy, *, split: Split, origin: Origin | None, step: int, seen: int,
     world_size: int, asked: Recipe, kind: str = "", chance: Chance | None = None,
+    learnt_before: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what the card and `config.json` say of these weights; `asked` is the recipe before it was resolved."""
+    """Return what the card and `config.json` say of these weights; `asked` is the recipe before it was resolved,
+    `learnt_before` what `held_out.learnt_before` says.
+    """
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
     data = source if is_hub_id or source == EMBEDDED else Path(source).name  # a machine's folders are its owner's
     notes, begun = [], ""
@@ -76,10 +80,15 @@ def facts_of_run(
             f"Its accuracy was measured on {accuracy.seen:,} images held out from the same collection it was trained "
             f"on ({100 * recipe.holdout:g} % of each class); pictures from elsewhere may fare worse."
         )
+    if learnt_before:
+        notes.append(f"{learnt_before}.")
     if chance is not None and (doubt := chance.doubt(accuracy.top1)):
         notes.append(f"There is no evidence that it learnt anything: {doubt}.")
     command, commit = _command(asked, data if source != RECIPES.get(recipe.name, recipe).data else None), code_commit()
     fields = dataclasses.asdict(recipe)
+    record = None
+    if split.kept is not None:
+        record = record_of(split, share=recipe.holdout, seed=recipe.seed, corrupt_share=recipe.corrupt_share)
     return {
         "title": f"{recipe.model}, trained on {data}",
         "summary": f"`{recipe.model}` trained{begun} by the recipe `{recipe.name}`: {step:,} steps, {seen:,} images."
@@ -87,7 +96,7 @@ def facts_of_run(
         "license": recipe.license or (origin.license if origin else "apache-2.0"),
         "base_model": origin.repo_id if origin else "",
         "notes": notes,
-        **({RECORD_KEY: record_of(split, share=recipe.holdout, seed=recipe.seed)} if split.kept is not None else {}),
+        **({RECORD_KEY: record} if record else {}),
         "datasets": [source] if is_hub_id else [],
         "results": [{
             "dataset": data, "dataset_id": source if is_hub_id else "", "split": split.name,
@@ -118,10 +127,9 @@ def _command(recipe: Recipe, data: str | None) -> str:
     """Return the command that trains `recipe` again: its name, and each field that differs from the table's."""
     words = ["accelerate", "launch", "scripts/train.py", "--recipe", recipe.name]
     words += ["--data", data] if data else []
-    original = RECIPES.get(recipe.name)
+    original, hints = RECIPES.get(recipe.name), get_type_hints(Recipe, include_extras=True)
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         if original is not None and field.name not in ("name", "data") and value != getattr(original, field.name):
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words += ["--set", f"{field.name}={text}"]
+            words += ["--set", f"{field.name}={written(value, hints[field.name])}"]
     return shlex.join(words)

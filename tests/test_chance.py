@@ -25,7 +25,7 @@ def test_the_largest_class_is_counted(write_split: WriteSplit) -> None:
     data = str(write_split([[30], [10]], labels=[0] * 6 + [2] * 24 + [1] * 10, classes=3))
     assert chance_of(open_split(data, "train")) == Chance(share=0.6, images=40, largest="class 2")
     held = open_splits(data, "train", None, holdout=0.5)[1]
-    assert chance_of(held) == Chance(share=0.6, images=20, largest="class 2")
+    assert chance_of(held) == Chance(share=0.6, images=20, largest="class 2", held_out=True)
 
 
 def test_doubt_is_said_where_it_is_due() -> None:
@@ -36,7 +36,12 @@ def test_doubt_is_said_where_it_is_due() -> None:
     unequal = Chance(share=0.6, images=15, largest="cat")
     assert "always naming 'cat', the largest class, has 60.00 %" in unequal.doubt(60)
     assert unequal.doubt(100) == ""
-    assert "2 images are too few" in Chance(share=0.5, images=2, largest="cat").doubt(100)
+    few = Chance(share=0.5, images=2, largest="cat")
+    assert few.too_few_images
+    assert not third.too_few_images
+    assert "2 images are too few" in few.doubt(100)
+    assert "holdout" not in few.too_few()  # a test split of its own grows by images alone
+    assert "--set holdout=0.3" in replace(few, held_out=True).too_few()
 
 
 def test_the_run_and_the_card_say_it(

@@ -106,8 +106,10 @@ def test_what_was_chosen_is_recorded_and_resumed(
     assert facts["recipe"]["model"] == "seresnet20_cifar"
     assert re.fullmatch(r".*--recipe finetune --data numbers( --set (weights|epochs|workers|shuffle_window)=\S+){4}",
                         facts["command"])  # fmt: skip
+    words = [word.partition("=") for word in facts["command"].split() if "=" in word]
+    assert override(get_recipe("finetune"), ["=".join((key, value)) for key, _, value in words]) == recipe
     result = training.train(recipe, data=data, output=tmp_path / "run", resume=True)
-    assert result["steps"] == 2 * 3  # 36 images in batches of 16
+    assert result["steps"] == 2 * 2  # 32 images in batches of 16
 
 
 # --- without a network ------------------------------------------------------------------------------------------------

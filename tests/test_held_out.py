@@ -95,6 +95,50 @@ def test_a_training_split_of_another_name_is_known_to_the_model(tmp_path: Path, 
     assert split_for(timm.create_model("seresnet20_cifar", num_classes=4), data).rows == 40
 
 
+def test_what_was_trained_on_is_called_that(trained: Path, photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert split_for(seresnet_hub.load(trained), str(photos), "train").rows == 24
+    assert "6 of the 24 images" in caplog.text
+    assert "has learnt the others" in caplog.text
+
+
+def test_other_pictures_are_not_called_those_of_the_training(trained: Path, photos: Path, tmp_path: Path) -> None:
+    model = seresnet_hub.load(trained)
+    new = shutil.copytree(photos, tmp_path / "new")
+    for path in new.rglob("*.jpg"):
+        path.write_bytes(encode(Image.new("RGB", (9, 9)), "JPEG"))
+    with pytest.raises(
+        InputError, match="it is not the data that this model was trained on, .*: --split train measures"
+    ):
+        split_for(model, str(new))
+    assert split_for(model, str(new), "train").rows == 24
+
+
+def test_a_broken_picture_among_the_held_out_is_left_out_again(photos: Path, tmp_path: Path) -> None:
+    from validate import main
+
+    data = shutil.copytree(photos, tmp_path / "data")
+    held = open_splits(str(data), "train", None, holdout=0.25, seed=7)[1]
+    name = held.place(0).partition("row ")[2].partition(" of ")[0]
+    broken = sorted(data.rglob("*.jpg"))[int(name)]
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+    recipe = replace(RECIPE, epochs=1, corrupt_share=0.1)
+    result = training.train(recipe, data=str(data), output=tmp_path / "run")
+    measured = main([str(tmp_path / "run"), "--data", str(data), "--split", "held-out"])
+    assert measured["seen"] == 5
+    assert measured["top1"] == pytest.approx(result["top1"], abs=1e-4)
+
+
+def test_pictures_that_the_starting_weights_learnt_are_no_proof(
+    trained: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "The starting weights were trained on a collection of their own"
+    for seed in (7, 8):
+        recipe = replace(RECIPE, weights=str(trained), epochs=1, seed=seed)
+        training.train(recipe, data=str(photos), output=tmp_path / str(seed), max_steps=1)
+        assert (said in capsys.readouterr().err) == (seed == 8)
+        assert (said in (tmp_path / str(seed) / "README.md").read_text()) == (seed == 8)
+
+
 def test_other_data_or_changed_rows_are_named(trained: Path, photos: Path, tmp_path: Path) -> None:
     model = seresnet_hub.load(f"local-dir:{trained}")
     more, other, moved = (shutil.copytree(photos, tmp_path / name) for name in ("more", "other", "moved"))

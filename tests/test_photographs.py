@@ -37,3 +37,19 @@ def test_class_folders_open(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(numbered_picture(k))
     assert open_split(str(tmp_path), "train").class_names == ("cat", "dog")
+
+
+def test_files_that_are_not_read_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for k, name in enumerate(["cat/1.png", "dog/1.png", "dog/2.heic", "dog/notes.txt", "cat/3.mp4", "cat/4.HEIC"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(numbered_picture(k))
+    assert open_split(str(tmp_path), "train").rows == 2
+    assert "2 .heic, 1 .mp4 left out: save them as JPEG or PNG to use them" in caplog.text
+
+
+def test_a_class_is_never_missing_in_silence(tmp_path: Path) -> None:
+    for k, name in enumerate(["cat/1.png", "dog/1.png", "moth/1.heic", "moth/2.heic"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(numbered_picture(k))
+    with pytest.raises(InputError, match=r"moth: none of its files can be read \(2 .heic\); save them as JPEG"):
+        open_split(str(tmp_path), "train")

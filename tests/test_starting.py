@@ -254,6 +254,31 @@ def test_it_is_saved_once_an_epoch_or_less_often(tmp_path: Path, numbers: str, m
     assert_same(tmp_path / "each", tmp_path / "parts")
 
 
+def test_a_model_folder_is_never_without_a_state(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured more often than saved: a run that is killed after its first model must be able to go on."""
+
+    class Killed(BaseException):
+        pass
+
+    recipe = replace(SMALL, epochs=3, save_every=3)
+    training.train(recipe, data=numbers, output=tmp_path / "whole")
+    step, steps = torch.optim.SGD.step, []
+
+    def killed(self: torch.optim.SGD, *args: object) -> object:
+        steps.append(1)
+        if len(steps) == 6:
+            raise Killed
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", killed)
+    with pytest.raises(Killed):
+        training.train(recipe, data=numbers, output=tmp_path / "parts")
+    assert (tmp_path / "parts" / "model.safetensors").is_file()
+    monkeypatch.undo()
+    training.train(recipe, data=numbers, output=tmp_path / "parts", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
 @pytest.mark.parametrize("moment", ["evaluation", "folders"])
 def test_an_evaluation_that_was_lost_is_repeated(
     tmp_path: Path, numbers: str, moment: str, monkeypatch: pytest.MonkeyPatch
