@@ -55,6 +55,11 @@ def class_order(names: Sequence[str], model: nn.Module, *, source: str) -> tuple
     if set(names) == {str(number) for number in range(len(names))}:
         if known:
             order_by_number = tuple(map(int, names))
+            if not is_imagenet:
+                log.warning(
+                    "the classes of %s are called by numbers, the model's by names (%s): taken to be numbered alike",
+                    source, _some(known[-1]),
+                )  # fmt: skip
             return None if order_by_number == tuple(range(len(names))) else order_by_number
         if tuple(map(int, names)) != tuple(range(len(names))):
             log.warning(

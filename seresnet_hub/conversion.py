@@ -468,6 +468,14 @@ def _check_statistics(tensors: Mapping[str, torch.Tensor]) -> None:
             raise InputError(f"{name!r} has negative variances: the file is damaged")
 
 
+def _has_new_head(plan: Plan) -> bool:
+    return any(name.startswith(HEAD_NAMES) for name in plan.fresh)
+
+
+def _has_new_se_units(plan: Plan) -> bool:
+    return any(".se." in name for name in plan.fresh)
+
+
 def _verified(kind: Source, raw: Mapping[str, torch.Tensor], plan: Plan, network: nn.Module) -> float | None:
     """Return the largest difference from the source's own network, over stage features and logits, in float64.
 
@@ -496,7 +504,7 @@ def _verified(kind: Source, raw: Mapping[str, torch.Tensor], plan: Plan, network
     except KeyError as error:
         raise InputError(f"{kind.title}'s own network does not find {error.args[0]!r} in the file") from error
     pairs = [(stem[0], expected.stem), *zip(features, expected.features, strict=True)]
-    if expected.logits is not None and any(name.startswith(HEAD_NAMES) for name in plan.fresh):
+    if expected.logits is not None and _has_new_head(plan):
         expected = replace(expected, logits=None)  # the classifier is another one
     if expected.logits is not None:
         pairs.append((logits, expected.logits))
@@ -705,13 +713,12 @@ def _facts(
     }
 
 
-def _proof_line(difference: float | None) -> str:
+def _proof_line(difference: float | None, plan: Plan) -> str:
     if difference is None:
         return "The converted network was not compared with the source's own."
-    return (
-        f"The converted network was compared with the source's own in float64: stage features and logits differ by at "
-        f"most {difference:.1g}."
-    )
+    subject = "Without its new SE units the converted network" if _has_new_se_units(plan) else "The converted network"
+    compared = "stage features and logits" if plan.num_classes and not _has_new_head(plan) else "stage features"
+    return f"{subject} was compared with the source's own in float64: {compared} differ by at most {difference:.1g}."
 
 
 def _written(
@@ -738,7 +745,7 @@ def _written(
             sha256 = digest.result()
         difference = proof.result() if proof else None
         facts = config[FACTS_KEY]
-        summary = f"{facts['summary']} {_proof_line(difference)}"
+        summary = f"{facts['summary']} {_proof_line(difference, plan)}"
         described = {**config, FACTS_KEY: {**facts, "summary": summary, "sha256": {WEIGHTS_NAME: sha256}}}
         write_json(staged / CONFIG_NAME, described)
         card = card_of(described, sizes, needs_plugin=plan.architecture in list_models())

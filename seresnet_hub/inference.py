@@ -87,6 +87,8 @@ def extract_features(
 def _in_batches(model: nn.Module, images: Picture | Sequence[Picture], forward: Any) -> list[torch.Tensor]:
     """Run `forward` over the images in batches, in eval mode on the model's device; the model's mode is restored."""
     pictures: Sequence[Picture] = [images] if isinstance(images, (str, Path, bytes, Image.Image)) else images
+    if hasattr(pictures, "shape"):
+        raise InputError("an array is no picture here: give Pillow's images (PIL.Image.fromarray), paths or bytes")
     if not pictures:
         raise InputError("no images were given")
     transform, config = model_transform(model)

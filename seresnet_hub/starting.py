@@ -79,7 +79,7 @@ def _require_ours(output: Path, *, resume: bool) -> None:
         return
     if resume:
         raise InputError(
-            f"nothing to resume: {output} holds {kept}, but {STATES_FOLDER}/ in it no state of a run; choose another "
+            f"nothing to resume: {output} holds {kept}, but no state of a run in {STATES_FOLDER}/; choose another "
             "--output (of several machines, the one of rank 0 keeps the states)"
         )
     raise InputError(f"{output} already exists: choose another --output")

@@ -10,6 +10,9 @@ from typing import Any
 
 from seresnet_hub.errors import printable
 
+# Of longer lists, such as names of tensors, the first few are shown; JSON has all of them.
+MOST_LISTED = 10
+
 
 def as_table(result: Mapping[str, Any]) -> str:
     """Return a result as text: one line a value, then a table for each list of records; what is None is left out."""
@@ -68,7 +71,8 @@ def _cell(value: Any) -> str:
             return f"{printable(value['name'])} {100 * value['score']:.1f} %"
         return ", ".join(f"{key} {_cell(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_cell, value))
+        more = f", … ({len(value):,} in all)" if len(value) > MOST_LISTED else ""
+        return ", ".join(map(_cell, value[: MOST_LISTED - 2 if more else None])) + more
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return printable(str(value))

@@ -203,6 +203,8 @@ def _train(
         f"{train_split.rows:,} training and {eval_split.rows:,} {eval_split.name} images of {num_classes} classes, "
         f"{steps_per_epoch} steps an epoch, {last_step:,} steps"
     )
+    if eval_split.kept is None and eval_split.name == train_split.name:
+        say("warning: what is measured here are the training images, so the accuracy says nothing of others")
     chance = chance_of(eval_split)
     if before := learnt_before(beginning.config, eval_split, share=recipe.holdout, seed=recipe.seed):
         say(f"warning: {before}")
@@ -394,7 +396,8 @@ def _train(
                     break
             seconds += time.perf_counter() - start
             if skipped:
-                say(f"epoch {epoch + 1}: {skipped // repeats} undecodable images were left out")
+                left_out = skipped // repeats
+                say(f"epoch {epoch + 1}: {left_out} undecodable image{' was' if left_out == 1 else 's were'} left out")
 
             if stopped or not due(recipe.eval_every):
                 continue
@@ -418,8 +421,9 @@ def _train(
             for key, weights, its_accuracy, last, best in kinds if main else []:
                 for folder in (last, best) if is_best(history, key) else (last,):
                     facts = facts_of_run(
-                        recipe, source, its_accuracy, split=eval_split, origin=origin, step=step, seen=seen,
-                        world_size=world_size, kind=folder.name if folder != output else "", asked=unresolved,
+                        recipe, source, its_accuracy, split=eval_split, origin=origin, step=step, steps=total_steps,
+                        seen=seen, world_size=world_size, asked=unresolved, max_steps=max_steps,
+                        kind=folder.name if folder != output else "",
                         chance=chance, learnt_before=before,
                     )  # fmt: skip
                     save_run(folder, weights, train_split.class_names, facts, history)
@@ -428,6 +432,7 @@ def _train(
                 save()
             accelerator.wait_for_everyone()
     if accuracy is None and not stopped:  # a finished run was resumed
+        say(f"{output} is finished: it is measured once more")
         accuracy = _evaluate(measured, eval_split, recipe, accelerator)
     accelerator.end_training()
     if chance is not None and accuracy is not None and step == total_steps and (doubt := chance.doubt(accuracy.top1)):

@@ -62,12 +62,13 @@ KINDS = {
 
 
 def facts_of_run(
-    recipe: Recipe, source: str, accuracy: Accuracy, *, split: Split, origin: Origin | None, step: int, seen: int,
-    world_size: int, asked: Recipe, kind: str = "", chance: Chance | None = None,
-    learnt_before: str = "",
+    recipe: Recipe, source: str, accuracy: Accuracy, *, split: Split, origin: Origin | None, step: int, steps: int,
+    seen: int, world_size: int, asked: Recipe, max_steps: int | None = None, kind: str = "",
+    chance: Chance | None = None, learnt_before: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what the card and `config.json` say of these weights; `asked` is the recipe before it was resolved,
-    `learnt_before` what `held_out.learnt_before` says.
+    """Return what the card and `config.json` say of these weights, after `step` of the recipe's `steps`.
+
+    `asked` is the recipe before it was resolved, `learnt_before` what `held_out.learnt_before` says.
     """
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
     data = source if is_hub_id or source == EMBEDDED else Path(source).name  # a machine's folders are its owner's
@@ -80,18 +81,22 @@ def facts_of_run(
             f"Its accuracy was measured on {accuracy.seen:,} images held out from the same collection it was trained "
             f"on ({100 * recipe.holdout:g} % of each class); pictures from elsewhere may fare worse."
         )
+    elif split.name == recipe.train_split:
+        notes.append("Its accuracy was measured on the images that it was trained on, and says nothing of others.")
     if learnt_before:
         notes.append(f"{learnt_before}.")
     if chance is not None and (doubt := chance.doubt(accuracy.top1)):
         notes.append(f"There is no evidence that it learnt anything: {doubt}.")
-    command, commit = _command(asked, data if source != RECIPES.get(recipe.name, recipe).data else None), code_commit()
+    named = data if source != RECIPES.get(recipe.name, recipe).data else None
+    command, commit = _command(asked, named, max_steps, world_size), code_commit()
+    done = f"{step:,} steps" if step == steps else f"{step:,} of its {steps:,} steps"
     fields = dataclasses.asdict(recipe)
     record = None
     if split.kept is not None:
         record = record_of(split, share=recipe.holdout, seed=recipe.seed, corrupt_share=recipe.corrupt_share)
     return {
         "title": f"{recipe.model}, trained on {data}",
-        "summary": f"`{recipe.model}` trained{begun} by the recipe `{recipe.name}`: {step:,} steps, {seen:,} images."
+        "summary": f"`{recipe.model}` trained{begun} by the recipe `{recipe.name}`: {done}, {seen:,} images."
         + KINDS[kind],
         "license": recipe.license or (origin.license if origin else "apache-2.0"),
         "base_model": origin.repo_id if origin else "",
@@ -123,10 +128,12 @@ def _per_class(accuracy: Accuracy) -> dict[str, dict[str, list[int]]]:
     return {"per_class": {"images": images, "correct": correct}}
 
 
-def _command(recipe: Recipe, data: str | None) -> str:
+def _command(recipe: Recipe, data: str | None, max_steps: int | None, world_size: int) -> str:
     """Return the command that trains `recipe` again: its name, and each field that differs from the table's."""
-    words = ["accelerate", "launch", "scripts/train.py", "--recipe", recipe.name]
+    launcher = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(world_size)]
+    words = [*(launcher if world_size > 1 else ["python"]), "scripts/train.py", "--recipe", recipe.name]
     words += ["--data", data] if data else []
+    words += ["--max-steps", str(max_steps)] if max_steps else []
     original, hints = RECIPES.get(recipe.name), get_type_hints(Recipe, include_extras=True)
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)

@@ -67,7 +67,9 @@ def test_numbers_sorted_as_text_are_numbers(caplog: pytest.LogCaptureFixture) ->
         found = order(AS_TEXT, model)
         assert found is not None
         assert (found[:5], found[999]) == ((0, 1, 10, 100, 101), 999)
-    assert not caplog.records
+    (said,) = caplog.messages  # of names that are not ImageNet's, which has its numbers
+    assert "the model's by names (thing 0, thing 1" in said
+    caplog.clear()
     with caplog.at_level(logging.WARNING):  # a model of nameless classes may have been trained on the same folders
         assert order(sorted(str(number) for number in range(12)), Named(None, 12)) is None
     assert "numbers sorted as text (0, 1, 10, 11 …)" in caplog.text
@@ -97,3 +99,10 @@ def test_the_reassessed_labels_are_those_of_the_paper() -> None:
     with pytest.raises(InputError, match="1,000 classes of ImageNet-1k, the model 10"):
         imagenet_real_labels(timm.create_model("seresnet20_cifar", num_classes=10))
     assert torch.tensor(max(map(max, filter(None, found)))) == 999
+
+
+def test_numbers_for_names_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Digits measured with a model of animals and vehicles must not pass in silence."""
+    model = timm.create_model("seresnet20_cifar.c10", pretrained=False)
+    assert class_order([str(k) for k in range(10)], model, source="digits") is None
+    assert "the classes of digits are called by numbers, the model's by names (airplane" in caplog.text

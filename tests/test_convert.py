@@ -508,7 +508,11 @@ def test_new_tensors_are_warned_of(
     path = saved(networks.randomise(timm.create_model("resnet18", num_classes=2)).state_dict(), tmp_path / "a.pth")
     convert(path, tmp_path / "out", num_classes=num_classes)
     assert f"warning: {message} and untrained: fine-tune before use\n" in capsys.readouterr().err
-    assert f"> **{message} and untrained: fine-tune before use.**" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"> **{message} and untrained: fine-tune before use.**" in card
+    compared = "stage features and logits" if num_classes is None else "stage features"
+    claim = "Without its new SE units the converted network was compared with the source's own in float64: "
+    assert f"{claim}{compared} differ by at most " in card
 
 
 def test_labels(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import timm.data
@@ -145,3 +146,9 @@ def test_half_precision_models_predict(photo: Image.Image) -> None:
     expected = predict(model, photo)[0][0]
     found = predict(model.to(torch.bfloat16), photo)[0]
     assert abs(next(c["score"] for c in found if c["index"] == expected["index"]) - expected["score"]) < 0.05
+
+
+def test_an_array_is_told_how_to_become_a_picture() -> None:
+    for array in (np.zeros((8, 8, 3), np.uint8), torch.zeros(3, 8, 8)):
+        with pytest.raises(InputError, match="an array is no picture here: .*fromarray"):
+            seresnet_hub.predict("seresnet20_cifar.c10", array)

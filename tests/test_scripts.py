@@ -164,7 +164,11 @@ def test_recipes_are_listed_and_explained(capfd: pytest.CaptureFixture[str]) -> 
         ("train", ["--show-recipe", "fintune"], "no recipe 'fintune'; did you mean 'finetune'?"),
         ("train", ["--set", "epochs=many"], "--set epochs=many: expected a whole number"),
         ("train", ["--data", "./nowhere"], "no data at ./nowhere: the folder does not exist"),
-        ("train", ["--output", ".", "--resume"], "nothing to resume: . holds cut.jpg, but training/ in it no state"),
+        (
+            "train",
+            ["--output", ".", "--resume"],
+            "nothing to resume: . holds cut.jpg, but no state of a run in",
+        ),
         ("train", ["--output", "."], ". already exists: choose another --output"),
         ("train", ["--stopped-exit-code", "256"], "--stopped-exit-code 256: must be between 0 and 255"),
         ("train", ["--set", "eval_every=0"], "eval_every=0: must be a finite number greater than 0"),

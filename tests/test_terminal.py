@@ -62,6 +62,11 @@ def test_lists_of_records_become_tables() -> None:
     ]
 
 
+def test_long_lists_are_cut() -> None:
+    assert as_table({"fresh": list("abcdefghij")}) == "fresh  a, b, c, d, e, f, g, h, i, j"
+    assert as_table({"fresh": list("abcdefghijk")}) == "fresh  a, b, c, d, e, f, g, h, … (11 in all)"
+
+
 def test_terminal_codes_in_names_are_escaped() -> None:
     classes = [{"name": "\x1b]0;owned\x07", "score": 1.0}]
     text = as_table({"model": "\x1b[2J", "predictions": [{"image": "a\rb.png", "classes": classes}]})

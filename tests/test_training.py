@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -68,7 +69,7 @@ def test_the_digits_are_learnt_and_named(tmp_path: Path) -> None:
         f"| digits, validation | 360 | 8 | {result['top1']:.2f} | {result['top5']:.2f} | *measured* by the training com"
     )
     assert row in card
-    assert "\naccelerate launch scripts/train.py --recipe digits --set epochs=4 \\\n  --set batch_size=32 " in card
+    assert "\npython scripts/train.py --recipe digits --set epochs=4 \\\n  --set batch_size=32 " in card
     assert measured.class_counts is not None
     for name, (images, right) in enumerate(measured.class_counts.tolist()):
         assert f"\n| {name} | {images} | {100 * right / images:.2f} |\n" in card
@@ -511,3 +512,15 @@ def test_trackers_get_losses_and_accuracies(tmp_path: Path, numbers: str) -> Non
     assert [event.step for event in events.Scalars("top1")] == [4, 8]
     assert [event.value for event in events.Scalars("top1")] == pytest.approx([float(row["top1"]) for row in rows])
     assert len(events.Scalars("loss")) == 2
+
+
+def test_a_card_tells_an_unfinished_run_and_its_own_images(
+    tmp_path: Path, numbers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(SMALL, eval_split="train")
+    training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=2)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert re.search(r"by the recipe `\w+`: 2 of its \d+ steps", card)
+    assert "measured on the images that it was trained on" in card
+    assert "--max-steps 2" in card
+    assert "warning: what is measured here are the training images" in capsys.readouterr().err
