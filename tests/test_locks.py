@@ -104,6 +104,7 @@ def test_released_locks_leave_nothing_that_was_made_for_them(tmp_path: Path) -> 
     assert {path.name for path in (tmp_path / "before" / "a" / "b").iterdir()} == {"lock", "work"}
 
 
+@pytest.mark.slow
 def test_only_one_of_many_has_it_while_files_come_and_go(tmp_path: Path) -> None:
     """Each holder removes the file it locked; one that had opened it before must not take the removed file's lock."""
     code = """

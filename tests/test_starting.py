@@ -172,8 +172,8 @@ sys.exit(run(train.main))
 @pytest.mark.parametrize(
     ("moment", "resume"),
     [
-        ("step", True),
         ("state", True),
+        pytest.param("step", True, marks=pytest.mark.slow),
         *(pytest.param(moment, False, marks=pytest.mark.slow) for moment in ("step", "state")),
     ],
 )

@@ -345,7 +345,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("model", None, "is not one of this version"), ("step", 10**6, "is not one of this version"),
+    [("model", None, "is not one of this version"), ("step", 10**6, "the state is at step 1,000,000 of a run of 8"),
      ("settings", "[]", "is not one of this version"),
      ("model", {"fc.bias": torch.ones(1)}, "does not fit seresnet20_cifar")],
 )  # fmt: skip
