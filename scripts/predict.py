@@ -31,10 +31,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.classes import class_names
     from seresnet_hub.errors import InputError
     from seresnet_hub.fusion import fuse
-    from seresnet_hub.images import image_files
     from seresnet_hub.inference import predict
     from seresnet_hub.loading import load
     from seresnet_hub.names import is_model_folder, is_model_name
+    from seresnet_hub.picture_files import picture_files
     from seresnet_hub.weights import OWN_WEIGHTS
 
     first, *others = options.images
@@ -47,8 +47,14 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     names: list[str] = []
     pictures: list[Path | bytes] = []
     for given in given_images:
-        found: list[Path | bytes] = [sys.stdin.buffer.read()] if given == "-" else [*image_files([given])]
-        names += ["-"] if given == "-" else map(str, found)
+        if given == "-":
+            names.append("-")
+            pictures.append(sys.stdin.buffer.read())
+            continue
+        found, left_out = picture_files(given)
+        if left_out:
+            print(f"{given}: {len(left_out)} images left out ({left_out[0]} …), of models, runs and reports in it")
+        names += map(str, found)
         pictures += found
     if any(picture == b"" for picture in pictures):
         raise InputError("-: standard input is empty")

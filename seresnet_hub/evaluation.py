@@ -20,7 +20,7 @@ from seresnet_hub.classes import IMAGENET_FILE, class_order, imagenet_real_label
 from seresnet_hub.data import Loader, Split, evaluation_loader, require_few_damaged
 from seresnet_hub.device import finish, on_device
 from seresnet_hub.errors import InputError
-from seresnet_hub.folder import fill_folder, replacing
+from seresnet_hub.folder import CONFUSION_NAME, PER_CLASS_NAME, PICTURE_NAME, fill_folder, replacing
 from seresnet_hub.images import model_transform
 from seresnet_hub.models import eval_mode
 from seresnet_hub.pictures import draw_confusion
@@ -28,7 +28,6 @@ from seresnet_hub.splits import Answers, in_class_order
 
 # A confusion matrix of so many classes has half a gigabyte.
 MOST_CONFUSED_CLASSES = 8192
-PER_CLASS_NAME, CONFUSION_NAME, PICTURE_NAME = "per_class.csv", "confusion.csv", "confusion.png"
 
 
 @dataclass(frozen=True, kw_only=True)

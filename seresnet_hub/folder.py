@@ -27,6 +27,7 @@ CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
 SUMMARY_NAME = "summary.csv"
 CURVES_NAME = "curves.png"
+PER_CLASS_NAME, CONFUSION_NAME, PICTURE_NAME = "per_class.csv", "confusion.csv", "confusion.png"  # of a report
 FACTS_KEY = "seresnet_hub"  # in config.json: what timm does not write, and does not read
 # What timm's config says of the weights it names, and not of other weights of the same architecture.
 OTHER_WEIGHTS_FACTS = frozenset(
@@ -117,7 +118,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; errors name the file where it cannot be read or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no JSON object")

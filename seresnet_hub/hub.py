@@ -42,7 +42,7 @@ from seresnet_hub.loading import (
 from seresnet_hub.names import KINDS, check_repo_id, parse_name, require_model_folder
 from seresnet_hub.snapshots import Snapshot, take_snapshot
 from seresnet_hub.snippets import on_the_hub
-from seresnet_hub.strict import load_exactly
+from seresnet_hub.strict import load_folder
 
 __all__ = ["Origin", "load", "origin_of", "push", "verify"]
 
@@ -107,8 +107,8 @@ def _checked(directory: Path, repo_id: str) -> dict[str, Path | bytes]:
     missing = [name for name in REQUIRED_FILES if not (directory / name).is_file()]
     if missing:
         raise InputError(f"{directory} is no model folder: it lacks {', '.join(missing)}")
-    model = load_exactly(directory)
-    for name in unlike_recorded(directory):
+    model = load_folder(directory, directory, {}, copy=False)
+    if name := next(unlike_recorded(directory), None):
         raise InputError(f"{directory / name} is not the file that {CONFIG_NAME} describes: its sha256 differs")
     _forward(model, directory)
     text = _checked_card(directory / CARD_NAME)
@@ -283,11 +283,12 @@ def _tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
 
 
 def verify(name: str | Path) -> dict[str, Any]:
-    """Compare every file of a model with the hash it must have, load it and run it, and return what was found.
+    """Compare a model's files with the hashes they must have, load it and run it, and return what was found.
 
-    `name` is a repository or a folder, as `load` takes it, or a timm name whose weights are on the Hub; a folder's
-    hashes are those that `config.json` records. Pickles are not fetched. `ok` says whether everything holds. Errors:
-    `InputError` where there is nothing to compare.
+    `name` is a repository or a folder, as `load` takes it, or a timm name whose weights are on the Hub. Of a
+    repository these are all files but pickles, which are not fetched; without a network, those that the cache holds.
+    Of a folder they are the files whose hashes `config.json` records. `ok` says whether everything holds: it is false
+    where `config.json` is missing, too. Errors: `InputError` where there is nothing to compare.
     """
     meant = parse_name(name)
     if meant.folder is not None:
@@ -310,9 +311,9 @@ def verify(name: str | Path) -> dict[str, Any]:
     for file in wrong:
         say(f"{snapshot.paths[file]} is not what it must be ({snapshot.hashes[file]}): delete it and fetch it again")
     ok = not wrong
-    if ok and CONFIG_NAME in {path.name for path in directory.iterdir()}:
+    if ok:
         try:
-            _forward(load_exactly(directory), name)
+            _forward(load_folder(directory, name, {}, copy=False), name)
         except InputError as error:
             say(str(error))
             ok = False

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,12 +30,14 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from tqdm import tqdm
 
-from seresnet_hub.errors import InputError
+from seresnet_hub.conversion_facts import require_licence_id
+from seresnet_hub.errors import InputError, printable
 from seresnet_hub.folder import sha256_of
 
 # Seconds to wait before each further try; a Retry-After of the Hub's is honoured up to the longest.
 WAITS = (1, 2, 4, 8, 16)
 LONGEST_WAIT = 120
+NO_LICENCES = ("unknown", "other")  # the Hub's words for one that it does not know
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 
 Answer = TypeVar("Answer")
@@ -206,14 +209,20 @@ def explained(error: Exception, what: str) -> InputError:
 
 
 def say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(printable(line), file=sys.stderr)
 
 
 def licence_on_the_hub(repo_id: str, revision: str | None = None) -> str:
-    """Return the licence that a repository's card names, "" where it names none or cannot be read."""
+    """Return the licence that a repository's card names, "" where it names no single one or cannot be read."""
     try:
         card = HfApi().model_info(repo_id, revision=revision).card_data
     except Exception as error:  # the transport's own
         say(f"{repo_id}: its licence cannot be read ({error or type(error).__name__})")
         return ""
-    return str(getattr(card, "license", None) or "")
+    licence = getattr(card, "license", None)
+    if not isinstance(licence, str) or licence in NO_LICENCES:
+        return ""
+    with suppress(InputError):
+        require_licence_id(licence)
+        return licence
+    return ""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import timm
 from torch import nn
 
+from seresnet_hub.configs import checked_config
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import (
     CARD_NAME,
@@ -17,7 +18,6 @@ from seresnet_hub.folder import (
     FACTS_KEY,
     SUMMARY_NAME,
     WEIGHTS_NAME,
-    read_json,
     sha256_of,
 )
 from seresnet_hub.hub_client import licence_on_the_hub
@@ -46,22 +46,24 @@ def load(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Modu
         return create(name, pretrained=False, **kwargs)
     if meant.folder is not None:
         require_model_folder(meant.folder)
-        for file in unlike_recorded(meant.folder):
+        if file := next(unlike_recorded(meant.folder), None):
             path = meant.folder / file
-            raise InputError(f"{path} is damaged or was exchanged: {CONFIG_NAME} records another sha256")
-        return load_folder(meant.folder, meant.folder, **kwargs)
+            raise InputError(f"{path} is damaged, missing or was exchanged: {CONFIG_NAME} records another sha256")
+        return load_folder(meant.folder, meant.folder, kwargs)
     if meant.repo_id:
         snapshot = _repository_snapshot(meant)
-        model = load_folder(snapshot.paths[CONFIG_NAME].parent, meant.name, **kwargs)
+        model = load_folder(snapshot.paths[CONFIG_NAME].parent, meant.name, kwargs)
         model.pretrained_cfg = {**model.pretrained_cfg, "hf_hub_id": snapshot.repo_id, "source": "hf-hub"}  # type: ignore[dict-item, assignment]
         return model
     cfg = timm.get_pretrained_cfg(meant.name) if timm.is_model(meant.name) else None
-    if cfg is None or isinstance(cfg.file, VerifiedFile) or not cfg.has_weights:
-        return create(name, **kwargs)  # ours, which checks itself; or an error that timm words well
+    if cfg is None or not cfg.has_weights:
+        return create(name, **kwargs)  # an error that timm words well
+    if isinstance(cfg.file, VerifiedFile):
+        return load_weights(meant.name, Path(cfg.file), kwargs)
     if not cfg.hf_hub_id:
         raise InputError(f"the weights of {meant.name} are published as a pickle only ({cfg.url}): convert them first")
     snapshot = sound(take_snapshot(cfg.hf_hub_id, None, names=(WEIGHTS_NAME,)))
-    return load_weights(meant.name, snapshot.paths[WEIGHTS_NAME], **kwargs)
+    return load_weights(meant.name, snapshot.paths[WEIGHTS_NAME], kwargs)
 
 
 def _repository_snapshot(meant: ModelName) -> Snapshot:
@@ -95,20 +97,19 @@ def origin_of(name: str | Path) -> Origin:
 
 def _licence_in(path: Path) -> str:
     """Return the licence that a `config.json` names, among our facts or timm's."""
-    config = read_json(path)
+    config = checked_config(path)
     named = (config.get(key, {}).get("license") for key in (FACTS_KEY, "pretrained_cfg"))
-    return next((str(license) for license in named if license), "")
+    return next(filter(None, named), "")
 
 
 def recorded_hashes(directory: Path) -> dict[str, str]:
     """Return the sha256 that `config.json` records of the folder's files, by name."""
-    facts = read_json(directory / CONFIG_NAME).get(FACTS_KEY)
-    hashes = facts.get("sha256") if isinstance(facts, dict) else None
-    known = (*REQUIRED_FILES, *OPTIONAL_FILES)
-    return {name: str(hashes[name]) for name in known if name in hashes} if isinstance(hashes, dict) else {}
+    hashes = checked_config(directory / CONFIG_NAME).get(FACTS_KEY, {}).get("sha256") or {}
+    return {name: hashes[name] for name in (*REQUIRED_FILES, *OPTIONAL_FILES) if name in hashes}
 
 
 def unlike_recorded(directory: Path) -> Iterator[str]:
-    """Yield the names of the files whose sha256 is not the one that `config.json` records."""
-    hashes = recorded_hashes(directory)
-    return (name for name, expected in hashes.items() if sha256_of(directory / name) != expected)
+    """Yield the names of the files that are not there with the sha256 that `config.json` records."""
+    for name, expected in recorded_hashes(directory).items():
+        if not (directory / name).is_file() or sha256_of(directory / name) != expected:
+            yield name

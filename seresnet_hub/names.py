@@ -40,14 +40,14 @@ def parse_name(given: str | Path) -> ModelName:
 
     Prefixes count in any case, as in timm. Without one, mmpretrain's and timm's names come first (`./NAME` is a folder
     of such a name), then a folder that exists, then the Hub: `hf-hub:` before NS/NAME asks the Hub although there is a
-    folder NS/NAME. Errors: `InputError` where the name can mean nothing, or timm has no such tag.
+    folder NS/NAME. A leading `~` is the home folder. Errors: `InputError` where the name can mean nothing, or timm has
+    no such tag.
     """
     if isinstance(given, Path):
         return _folder(str(given))
-    prefix, colon, rest = given.partition(":")
-    kind = prefix.lower().replace("hf_hub", HUB) if colon else ""
-    if kind in (HUB, FOLDER) and not rest:
-        raise InputError(f"model {given!r}: a name is missing after {prefix}:")
+    kind, rest = _kind(given)
+    if kind and not rest:
+        raise InputError(f"model {given!r}: a name is missing after {given}")
     if kind == FOLDER:
         return _folder(rest)
     if kind == HUB:
@@ -59,13 +59,21 @@ def parse_name(given: str | Path) -> ModelName:
         return _folder(given)
     if "://" in given:
         raise InputError(f"model {given!r} is an address: a model is {KINDS}; convert a checkpoint first")
-    if given.startswith((".", "~", os.sep)) or given.count("/") > 1 or given.endswith("/"):
+    repo_id = given.partition("@")[0]  # a revision may have slashes, as refs/pr/1 has
+    if given.startswith((".", "~", os.sep)) or repo_id.count("/") > 1 or repo_id.endswith("/"):
         return _folder(given)
-    if "/" in given:
-        if os.path.isdir(given.partition("/")[0]):  # rather a folder misspelt than a repository
+    if "/" in repo_id:
+        if os.path.isdir(repo_id.partition("/")[0]):  # rather a folder misspelt than a repository
             raise InputError(f"{given}: there is no such folder; for the Hub's repository write {HUB}:{given}")
         return _repository(given)
     return ModelName(name=given)  # unknown: timm says so
+
+
+def _kind(given: str) -> tuple[str, str]:
+    """Return a name's prefix as timm spells it and what follows, or "" and the name where it has none."""
+    prefix, colon, rest = given.partition(":")
+    kind = prefix.lower().replace("hf_hub", HUB) if colon else ""
+    return (kind, rest) if kind in (HUB, FOLDER) else ("", given)
 
 
 def resolve_name(name: str) -> str:
@@ -84,13 +92,12 @@ def is_model_name(given: str) -> bool:
     Of what exists, folders with a model's files do, and what has the name of a model of timm's; of what does not, all
     but the names of picture files.
     """
-    prefix, colon, _ = given.partition(":")
     if given == "-":  # standard input
         return False
-    if colon and prefix.lower() in (HUB, "hf_hub", FOLDER):
+    if _kind(given)[0]:
         return True
     if os.path.isdir(given):
-        return is_model_folder(given) or timm.is_model(resolve_name(given).partition(".")[0])
+        return is_model_folder(given) or _timms_name(given) is not None
     return not (os.path.exists(given) or Path(given).suffix.lower() in SUFFIXES)
 
 
@@ -105,13 +112,15 @@ def require_model_folder(directory: Path) -> None:
 
 
 def _folder(path: str) -> ModelName:
+    path = os.path.expanduser(path)
     return ModelName(name=f"{FOLDER}:{path}", folder=Path(path))
 
 
 def _repository(given: str) -> ModelName:
     repo_id, _, revision = given.partition("@")
     check_repo_id(repo_id)
-    return ModelName(name=f"{HUB}:{given}", repo_id=repo_id, revision=revision or None)
+    name = f"{HUB}:{repo_id}@{revision}" if revision else f"{HUB}:{repo_id}"
+    return ModelName(name=name, repo_id=repo_id, revision=revision or None)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -125,12 +134,17 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def _timms_name(given: str) -> str | None:
-    """Return timm's name where `given` is one, or mmpretrain's; errors where only the architecture is known."""
+    """Return timm's name where `given` is one, or mmpretrain's.
+
+    Errors: `InputError` where only the architecture is known, and there is no folder of that name.
+    """
     name = resolve_name(given)
     architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
+    if "/" in name or not timm.is_model(architecture):
         return None
     known = list(timm.models.get_arch_pretrained_cfgs(architecture))
     if tag and known and name not in known:
+        if os.path.isdir(name):
+            return None
         raise InputError(f"timm has no weights {name!r}; of {architecture} it has {', '.join(known)}")
     return name

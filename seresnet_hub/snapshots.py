@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.folder import WEIGHTS_NAME
+from seresnet_hub.folder import CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.hub_client import (
     explained,
     hash_like,
@@ -23,6 +23,7 @@ from seresnet_hub.hub_client import (
     status_of,
 )
 
+CACHE_ALONE = "only the files in the cache are looked at; the repository may have others"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 
@@ -37,22 +38,31 @@ class Snapshot:
 
     def wrong(self) -> list[str]:
         """Return the names of the files whose bytes are not what the Hub says they are."""
-        return [name for name, path in self.paths.items() if hash_like(path, self.hashes[name]) != self.hashes[name]]
+        return [
+            name
+            for name, path in self.paths.items()
+            if not path.is_file() or hash_like(path, self.hashes[name]) != self.hashes[name]
+        ]
 
 
 def take_snapshot(repo_id: str, revision: str | None, *, names: tuple[str, ...] | None) -> Snapshot:
-    """Return the wanted files (None: all but pickles) of a repository from the cache, fetching those that lack."""
+    """Return the wanted files (None: all but pickles) of a repository from the cache, fetching those that lack.
+
+    Without a network, where nobody says what the repository has, all are those that the cache holds.
+    """
     api = HfApi()
     revision = revision or constants.DEFAULT_REVISION
     cached = _cached(repo_id, revision, names)
     if constants.HF_HUB_OFFLINE and cached is not None:
+        if names is None:
+            say(f"{repo_id}: HF_HUB_OFFLINE is set: {CACHE_ALONE}")
         return cached
     try:
         if cached is not None:
             api.model_info(repo_id, revision=revision)
     except Exception as error:  # the transport's own
         if status_of(error) is None and is_transient(error):
-            say(f"{repo_id}: the Hub is out of reach; using what is in the cache")
+            say(f"{repo_id}: the Hub is out of reach: {CACHE_ALONE if names is None else 'using what is in the cache'}")
             return cached  # type: ignore[return-value]
     for _ in range(3):
         commit = _existing(api, repo_id, revision)
@@ -88,7 +98,7 @@ def _download(repo_id: str, name: str, revision: str, *, again: bool = False) ->
 
 
 def _cached(repo_id: str, revision: str, names: tuple[str, ...] | None) -> Snapshot | None:
-    """Return what the cache holds of the wanted files, if it is all of them.
+    """Return what the cache holds of the wanted files, if it is all of them (None: a model's two files and any others).
 
     The cache names a file's bytes by the hash that the Hub gave for them, so they can be checked without a network.
     """
@@ -97,9 +107,9 @@ def _cached(repo_id: str, revision: str, names: tuple[str, ...] | None) -> Snaps
         return None
     folder = Path(weights).parent
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    wanted = [name for name in found if not name.endswith(PICKLES)] if names is None else names
-    if any(name not in found for name in wanted):
+    if any(name not in found for name in ((CONFIG_NAME,) if names is None else names)):
         return None
+    wanted = [name for name in found if not name.endswith(PICKLES)] if names is None else names
     hashes = {name: found[name].resolve().name for name in wanted}
     if not all(re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", value) for value in hashes.values()):
         return None  # a file system without links keeps no hashes

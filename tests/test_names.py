@@ -15,7 +15,8 @@ from seresnet_hub.names import ModelName, is_model_name, parse_name
 def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working directory with a model folder, one of pictures, one called like a model of timm's, and a picture."""
     monkeypatch.chdir(tmp_path)
-    for folder in ("runs/digits", "photos/cats", "resnet18", "deep/er/down"):
+    monkeypatch.setenv("HOME", "/home/me")
+    for folder in ("runs/digits", "photos/cats", "resnet18", "deep/er/down", "seresnet50.mine/best", "resnet18.a/b/c"):
         Path(folder).mkdir(parents=True)
     for file in ("runs/digits/config.json", "runs/digits/model.safetensors", "photos/cats/1.png", "resnet34.png"):
         Path(file).write_bytes(b"")
@@ -47,7 +48,16 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("Hf_Hub:someone/model", "hf-hub:someone/model", None, "someone/model", None),
         ("hf_hub:someone/model", "hf-hub:someone/model", None, "someone/model", None),
         ("someone/model", "hf-hub:someone/model", None, "someone/model", None),
-        ("someone/model@refs/pr/1", "local-dir:someone/model@refs/pr/1", "someone/model@refs/pr/1", "", None),
+        ("seresnet50.mine/best", "local-dir:seresnet50.mine/best", "seresnet50.mine/best", "", None),
+        ("resnet18.a/b/c", "local-dir:resnet18.a/b/c", "resnet18.a/b/c", "", None),
+        ("resnet18.z/b/c", "local-dir:resnet18.z/b/c", "resnet18.z/b/c", "", None),
+        ("seresnet50.mine/", "local-dir:seresnet50.mine/", "seresnet50.mine", "", None),
+        ("seresnet50.mine", "local-dir:seresnet50.mine", "seresnet50.mine", "", None),
+        ("~/model", "local-dir:/home/me/model", "/home/me/model", "", None),
+        ("local-dir:~/model", "local-dir:/home/me/model", "/home/me/model", "", None),
+        ("resnet18.other/model", "hf-hub:resnet18.other/model", None, "resnet18.other/model", None),
+        ("someone/model@refs/pr/1", "hf-hub:someone/model@refs/pr/1", None, "someone/model", "refs/pr/1"),
+        ("hf-hub:someone/model@", "hf-hub:someone/model", None, "someone/model", None),
         ("hf-hub:someone/model@refs/pr/1", "hf-hub:someone/model@refs/pr/1", None, "someone/model", "refs/pr/1"),
     ],
 )
@@ -68,6 +78,10 @@ def test_a_name_means_one_thing(
         ),
         ("seresnet20_cifar.c10@x", r"timm has no weights 'seresnet20_cifar.c10@x'; .* has .*seresnet20_cifar.c10"),
         ("runs/digitz", "runs/digitz: there is no such folder; for the Hub's repository write hf-hub:runs/digitz"),
+        (
+            "runs/digitz@refs/pr/1",
+            "there is no such folder; for the Hub's repository write hf-hub:runs/digitz@refs/pr/1",
+        ),
         ("hf-hub:", "a name is missing after hf-hub:"),
         ("LOCAL-DIR:", "a name is missing after LOCAL-DIR:"),
         ("hf-hub:someone", "'someone' is no name of a repository"),
@@ -98,6 +112,9 @@ def test_what_can_mean_nothing_is_one_line(given: str, message: str) -> None:
         ("-", False),
         ("resnet18", True),
         ("./resnet18", False),
+        ("seresnet50.mine", False),  # a folder without a model, and no name of timm's
+        ("seresnet50.mine/best", False),
+        ("hf_hub:someone/model", True),
         ("seresnet50_8xb32_in1k", True),
         ("seresnet9000", True),  # an error that says so
         ("someone/model", True),

@@ -1,0 +1,162 @@
+"""Say whether a stranger's `config.json` can be used: each value of the type and range that timm and we need."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from seresnet_hub.errors import InputError
+from seresnet_hub.folder import FACTS_KEY, read_json
+
+# Arguments of timm's factory and its builder, which say nothing about a network: they name other files, or switch off
+# what `strict` is for.
+FACTORY_ARGUMENTS = frozenset(
+    {"cache_dir", "checkpoint_path", "exportable", "model_name", "no_jit", "pretrained", "pretrained_cfg"}
+    | {"pretrained_cfg_overlay", "scriptable", "kwargs_filter", "pretrained_strict", "pretrained_filter_fn"}
+    | {"pretrained_model_args", "feature_cfg", "features_only", "model_cfg", "variant", "model_cls"}
+)
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "squash", "border")
+NEVER_NULL = ("model_args", "pretrained_cfg", FACTS_KEY)  # timm and we read in them
+LONGEST_SIDE = 16_384
+LARGEST_ARGUMENT = 1_000_000
+
+
+def checked_config(path: Path) -> dict[str, Any]:
+    """Return the config in a file. Errors: `InputError` where a value is not what it must be."""
+    config = read_json(path)
+    preprocessing: Any = config.get("pretrained_cfg", config)
+    every: tuple[tuple[Rules, Any], ...] = (
+        (TOP, config),
+        (FACTS, config.get(FACTS_KEY)),
+        (_preprocessing_rules(preprocessing), preprocessing),
+    )
+    for rules, values in every:
+        for key in [key for key in rules if key in values] if isinstance(values, dict) else ():
+            fits, words = rules[key]
+            if not fits(values[key]) and (values[key] is not None or key in NEVER_NULL):
+                raise InputError(f"{path}: {key!r} is {reprlib.repr(values[key])}, expected {words}")
+    return config
+
+
+def check_architecture(path: Path) -> None:
+    """Raise `InputError` unless the config names an architecture that timm has, and arguments of a network."""
+    config = checked_config(path)
+    architecture, arguments = config.get("architecture"), config.get("model_args", {})
+    if not architecture:
+        raise InputError(f"{path} names no architecture: it is no config of timm's")
+    if not timm.is_model(architecture):
+        raise InputError(
+            f"{path}: timm {timm.__version__} has no architecture {architecture!r}: a newer timm may, or a package "
+            "that has to be imported first"
+        )
+    if forbidden := sorted(FACTORY_ARGUMENTS & set(arguments)):
+        raise InputError(f"{path}: 'model_args' has {forbidden[0]!r}, which says nothing about a network")
+
+
+# --- the rules --------------------------------------------------------------------------------------------------------
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(_is_count(s) and 0 < s <= LONGEST_SIDE for s in value)
+
+
+def _is_numbers(value: Any, *, least: float, lengths: set[int]) -> bool:
+    if not isinstance(value, list) or len(value) not in lengths:
+        return False
+    return all(_is_number(number) and least <= number <= 1e6 for number in value)  # false of NaN
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and bool(0.1 <= value <= 10)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_text_or_texts(value: Any) -> bool:
+    return _is_text(value) or (isinstance(value, list) and all(map(_is_text, value)))
+
+
+def _is_texts_by_name(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _is_names(value: Any) -> bool:
+    if isinstance(value, dict):  # as transformers numbers classes
+        return value.keys() == set(map(str, range(len(value)))) and _is_texts_by_name(value)
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_arguments(value: Any) -> bool:
+    """Return whether no number in a table is absurd: a network of a million blocks takes hours to make."""
+    return isinstance(value, dict) and all(abs(number) <= LARGEST_ARGUMENT for number in _numbers_in(value))
+
+
+def _numbers_in(value: Any) -> Iterator[Any]:
+    waiting = [value]  # not by recursion: the nesting is a stranger's
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, (dict, list)):
+            waiting += inner.values() if isinstance(inner, dict) else inner
+        elif _is_number(inner):
+            yield inner
+
+
+# What each value of a config must be where it is there, and in words. A null stands for a value that is not there.
+Rules = Mapping[str, tuple[Callable[[Any], bool], str]]
+NAMES = (_is_names, "a list of names, or a table of them by number")
+DESCRIPTIONS = (_is_texts_by_name, "a table of texts")
+TOP: Rules = {
+    "architecture": (_is_text, "a name"),
+    "num_classes": (_is_count, "a whole number"),
+    "label_names": NAMES,
+    "label_descriptions": DESCRIPTIONS,
+    "model_args": (_is_arguments, f"a table without numbers over {LARGEST_ARGUMENT:,}"),
+    "pretrained_cfg": (_is_table, "a table"),
+    FACTS_KEY: (_is_table, "a table"),
+}
+FACTS: Rules = {"license": (_is_text, "a text"), "sha256": (_is_texts_by_name, "a table of texts")}
+
+
+def _preprocessing_rules(values: Any) -> Rules:
+    size: Any = values.get("input_size") if isinstance(values, dict) else None
+    channels = size[0] if _is_size(size) else 3
+    lengths = {1, 3, channels}
+    share = (_is_share, "a number from 0.1 to 10")
+    sides = (_is_size, f"three positive whole numbers up to {LONGEST_SIDE:,}")
+    layers = (_is_text_or_texts, "a name or a list of names")
+    return {
+        "num_classes": (_is_count, "a whole number"),
+        "input_size": sides,
+        "test_input_size": sides,
+        "mean": (lambda v: _is_numbers(v, least=-1e6, lengths=lengths), f"a list of {channels} finite numbers"),
+        "std": (lambda v: _is_numbers(v, least=1e-6, lengths=lengths), f"a list of {channels} positive numbers"),
+        "crop_pct": share,
+        "test_crop_pct": share,
+        "interpolation": (lambda v: v in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
+        "crop_mode": (lambda v: v in CROP_MODES, f"one of {', '.join(CROP_MODES)}"),
+        "classifier": layers,
+        "first_conv": layers,
+        "license": (_is_text, "a text"),
+        "label_names": NAMES,
+        "label_descriptions": DESCRIPTIONS,
+    }
