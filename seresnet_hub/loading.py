@@ -48,7 +48,7 @@ def load(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Modu
         require_model_folder(meant.folder)
         if file := next(unlike_recorded(meant.folder), None):
             path = meant.folder / file
-            raise InputError(f"{path} is damaged, missing or was exchanged: {CONFIG_NAME} records another sha256")
+            raise InputError(f"{path} is missing, damaged or exchanged: {CONFIG_NAME} records its sha256")
         return load_folder(meant.folder, meant.folder, kwargs)
     if meant.repo_id:
         snapshot = _repository_snapshot(meant)

@@ -32,7 +32,7 @@ from hub_server import (
     Status,
     Truncate,
 )
-from huggingface_hub import constants
+from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -40,6 +40,7 @@ import seresnet_hub
 from seresnet_hub import hub as room
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import sha256_of, timm_config, write_model
+from seresnet_hub.hub_client import licence_on_the_hub, say
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -222,11 +223,11 @@ def fewer_tensors(folder: Path) -> None:
     [
         (lambda f: (f / "model.safetensors").unlink(), "no model folder: it lacks model.safetensors"),
         (lambda f: shutil.rmtree(f), "no model folder: it lacks model.safetensors, config.json, README.md"),
-        (lambda f: break_file(f, "model.safetensors"), "does not load: .*"),
-        (lambda f: break_file(f, "config.json"), "does not load: .*"),
+        (lambda f: break_file(f, "model.safetensors"), "model.safetensors is no whole safetensors file"),
+        (lambda f: break_file(f, "config.json"), "cannot read .*config.json"),
         (nan_weights, "tensor 'fc.bias' has NaN or infinite values"),
         (other_weights, "is not the file that config.json describes"),
-        (fewer_tensors, r"does not load: .*Missing key\(s\).*layer1.0.conv1.weight"),
+        (fewer_tensors, "has not the tensors of the network that it names: tensor 'layer1.0.conv1.weight' is missing"),
         (lambda f: (f / "README.md").write_text("# No front matter"), "names no licence"),
         (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "its front matter is not valid"),
         (lambda f: (f / "README.md").write_text("---\nlicense: mit\n---\n"), "needs 'library_name: timm'"),
@@ -545,6 +546,44 @@ def test_weights_that_do_not_run_are_not_ok(hub: HubServer, folder: Path) -> Non
     assert room.verify(REPO)["ok"] is False
 
 
+def test_a_repository_that_says_not_what_network_it_is_for_is_not_ok(
+    hub: HubServer, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.create("model", REPO, {"model.safetensors": folder / "model.safetensors"})
+    assert room.verify(REPO)["ok"] is False
+    assert "has no config.json, which says what network its model.safetensors belongs to" in capsys.readouterr().err
+
+
+def test_offline_a_part_of_a_repository_is_not_ok(
+    hub: HubServer, published: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hf_hub_download(REPO, "model.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set, and it is not all in the cache"):
+        room.verify(REPO)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    room.load(REPO)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    result = room.verify(REPO)
+    assert (result["ok"], set(result["files"])) == (True, {"model.safetensors", "config.json"})
+    assert "only the files in the cache are looked at; the repository may have others" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("named", "licence"),
+    [("mit", "mit"), (["mit", "apache-2.0"], ""), ("unknown", ""), ("other", ""), ("My own", ""), (5, ""), (None, "")],
+)
+def test_only_a_licence_that_has_a_name_is_one(named: object, licence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = ModelInfo(id=REPO, cardData={"license": named})
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: info)
+    assert licence_on_the_hub(REPO) == licence
+
+
+def test_a_strangers_names_send_no_codes_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a file called \x1b[2J")
+    assert capsys.readouterr().err == "a file called \\x1b[2J\n"
+
+
 @pytest.mark.parametrize("way", ["HF_HUB_OFFLINE", "no network"])
 def test_without_a_network_the_cache_serves(
     hub: HubServer, published: torch.nn.Module, monkeypatch: pytest.MonkeyPatch, way: str, tmp_path: Path
@@ -589,7 +628,7 @@ def test_a_local_folder_is_checked_too(folder: Path) -> None:
     assert room.verify(f"local-dir:{folder}")["ok"]
     other_weights(folder)
     assert not room.verify(f"local-dir:{folder}")["ok"]
-    with pytest.raises(InputError, match="is damaged or was exchanged"):
+    with pytest.raises(InputError, match="is missing, damaged or exchanged"):
         room.load(f"local-dir:{folder}")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(InputError, match="has no model.safetensors, and pickles are not loaded"):

@@ -163,7 +163,7 @@ def test_a_config_of_nothing_but_brackets_is_one_line(folder: Path) -> None:
 def test_a_recorded_file_that_is_missing_is_named(folder: Path) -> None:
     hashes = {"model.safetensors": sha256_of(folder / "model.safetensors"), "README.md": "0" * 64}
     edit(folder, seresnet_hub={"sha256": hashes})
-    with pytest.raises(InputError, match=r"README.md is damaged, missing or was exchanged"):
+    with pytest.raises(InputError, match=r"README.md is missing, damaged or exchanged"):
         seresnet_hub.load(folder)
     result = verify(folder)
     assert not result["ok"]
