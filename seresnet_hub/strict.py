@@ -81,20 +81,18 @@ def _load(
     problem = next(_differences(_header(tensors), _header(wanted)), None)
     if problem is not None:
         tensors = _renamed(build, tensors, f"{origin} has not the tensors of the network that it names: {problem}")
-    for tensor_name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
-            raise InputError(f"{weights}: tensor {tensor_name!r} has NaN or infinite values")
-    if kwargs:
-        asked = _check_asked(build, origin, _header(tensors), kwargs)
-        stem = {
-            name: _adapted(tensors[name], kwargs["in_chans"], plain, origin) for name in asked.stem & tensors.keys()
-        }
-        model = build(pretrained=True, **kwargs)
-        _check_loaded(model, {**tensors, **stem}, asked, origin)
-    else:
-        model = build(pretrained=False)
+    _check_finite(tensors, weights)
+    if not kwargs:
+        constants = (buffer for name, buffer in plain.named_buffers() if name not in wanted)  # no file has them
+        model = build(pretrained=False) if copy or any(buffer.is_meta for buffer in constants) else plain
         own = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
         model.load_state_dict(own, strict=True, assign=not copy)
+        return model.eval()
+    asked = _check_asked(build, origin, _header(tensors), kwargs)
+    stems = asked.stem & tensors.keys()
+    stem = {name: _adapted(tensors[name], kwargs["in_chans"], plain, origin) for name in stems}
+    model = build(pretrained=True, **kwargs)
+    _check_loaded(model, {**tensors, **stem}, asked, origin)
     return model.eval()
 
 
@@ -104,6 +102,12 @@ def _read(weights: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # safetensors raises its own
         raise InputError(f"{weights} is no whole safetensors file: {_line(error)}") from error
     return tensors
+
+
+def _check_finite(tensors: Tensors, weights: Path) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+            raise InputError(f"{weights}: tensor {name!r} has NaN or infinite values")
 
 
 def _header(tensors: Tensors) -> Header:
