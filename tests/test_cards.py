@@ -151,6 +151,7 @@ def test_timm_alone_runs_the_snippets_of_its_architectures(tmp_path: Path) -> No
     assert re.fullmatch(r"[a-g]: \d+\.\d%", done.stdout.splitlines()[0])
 
 
+@pytest.mark.slow
 def test_an_architecture_of_ours_is_imported_first(tmp_path: Path) -> None:
     """Protects from transformers' "please upgrade timm": in a new process, its block works alone."""
     pytest.importorskip("transformers")

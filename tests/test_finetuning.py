@@ -104,8 +104,9 @@ def test_what_was_chosen_is_recorded_and_resumed(
         "2",
     )
     assert facts["recipe"]["model"] == "seresnet20_cifar"
-    assert re.fullmatch(r".*--recipe finetune --data numbers( --set (weights|epochs|workers|shuffle_window)=\S+){4}",
-                        facts["command"])  # fmt: skip
+    fields = "(weights|epochs|workers|shuffle_window)"
+    expected = rf".*--recipe finetune --data numbers --max-steps 2( --set {fields}=\S+){{4}}"
+    assert re.fullmatch(expected, facts["command"])
     words = [word.partition("=") for word in facts["command"].split() if "=" in word]
     assert override(get_recipe("finetune"), ["=".join((key, value)) for key, _, value in words]) == recipe
     result = training.train(recipe, data=data, output=tmp_path / "run", resume=True)

@@ -18,6 +18,7 @@ from PIL import Image
 
 import seresnet_hub
 from seresnet_hub import pretrained
+from seresnet_hub.command_line import run
 from seresnet_hub.errors import InputError
 from seresnet_hub.images import read_image
 from seresnet_hub.weights import OWN_WEIGHTS, OwnWeights
@@ -84,10 +85,11 @@ def test_pictures_are_named_without_a_network_or_a_model_name(tmp_path: Path, ph
         ("seresnet20_cifar", "there is no picture to look at: seresnet20_cifar is taken for a model"),
     ],
 )
-def test_a_model_without_pictures_is_told_so(argument: str, message: str) -> None:
-    done = subprocess.run([sys.executable, PREDICT, argument], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2
-    assert f"error: {message}" in done.stderr
+def test_a_model_without_pictures_is_told_so(argument: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    from predict import main
+
+    assert run(main, [argument]) == 2
+    assert f"error: {message}" in capfd.readouterr().err
 
 
 def test_real_pictures_are_recognised(own: OwnWeights, cifar10_copy: Path) -> None:

@@ -183,7 +183,10 @@ def test_a_killed_worker_ends_the_run_clearly(write_split: WriteSplit) -> None:
     assert time.monotonic() - start < 20
 
 
-@pytest.mark.parametrize("moment", ["raise SystemExit(seresnet_hub.command_line.run(main))", "main([])"])
+@pytest.mark.parametrize(
+    "moment",
+    ["raise SystemExit(seresnet_hub.command_line.run(main))", pytest.param("main([])", marks=pytest.mark.slow)],
+)
 def test_a_worker_that_dies_while_the_main_process_computes_is_one_line(write_split: WriteSplit, moment: str) -> None:
     """torch raises its error wherever the main process is; scripts turn it into a line."""
     code = (
