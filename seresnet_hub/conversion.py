@@ -37,6 +37,7 @@ from seresnet_hub.architectures import (
 )
 from seresnet_hub.cards import IMAGENET, card_of, published_result, render
 from seresnet_hub.checkpoints import MAX_FILE_BYTES, Checkpoint, read_checkpoint
+from seresnet_hub.configs import FACTORY_ARGUMENTS
 from seresnet_hub.conversion_facts import (
     ASSUMED_PLAIN,
     assumed_preprocessing,
@@ -66,7 +67,6 @@ from seresnet_hub.models import list_models
 from seresnet_hub.references import LAYOUTS, Outputs, Reference
 from seresnet_hub.sizes import Sizes, sizes_of
 from seresnet_hub.sources import Preprocessing, Renamed, Settings, Source, differences, find_source, rename, unwrapped
-from seresnet_hub.strict import FACTORY_ARGUMENTS
 from seresnet_hub.weights import WEIGHTS, Weights
 
 # Two networks that do the same additions in another order differ by rounding; anything structural differs by far more.

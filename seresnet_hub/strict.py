@@ -24,12 +24,10 @@ from timm.models import adapt_input_conv
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from seresnet_hub.configs import FACTORY_ARGUMENTS, check_architecture
+from seresnet_hub.configs import check_architecture
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.names import FOLDER, require_model_folder
-
-__all__ = ["FACTORY_ARGUMENTS", "load_folder", "load_weights"]
 
 FEATURE_ARGUMENTS = frozenset({"features_only", "out_indices", "feature_cls"})
 STEP_COUNT = (
