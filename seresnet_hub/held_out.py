@@ -114,11 +114,11 @@ def split_for(
         )
     try:
         name, share, seed = str(record["split"]), float(record["holdout"]), int(record["seed"])
-        images, of, fingerprint = int(record["images"]), int(record["of"]), str(record["fingerprint"])
+        images, of, _ = int(record["images"]), int(record["of"]), str(record["fingerprint"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the model's {CONFIG_NAME} does not say how images were held out: {error}") from error
     whole = open_split(source, name, label_column=label_column)
-    if _fingerprint(whole, labels_of(whole)) != fingerprint:
+    if not _is_recorded(whole, record):
         now = f"it has {whole.rows:,} images now, {of:,} then" if whole.rows != of else f"{of:,} images, not the same"
         raise InputError(
             f"{source} is not the data that {images:,} images were held out from, or has changed since ({now}): which "
