@@ -94,6 +94,13 @@ def write_split(tmp_path: Path) -> WriteSplit:
     return write
 
 
+@pytest.fixture
+def numbers(write_split: WriteSplit) -> str:
+    """33 training images (4 steps of 10 an epoch, the last of 3 images) and 7 validation images."""
+    write_split([[9, 8], [16]])
+    return str(write_split([[7]], split="validation"))
+
+
 @pytest.fixture(scope="session")
 def cifar10_copy() -> Path:
     return _shared("cifar10")

@@ -53,13 +53,6 @@ def base(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def numbers(write_split: WriteSplit) -> str:
-    """33 training images, 4 steps an epoch, and 7 validation images."""
-    write_split([[9, 8], [16]])
-    return str(write_split([[7]], split="validation"))
-
-
-@pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """A folder of images without splits: 20 reddish cats, 10 bluish dogs, one grey emu."""
     draws = np.random.default_rng(0)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from conftest import WriteSplit
 
 from seresnet_hub import starting, states, training
 from seresnet_hub.errors import InputError
@@ -23,13 +22,6 @@ from seresnet_hub.starting import LOCK_NAME, begin, processes_started, require_l
 SMALL = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0)
 SCRIPT = str(Path(__file__).parents[1] / "scripts" / "train.py")
 PARTIAL = ".step-00000004.safetensors.4194304.partial"  # no system gives this process id
-
-
-@pytest.fixture
-def numbers(write_split: WriteSplit) -> str:
-    """33 training images, 4 steps an epoch, and 7 validation images."""
-    write_split([[9, 8], [16]])
-    return str(write_split([[7]], split="validation"))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -34,13 +34,6 @@ KEYS = ["output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", 
 SMALL = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0)
 
 
-@pytest.fixture
-def numbers(write_split: WriteSplit) -> str:
-    """33 training images (4 steps an epoch, the last of 3 images) and 7 validation images."""
-    write_split([[9, 8], [16]])
-    return str(write_split([[7]], split="validation"))
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / "model.safetensors")
 
