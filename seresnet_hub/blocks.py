@@ -280,7 +280,11 @@ class _Moments(torch.autograd.Function):
 
 
 class _ScaleAdd(torch.autograd.Function):
-    """(x - mean) scale + offset + shortcut, with the means of the images at hand for the gradients."""
+    """(x - mean) scale + offset + shortcut, with the means of the images at hand for the gradients.
+
+    All but `shortcut` have the type that is computed in. `shortcut`, the sum and their gradients have that of the
+    network's maps, so that no wide copy of them is written or read between two blocks.
+    """
 
     @staticmethod
     def forward(
@@ -289,17 +293,27 @@ class _ScaleAdd(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         """Return the sum; `scale` and `offset` are `(batch, channels, 1, 1)`, `mean` is `(1, channels, 1, 1)`."""
         ctx.save_for_backward(x, mean, scale, means)
-        return (x - mean) * scale + offset + shortcut
+        return _as_type((x - mean) * scale + offset + _as_type(shortcut, x.dtype), shortcut.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients, all but those of the maps from two sums for each image and channel."""
         (grad,) = grads
         x, mean, scale, means = ctx.saved_tensors
-        total = grad.sum((2, 3), keepdim=True)
+        wide = _as_type(grad, x.dtype)
+        total = wide.sum((2, 3), keepdim=True)
         # Centred at the image: centred at the batch, as above, the map would be kept a second time for this alone.
-        weighted = (grad * (x - means)).sum((2, 3), keepdim=True) + (means - mean) * total
-        return grad * scale, -(total * scale).sum(0, keepdim=True), weighted, total, grad, None
+        weighted = (wide * (x - means)).sum((2, 3), keepdim=True) + (means - mean) * total
+        return wide * scale, -(total * scale).sum(0, keepdim=True), weighted, total, grad, None
+
+
+def _as_type(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the tensor in another type, itself where it has it.
+
+    Within an autograd function that torch 2.11 compiles, `to` must not be the last operation where it changes
+    nothing: all gradients are zero then, without a word.
+    """
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _norm_scale_add(x: torch.Tensor, shortcut: torch.Tensor, norm: Any, se: Any, drop_path: Any) -> torch.Tensor:
@@ -314,9 +328,9 @@ def _norm_scale_add(x: torch.Tensor, shortcut: torch.Tensor, norm: Any, se: Any,
     if drop_path is not None:
         gate = gate * drop_path(x.new_ones(len(x), 1, 1, 1))
     total: torch.Tensor = _ScaleAdd.apply(
-        wide, mean, gate * scale, gate * bias, shortcut.to(wide.dtype), means.detach()
+        wide, mean, gate * scale, gate * bias, shortcut.to(x.dtype), means.detach()
     )
-    return total.to(x.dtype)
+    return total
 
 
 def _batch_statistics(

@@ -68,7 +68,7 @@ _OTHER_PLACEMENTS: frozenset[type[nn.Module]] = frozenset(
 )
 _BLOCKS = (BasicBlock, Bottleneck, senet.Bottleneck, senet.SEResNetBlock)  # these and what derives from them
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
-_PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
+PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
 
 Affine = tuple[torch.Tensor, torch.Tensor]  # weight and bias, float64 on the CPU
 
@@ -137,9 +137,9 @@ def fuse(model: nn.Module) -> nn.Module:
         if type(module) is nn.Sequential:
             names = list(module._modules)
             for first, second in pairwise(names):
-                _fold(module, first, second)
+                fold(module, first, second)
         elif isinstance(module, ResNet):
-            _fold(module, "conv1", "bn1")
+            fold(module, "conv1", "bn1")
             module.grad_checkpointing = False
     outcomes = []
     for name, module in list(fused.named_modules()):
@@ -158,12 +158,12 @@ def _fuse_block(name: str, block: Any) -> tuple[nn.Module, BlockFusion]:
         return block, BlockFusion(block=name, outcome="left", reason=reason)
     if any(_is_hooked(module) for module in block.modules()):
         return block, BlockFusion(block=name, outcome="left", reason="it has hooks, which would not be called")
-    pairs = [pair for pair in _PAIRS if hasattr(block, pair[0])]
+    pairs = [pair for pair in PAIRS if hasattr(block, pair[0])]
     reason = _why_not(block, names)
     if not all(_folds(getattr(block, conv), getattr(block, norm)) for conv, norm in pairs):
         reason = "not all its norms are batch norms with statistics of their own"
     gate = _early_gate(block, names) if names and not reason else None
-    folded = [_fold(block, *pair) for pair in pairs]
+    folded = [fold(block, *pair) for pair in pairs]
     if names and gate:
         return FusedBottleneck(block, names.activations, gate), BlockFusion(block=name, outcome="fused")
     return block, BlockFusion(block=name, outcome="folded" if any(folded) else "left", reason=reason)
@@ -205,7 +205,7 @@ def _early_gate(block: Any, names: _Names) -> Gate:
     return Gate(se.fc1, act, se.fc2, function)
 
 
-def _fold(owner: nn.Module, convolution: str, norm: str) -> bool:
+def fold(owner: nn.Module, convolution: str, norm: str) -> bool:
     """Fold a norm into the convolution before it, or into the last of a sequence; say whether that was possible."""
     conv: Any = getattr(owner, convolution)
     conv = conv[-1] if type(conv) is nn.Sequential else conv
