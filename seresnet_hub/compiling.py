@@ -42,7 +42,7 @@ INFERENCE_SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "max_autotune_conv_backends": "ATEN",
             # Otherwise each candidate would be compiled and timed again with and without what follows.
             "benchmark_epilogue_fusion": False,
-            # While this is on (the default), products and what follows them are left apart: their loops differ in order.
+            # While this is on (the default), products and what follows them stay apart: their loops differ in order.
             "loop_ordering_after_fusion": False,
             # Candidates: of Triton's twenty, which take minutes to compile, the six of three stages, whose tiles are 64
             # or 128 wide; and the one that is 256 wide, where there is one. They are named by stages, as tiles shrink
@@ -74,14 +74,13 @@ def compile_for_inference(model: nn.Module, settings: Settings = "default") -> n
         raise InputError(f"compile_for_inference takes a model, not {model!r}: create it first")
     if hasattr(model, "_orig_mod"):
         raise InputError("the model is compiled already")
-    require_compiler(model, settings)
+    require_compiler(model_device(model), settings)
     frozen = copy.deepcopy(model).requires_grad_(False).eval()
-    return CompiledModel(frozen.to(memory_format=torch.channels_last), settings)  # type: ignore[call-overload]
+    return CompiledModel(frozen.to(memory_format=torch.channels_last), settings)
 
 
-def require_compiler(model: nn.Module, settings: str = "default") -> None:
-    """Raise `InputError` where there are no such settings, or this machine cannot compile for the model's device."""
-    device = _device(model)
+def require_compiler(device: torch.device, settings: str = "default") -> None:
+    """Raise `InputError` where there are no such settings, or this machine cannot compile for the device."""
     inference_settings(settings, device)
     if device.type == "cuda":
         from torch.utils._triton import has_triton
@@ -103,7 +102,8 @@ def require_compiler(model: nn.Module, settings: str = "default") -> None:
             ) from error
 
 
-def _device(model: nn.Module) -> torch.device:
+def model_device(model: nn.Module) -> torch.device:
+    """Return the device of a model's weights, the CPU where it has none."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
@@ -129,7 +129,7 @@ class CompiledModel(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._compiled.clear()  # weights elsewhere, or of another precision: the constants are those from before
-        return super()._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load weights, and compile again at the next batch."""
@@ -153,7 +153,7 @@ class CompiledModel(nn.Module):
             if call is not None and len(images) <= size:
                 return self._called(call, images, size)
             # As options of torch.compile, "freezing" would come too late: dynamo asks for it before it reads them.
-            with _patched(inference_settings(self.settings, images.device)), _one_line():
+            with _patched(inference_settings(self.settings, images.device)), compiler_errors():
                 call = torch.compile(_separate(self._orig_mod), dynamic=False, fullgraph=True)
                 outputs = self._called(call, images, len(images))
             self._compiled[key] = call, len(images)
@@ -163,7 +163,7 @@ class CompiledModel(nn.Module):
         number = len(images)
         graphed = images.device.type == "cuda"
         if graphed:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         outputs = call(_as_compiled(images, size))
         # The next call overwrites what a CUDA graph returns; a part would keep the whole.
         return outputs[:number].clone() if graphed or number < size else outputs
@@ -174,7 +174,7 @@ def _state(images: torch.Tensor) -> Hashable:
     kind = images.device.type
     return (
         *(images.shape[1:], images.dtype, images.device, images.is_inference(), torch.is_inference_mode_enabled()),
-        *(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.get_float32_matmul_precision()),
+        *(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), torch.backends.cuda.matmul.fp32_precision),
     )
 
 
@@ -217,8 +217,8 @@ def _patched(settings: Mapping[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _one_line() -> Iterator[None]:
-    """Turn what the compiler raises into one line."""
+def compiler_errors() -> Iterator[None]:
+    """Turn what a compiler raises inside into an `InputError`, of one line."""
     from torch._dynamo.exc import TorchDynamoException
 
     try:

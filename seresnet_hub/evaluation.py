@@ -20,6 +20,7 @@ from tqdm import tqdm
 from seresnet_hub.classes import IMAGENET_FILE, class_order, imagenet_real_labels
 from seresnet_hub.data import Loader, Split, evaluation_loader, require_few_damaged
 from seresnet_hub.device import finish, on_device
+from seresnet_hub.environment import loader_workers
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import CONFUSION_NAME, PER_CLASS_NAME, PICTURE_NAME, fill_folder, replacing
 from seresnet_hub.images import model_transform
@@ -79,7 +80,7 @@ def evaluate(
     split: Split,
     *,
     batch_size: int = 128,
-    workers: int = 2,
+    workers: int | None = None,
     rank: int = 0,
     world_size: int = 1,
     total: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -95,7 +96,8 @@ def evaluate(
     config, `confusion` asks for the confusion matrix. Where images have several right classes (`Split.answers`), one of
     them is enough, and an image that has none is not counted. Up to `corrupt_share` of the images may be undecodable
     (see `data.most_damaged`): they are left out, and not `seen`. `precision` is the type of autocast that the model
-    computes in; "no" is the type of its weights. Errors: `InputError` where a label lies outside the model's classes,
+    computes in; "no" is the type of its weights. `workers` are the loader's, as many as suit the machine unless given.
+    Errors: `InputError` where a label lies outside the model's classes,
     more rows cannot be read, the model does not take the size or there is no such precision; `RuntimeError` if not
     every image was counted.
     """
@@ -116,6 +118,8 @@ def evaluate(
         )
     if crop_pct is not None and not 0 < crop_pct <= 1:
         raise InputError(f"crop_pct={crop_pct}: must be above 0 and at most 1")
+    if workers is not None and workers < 0:
+        raise InputError(f"workers={workers}: must be at least 0")
     if precision != "no" and precision not in AUTOCAST:
         raise InputError(f"precision={precision}: must be no, {' or '.join(AUTOCAST)}")
     overrides = {"input_size": (3, input_size, input_size) if input_size is not None else None, "crop_pct": crop_pct}
@@ -128,8 +132,8 @@ def evaluate(
     answers = _answer_table(split, num_classes, device) if split.answers is not None else None
     batches: Loader = evaluation_loader(
         split, None, transform, input_size=size, batch_size=batch_size,
-        num_classes=num_classes if answers is None else len(answers), rank=rank, world_size=world_size, workers=workers,
-        corrupt_share=corrupt_share,
+        num_classes=num_classes if answers is None else len(answers), rank=rank, world_size=world_size,
+        workers=loader_workers() if workers is None else workers, corrupt_share=corrupt_share,
     )  # fmt: skip
     damaged = 0
     counts = torch.zeros(5, dtype=torch.int64, device=device)

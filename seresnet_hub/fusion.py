@@ -25,7 +25,7 @@ from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from seresnet_hub import blocks
-from seresnet_hub.compiling import CompiledModel, Settings, require_compiler
+from seresnet_hub.compiling import CompiledModel, Settings, model_device, require_compiler
 from seresnet_hub.errors import InputError
 
 
@@ -135,7 +135,7 @@ def fuse(model: nn.Module, compile: bool | Settings = False) -> nn.Module:
         raise InputError("the model is on the meta device and has no weights to fuse")
     settings: Any = "default" if compile is True else compile
     if settings:
-        require_compiler(model, settings)
+        require_compiler(model_device(model), settings)
     fused: Any = copy.deepcopy(model).requires_grad_(False)
     for module in list(fused.modules()):
         if type(module) is nn.Sequential:
