@@ -19,6 +19,7 @@ from typing import Any
 
 import timm
 import torch
+from _benchmark_counts import count_networks
 from _benchmark_options import MODES, NETWORKS
 from _benchmark_settings import DTYPES, inductor_settings, precision, require_precision
 from _benchmark_timing import Call, Log, calls_in, memory, peak_memory, seconds_a_call, wait
@@ -67,6 +68,8 @@ def measure_networks(benchmark: Benchmark, options: argparse.Namespace) -> dict[
     """
     if options.rounds < 1 or options.size < 32 or min(options.batch_size or [1]) < 1:
         raise InputError("--rounds and --batch-size must be at least 1, --size at least 32")
+    if options.target:
+        return count_networks(benchmark.name, options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtypes, modes = options.dtype or PRECISIONS[device.type], options.mode or MODES
     for dtype in dtypes:

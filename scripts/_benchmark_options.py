@@ -10,6 +10,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 MODES = ("eager", "compiled")
 SETTINGS = ("default", "epilogue")
 NETWORKS = ("plain", "timm", "own")
+TARGETS = ("sm_90",)
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +55,10 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
         help="repeat calls until a measurement takes about so long (default: 0.25; on a CPU one call)",
     )  # fmt: skip
     parser.add_argument("--kernels", action="store_true", help="list the kernels that are made of one block of each")
+    parser.add_argument(
+        "--target", choices=TARGETS, help="time nothing: count the kernels of this GPU, without it, and predict times"
+    )
+    parser.add_argument("--build", action="store_true", help="with --target, also compile each of the kernels")
     parser.add_argument("--log", type=Path, metavar="FILE", help="append what is known, as soon as it is: JSON lines")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the result into this PNG file")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 import tempfile
@@ -42,38 +43,42 @@ class _Done(Exception):
 
 def count(
     *, what: str, network: str, kind: str, target: str, batch_size: int, size: int, settings: Mapping[str, Any],
-    of: str = "network", build: bool = False,
+    build: bool = False, parts: Sequence[str] = ("network", "block"),
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the kernels of `what` ("training" or "inference") of a network in bf16, and their predicted time.
+    """Return what Inductor makes of `what` ("training" or "inference") of a network in bf16 for a GPU.
 
-    `kind` is "plain", "timm" or "own"; `of` is "network", or "block", the second block of its first stage.
-    `settings` are Inductor's. With `build`, Triton compiles every kernel for the target, and `built` is their number.
+    `network` and `block` (the second of its first stage) each have the bytes and operations of their `graphs`, the
+    `predicted` times, and all `kernels`, in order. `kind` is "plain", "timm" or "own"; `settings` are Inductor's. With
+    `build`, Triton compiles every kernel for the target; `built` is the number of programs. `parts` names which of the
+    two are wanted.
     """
     training = what == TRAINING
-    module = _made(network, kind, training=training)
-    height = size
-    if of == "block":
-        module, height = module.layer1[1], size // 4
-    channels = 3 if of == "network" else module.conv1.in_channels
-    # In training, autocast makes bf16 of what a block is given; a network is given float32.
-    dtype = torch.float32 if training and of == "network" else torch.bfloat16
-    strides = (height * height * channels, 1, height * channels, channels)
-    x = torch.empty_strided((batch_size, channels, height, height), strides, dtype=dtype)
-    x.requires_grad_(training and of == "block")
+    made = _made(network, kind, training=training)
+    block = made.layer1[1]
+    # In training the network is given float32, and autocast makes bf16 of what its blocks are given.
+    images = _channels_last(batch_size, 3, size, torch.float32 if training else torch.bfloat16)
+    maps = _channels_last(batch_size, block.conv1.in_channels, size // 4, torch.bfloat16)
+    maps.requires_grad_(training)
     with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=training):
-        graph, inputs = _traced(module, x)
+        given = {"network": (made, images), "block": (block, maps)}
+        traced = {name: _traced(*given[name]) for name in parts}
     pretend(TARGETS[target])
-    generated = _generated(graph, inputs, settings, training=training)
-    result: dict[str, Any] = {
-        "what": what, "network": network, "kind": kind, "of": of, "target": target, "batch_size": batch_size,
-        "size": size, "settings": dict(settings), "torch": torch.__version__,
-        "graphs": {name: _summary(kernels) for name, kernels, _ in generated},
-        "predicted": _predicted([kernel for _, kernels, _ in generated for kernel in kernels], TARGETS[target]),
-        "kernels": [{"graph": name, **kernel} for name, kernels, _ in generated for kernel in kernels],
-    }  # fmt: skip
-    if build:
-        result["built"] = sum(_build(code) for _, _, code in generated)
+    result: dict[str, Any] = {}
+    for name, (graph, inputs) in traced.items():
+        generated = _generated(graph, inputs, settings, training=training, wide=2 * maps.numel())
+        kernels = [{"graph": of, **kernel} for of, found, _ in generated for kernel in found]
+        result[name] = {
+            "graphs": {of: _summary(found) for of, found, _ in generated},
+            "predicted": _predicted(kernels, TARGETS[target]),
+            "built": sum(_build(code) for _, _, code in generated) if build else None,
+            "kernels": kernels,
+        }
     return result
+
+
+def _channels_last(batch_size: int, channels: int, size: int, dtype: torch.dtype) -> torch.Tensor:
+    strides = (size * size * channels, 1, size * channels, channels)
+    return torch.empty_strided((batch_size, channels, size, size), strides, dtype=dtype)
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -126,7 +131,7 @@ def _traced(module: nn.Module, x: torch.Tensor) -> tuple[Any, Sequence[Any]]:
 
 
 def _generated(
-    graph: Any, inputs: Sequence[Any], settings: Mapping[str, Any], *, training: bool
+    graph: Any, inputs: Sequence[Any], settings: Mapping[str, Any], *, training: bool, wide: int
 ) -> list[tuple[str, list[dict[str, Any]], str]]:
     """Run Inductor as far as the source of its kernels: name, kernels and code of each graph.
 
@@ -145,7 +150,7 @@ def _generated(
 
     def stop(self: Any) -> None:
         code, _ = self.codegen()
-        found.append((names[len(found)], _kernels(self.scheduler), getattr(code, "value", code)))
+        found.append((names[len(found)], _kernels(self.scheduler, wide), getattr(code, "value", code)))
         raise _Done
 
     def fake(tensor: Any, device: str) -> Any:
@@ -204,17 +209,16 @@ def _generated(
 
 
 def _build(code: str) -> int:
-    """Compile every Triton kernel of a generated module for the target, and return their number."""
-    built = 0
+    """Compile every Triton kernel of a generated module for the target, and return how many programs came of them."""
     pattern = r"async_compile\.triton\('(\w+)', '''(.*?)''', device_str='cuda'\)"
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder
         for name, source in re.findall(pattern, code, flags=re.DOTALL):
             path = Path(folder, f"{name}.py")  # Triton reads the source of a kernel from its file
             path.write_text(source)
             kernel = getattr(_imported(name, path), name)
             kernel._precompile_config(kernel.configs[0])
-            built += 1
-    return built
+        return len({path.stem for path in Path(folder).rglob("*.cubin")})
 
 
 def _imported(name: str, path: Path) -> ModuleType:
@@ -229,25 +233,31 @@ def _imported(name: str, path: Path) -> ModuleType:
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
-def _kernels(scheduler: Any) -> list[dict[str, Any]]:
-    """Return each kernel's operations, the bytes it reads and writes, its floating-point operations, and its kind."""
+def _kernels(scheduler: Any, wide: int) -> list[dict[str, Any]]:
+    """Return each kernel's kind and operations, the bytes it reads and writes, and its floating-point operations.
+
+    `wide_reads` and `wide_writes` count tensors of at least `wide` bytes.
+    """
     found = []
     for node in scheduler.nodes:
         parts = node.get_nodes()
         kinds = {type(part.node).__name__ for part in parts}
         if type(node).__name__ == "NopKernelSchedulerNode" or kinds == {"MultiOutput"}:
             continue  # nothing runs: a view, or a name for what the kernel before returned
-        read, written = (
-            sum(node.get_read_write_buffer_accesses(include_reads=reads, include_writes=not reads).values())
-            for reads in (True, False)
+        reads, writes = (
+            list(node.get_read_write_buffer_accesses(include_reads=of_reads, include_writes=not of_reads).values())
+            for of_reads in (True, False)
         )
         operations = " + ".join(dict.fromkeys(_operation(part.node) for part in parts))
         kind = "library" if node.is_extern() else "product" if node.is_template() else "elementwise"
-        flops = 0
+        flops, read_again = 0, 0
         if kind != "elementwise":
             flops, read_again = _work(next(part.node for part in parts if kind == "library" or part.is_template()))
-            read += read_again
-        found.append({"kind": kind, "operations": operations, "read": read, "written": written, "flops": flops})
+        reads += [read_again] if read_again else []
+        found.append(
+            {"kind": kind, "operations": operations, "read": sum(reads), "written": sum(writes), "flops": flops,
+             "wide_reads": sum(one >= wide for one in reads), "wide_writes": sum(one >= wide for one in writes)}
+        )  # fmt: skip
     return found
 
 
@@ -280,7 +290,8 @@ def _operation(node: Any) -> str:
 
 def _summary(kernels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the number of kernels of each kind, the bytes they move, and their floating-point operations."""
-    summary: dict[str, Any] = {"kernels": len(kernels), "flops": sum(kernel["flops"] for kernel in kernels)}
+    totals = ("flops", "wide_reads", "wide_writes")
+    summary: dict[str, Any] = {"kernels": len(kernels), **{key: sum(one[key] for one in kernels) for key in totals}}
     for kind in ("library", "product", "elementwise"):
         of_kind = [kernel for kernel in kernels if kernel["kind"] == kind]
         summary[kind] = {"kernels": len(of_kind), "bytes": sum(one["read"] + one["written"] for one in of_kind)}

@@ -142,6 +142,9 @@ def _drive_triton(target: Target) -> None:
              "multiprocessor_count": target.multiprocessors}  # fmt: skip
     _answer(Driver.utils, {"get_device_properties": facts})
     triton.runtime.driver.set_active(Driver())
+    from torch._inductor.runtime import triton_helpers
+
+    _answer(triton_helpers, {"set_driver_to_gpu": None})  # a generated kernel's source asks for the real one
     _answer(_triton, {"has_triton": True})
     for name, module in list(sys.modules.items()):  # those that took the function's name before
         if name.startswith("torch") and callable(getattr(module, "has_triton", None)):

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 
+from seresnet_hub import kernel_tables
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import read_json
 from seresnet_hub.markdown import table
@@ -130,21 +131,6 @@ def speed(measured: Path) -> str:
     return table(header, rows)
 
 
-def passes(measured: Path) -> str:
-    """Return the table of the passes over a block's wide maps in what Inductor generates, from a folder of results."""
-    rows = []
-    for result in _results(measured):
-        kernels = result["kernels"]
-        for graph, dtype in dict.fromkeys((kernel["graph"], kernel.get("dtype")) for kernel in kernels["timm"]):
-            counts = []
-            for name in ("plain", "timm", result["own"]):
-                listed = [one for one in kernels[name] if (one["graph"], one.get("dtype")) == (graph, dtype)]
-                reads, writes = (sum(kernel[key] for kernel in listed) for key in ("wide_reads", "wide_writes"))
-                counts.append(f"{reads} + {writes}")
-            rows.append((", ".join([result["benchmark"], graph, *([dtype] if dtype else [])]), *counts))
-    return table(("wide maps read + written", "ResNet-50", "SE-ResNet-50, timm", "SE-ResNet-50, here"), rows)
-
-
 def _results(measured: Path) -> list[dict[str, Any]]:
     return [read_json(measured / f"benchmark_{benchmark}.json") for benchmark in BENCHMARKS]
 
@@ -155,7 +141,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "migration": migration,
     "recipes": recipes,
 }
-MEASURED_TABLES: dict[str, Callable[[Path], str]] = {"speed": speed, "passes": passes}
+MEASURED_TABLES: dict[str, Callable[[Path], str]] = {
+    "speed": speed,
+    "passes": kernel_tables.passes,
+    "predicted": kernel_tables.predicted,
+}
 
 
 def fill(text: str, measured: Path) -> str:

@@ -344,6 +344,26 @@ def results(model: nn.Module, call: Callable[..., torch.Tensor], inputs: torch.T
     return [tensor.detach().double() for tensor in (output, inputs.grad, *(p.grad for p in model.parameters()))]
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_the_shortcut_stays_narrow(backend: str) -> None:
+    """The sum is rounded once to the maps' type, and the shortcut's gradient is that of the sum, to the last bit."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, 6, 6, requires_grad=True)
+    means = x.detach().mean((2, 3), keepdim=True)
+    mean, scale, offset = means.mean(0, keepdim=True), torch.rand(4, 8, 1, 1), torch.randn(4, 8, 1, 1)
+    shortcut = torch.randn(4, 8, 6, 6).bfloat16().requires_grad_()
+    torch._dynamo.reset()
+    call = torch.compile(
+        lambda *maps: blocks._ScaleAdd.apply(*maps, means), backend=backend, fullgraph=True, dynamic=False
+    )
+    total = call(x, mean, scale, offset, shortcut)
+    assert torch.equal(total, ((x - mean) * scale + offset + shortcut.float()).bfloat16())
+    direction = torch.randn(4, 8, 6, 6).bfloat16()
+    total.backward(direction)
+    assert torch.equal(shortcut.grad, direction)
+    assert torch.equal(x.grad, direction.float() * scale)
+
+
 def test_autocast_keeps_types() -> None:
     _, ours = pair()
     ours = ours.float()
