@@ -12,7 +12,6 @@ import reprlib
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
@@ -52,11 +51,13 @@ from seresnet_hub.loading import load, origin_of
 from seresnet_hub.models import create
 from seresnet_hub.names import resolve_name
 from seresnet_hub.plan import Plan
+from seresnet_hub.profiling import Profile, require_profile
 from seresnet_hub.recipes import AUTO, Recipe
 from seresnet_hub.repeats import dealt, part_rows
 from seresnet_hub.splits import open_splits, require_same_shards
 from seresnet_hub.starting import BEST, BEST_RAW, RAW, begin, processes_started, require_launcher
 from seresnet_hub.states import STATES_FOLDER, list_states, load_optimizer, save_state
+from seresnet_hub.timing import Clock
 from seresnet_hub.training_card import facts_of_run, save_run
 
 # Fields that may differ between machines: these, and the names of local folders.
@@ -106,6 +107,7 @@ def train(
     resume: bool = False,
     max_steps: int | None = None,
     trackers: Sequence[str] = (),
+    profile: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train `recipe` on `data` (default: the recipe's own) into the folder `output`, and return the measured result.
 
@@ -113,21 +115,23 @@ def train(
     `summary.csv` and `curves.png`; its folder `best` the same of the best epoch; and `training/` what `resume` needs to
     go on. Where there is no state yet, `resume` begins. With a moving average, these are the averaged weights, and
     `raw` and `best_raw` hold the others. `max_steps` ends the run early, counted from its very start; SIGTERM and
-    SIGUSR1 save its state and end it, as `stopped` in the result says. `trackers` are names that Accelerate knows. Runs
-    on every process that the launcher started; only the main one needs `output`, which no other run may use meanwhile.
+    SIGUSR1 save its state and end it, as `stopped` in the result says. `trackers` are names that Accelerate knows. The
+    result's speed is that of the steady run (`timing.Clock`), and `profile` a JSON file to write where the device's
+    time goes into (`profiling.Profile`). Runs on every process that the launcher started; only the main one needs
+    `output`, which no other run may use meanwhile, and profiles.
     Errors: `InputError` on a bad argument or data set, before anything is written, and where the loss is no longer
     finite; `LostProcessError` where another process is gone.
     """
     with ExitStack() as on_exit:
         return _train(
             recipe, output=Path(output), data=data, resume=resume, max_steps=max_steps, trackers=trackers,
-            on_exit=on_exit,
+            profile=Path(profile) if profile else None, on_exit=on_exit,
         )  # fmt: skip
 
 
 def _train(
     recipe: Recipe, *, output: Path, data: str | None, resume: bool, max_steps: int | None, trackers: Sequence[str],
-    on_exit: ExitStack,
+    profile: Path | None, on_exit: ExitStack,
 ) -> dict[str, Any]:  # fmt: skip
     """Train; what must be undone at the end, whatever happens, is put on `on_exit`."""
 
@@ -175,6 +179,8 @@ def _train(
         )
     if recipe.sync_bn and accelerator.device.type != "cuda":
         raise InputError("sync_bn=True: torch has it for CUDA devices only")
+    if profile is not None:
+        _from_main(accelerator, lambda: require_profile(profile, max_steps))
     saved = _from_main(accelerator, lambda: begin(output, resume=resume, say=say, on_exit=on_exit))
 
     # ------------------------------------------------------------------ data
@@ -307,7 +313,9 @@ def _train(
     measured = model if average is None else average.module
     mixer = Mixer(recipe, num_classes, accelerator.device)
     accuracy: Accuracy | None = None
-    trained, seconds, stopped = 0, 0.0, False
+    trained, stopped = 0, False
+    profiler = Profile(profile, accelerator.device, recipe, world_size) if profile and main else None
+    clock = Clock(profiler)
     kept = saved is not None  # whether there is a state to resume from
     of_step = [plan.batch_rows(batch) * repeats for batch in range(steps_per_epoch)]
     images_until = {end: end // steps_per_epoch * sum(of_step) + sum(of_step[: end % steps_per_epoch])
@@ -331,8 +339,8 @@ def _train(
             _rest(model)
             step_losses: list[torch.Tensor] = []  # on the device: reading one would wait for it
             skipped_here = skipped = 0  # rows of this process, and of all
-            start = time.perf_counter()
-            for batch in on_device(() if trained_before else batches, accelerator.device):
+            clock.start()
+            for batch in clock.batches(on_device(() if trained_before else batches, accelerator.device)):
                 # Drop-outs draw from the step's own stream, so a resumed run draws what the uninterrupted one drew.
                 torch.manual_seed(seed_from(recipe.seed, step, rank))
                 schedule.step_update(step)
@@ -361,6 +369,7 @@ def _train(
                 step_losses.append(loss)
                 step, seen, trained = step + 1, seen + batch.total, trained + batch.total
                 skipped_here += batch.missing
+                clock.step(len(images))
                 if average is not None:
                     average.update(model, step)
                 bar.update(batch.total)
@@ -381,6 +390,7 @@ def _train(
                     if trackers:
                         accelerator.log({"loss": losses[-1], "learning_rate": optimizer.param_groups[0]["lr"]}, step)
                     stopped = _any_rank(interruption.name is not None, accelerator)
+                    clock.stop(trained)
                     if ends and world_size > 1:
                         distribute_bn(model, world_size, reduce=True)
                         if average is not None:  # DistributedDataParallel lets the first process's statistics count
@@ -392,9 +402,10 @@ def _train(
                     if saves or stopped:
                         save()
                         kept = True
+                    if not (ends or stopped):
+                        clock.start()
                 if stopped or step == last_step:
                     break
-            seconds += time.perf_counter() - start
             if skipped:
                 left_out = skipped // repeats
                 say(f"epoch {epoch + 1}: {left_out} undecodable image{' was' if left_out == 1 else 's were'} left out")
@@ -439,6 +450,8 @@ def _train(
         say(f"warning: there is no evidence that the model learnt anything: {doubt}")
     if stopped:
         say(f"stopped by {interruption.name or 'a signal to another process'} at step {step:,}: go on with --resume")
+    if profiler is not None and profiler.summary is None:
+        say(f"warning: no profile: {profiler.missing}")
     return {
         "output": str(output),
         "recipe": recipe.name,
@@ -448,8 +461,9 @@ def _train(
         "seen": seen,
         "top1": round(accuracy.top1, 4) if accuracy else None,
         "top5": round(accuracy.top5, 4) if accuracy else None,
-        "images_per_second": round(trained / seconds, 1) if trained else 0.0,
+        **clock.result(accelerator.device),
         "stopped": (interruption.name or "signal") if stopped else None,
+        **({"profile": profiler and profiler.summary} if profile else {}),
     }
 
 

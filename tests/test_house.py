@@ -20,9 +20,10 @@ FLOORS = [
     {
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
         *("sizes", "environment", "pictures", "classes", "markdown", "snippets", "locks", "history", "photographs"),
-        "joining",
+        "joining", "timing",
     },
-    {"pretrained", "states", "digits", "decoding", "architectures", "cards", "fusion", "names", "conversion_facts"},
+    {"pretrained", "states", "digits", "decoding", "architectures", "cards", "fusion", "names", "conversion_facts",
+     "profiling"},
     {"configs", "hub_client"},
     {"models", "splits", "starting", "snapshots", "strict"},
     {"data", "loading", "picture_files"},
