@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 from seresnet_hub.environment import hardware
@@ -42,7 +42,7 @@ class Profile:
         self._running: profile | None = None
         self._begun = self._wall = self._busy = 0.0  # seconds
         self._steps = 0
-        self._seconds: Counter[str] = Counter()  # of each kernel
+        self._seconds: defaultdict[str, float] = defaultdict(float)  # of each kernel
         self._calls: Counter[str] = Counter()
         self.summary: dict[str, Any] | None = None
 
@@ -102,7 +102,7 @@ class Profile:
                 "ms_a_step": round(1e3 * seconds / self._steps, 4),
                 "calls_a_step": round(self._calls[name] / self._steps, 2),
             }
-            for name, seconds in self._seconds.most_common(MOST_KERNELS)
+            for name, seconds in sorted(self._seconds.items(), key=lambda item: -item[1])[:MOST_KERNELS]
         ]
 
 
@@ -126,7 +126,8 @@ def require_profile(path: Path, max_steps: int | None) -> None:
 def _kernels(finished: profile, *, on_gpu: bool) -> list[tuple[Any, float]]:
     """Return the events of the kernels that ran, each with its own microseconds."""
     # A span with a name of somebody's own, such as torch puts around an optimiser's step, is no kernel.
-    events: list[Any] = [event for event in finished.events() or [] if not event.is_user_annotation]
+    found: list[Any] = finished.events() or []  # type: ignore[no-untyped-call]
+    events = [event for event in found if not event.is_user_annotation]
     if on_gpu:
         return [(event, event.time_range.elapsed_us()) for event in events if event.device_type == DeviceType.CUDA]
     ((main, _),) = Counter(event.thread for event in events).most_common(1) or [(None, 0)]

@@ -9,14 +9,11 @@ import json
 import math
 import os
 import reprlib
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import timm
@@ -39,15 +36,17 @@ from seresnet_hub.blocks import use_training_blocks
 from seresnet_hub.chance import chance_of
 from seresnet_hub.data import Split, epoch_plan, loader, require_few_damaged
 from seresnet_hub.device import Mixer, finish, on_device
-from seresnet_hub.errors import InputError, LostProcessError
+from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation import Accuracy, evaluate
 from seresnet_hub.finetuning import resolved, start_of
 from seresnet_hub.folder import OTHER_WEIGHTS_FACTS
 from seresnet_hub.held_out import learnt_before
 from seresnet_hub.history import Row, add_row, is_best, is_due, is_measured
 from seresnet_hub.images import seed_from
+from seresnet_hub.interruption import Interruption
 from seresnet_hub.joining import join_again
 from seresnet_hub.loading import load, origin_of
+from seresnet_hub.lost_processes import lost_processes_named, watched
 from seresnet_hub.models import create
 from seresnet_hub.names import resolve_name
 from seresnet_hub.plan import Plan
@@ -77,28 +76,7 @@ WAIT_FOR_READING = timedelta(days=1)
 Answer = TypeVar("Answer")
 
 
-@contextmanager
-def _lost_processes_named() -> Iterator[None]:
-    """Turn what torch's backends raise where another process is gone into a `LostProcessError`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
-            raise
-        if not distributed.is_initialized():
-            raise LostProcessError(
-                f"the processes cannot reach each other ({error}): every machine must reach the main one's address and "
-                "port, and on CPUs GLOO_SOCKET_IFNAME may have to name the network interface that leads there"
-            ) from error
-        raise LostProcessError(
-            f"another process is gone, and its own machine's output says why ({error}): "
-            "start all of them again with --resume"
-        ) from error
-
-
-@_lost_processes_named()
+@lost_processes_named()
 def train(
     recipe: Recipe,
     *,
@@ -161,6 +139,7 @@ def _train(
     except ValueError as error:  # it keeps the settings of the first one that a process makes
         raise InputError(f"mixed_precision={recipe.mixed_precision}: {error}") from error
     _share_cores(accelerator)
+    on_exit.enter_context(watched())
     rank, world_size = accelerator.process_index, accelerator.num_processes
     main = accelerator.is_main_process
 
@@ -321,7 +300,7 @@ def _train(
     images_until = {end: end // steps_per_epoch * sum(of_step) + sum(of_step[: end % steps_per_epoch])
                     for end in (step, last_step)}  # fmt: skip
     with (
-        _Interruption() as interruption,
+        Interruption() as interruption,
         tqdm(
             total=images_until[last_step], initial=images_until[step], desc=f"training {recipe.model}",
             unit="images", unit_scale=True, disable=not main,
@@ -465,34 +444,6 @@ def _train(
         "stopped": (interruption.name or "signal") if stopped else None,
         **({"profile": profiler and profiler.summary} if profile else {}),
     }
-
-
-class _Interruption:
-    """Remember the last SIGTERM or SIGUSR1 by its `name` while entered.
-
-    Later ones are no more than the first: where a job is told to end, each process often gets the signal twice, from
-    the scheduler and from its launcher.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Interruption:
-        if threading.current_thread() is threading.main_thread():  # nobody else may
-            for name in ("SIGTERM", "SIGUSR1"):
-                if hasattr(signal, name):  # Windows has no SIGUSR1
-                    number = int(getattr(signal, name))
-                    self._before[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _remember(self, number: int, _: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
 
 
 def _from_main(accelerator: Accelerator, ask: Callable[[], Answer]) -> Answer:
