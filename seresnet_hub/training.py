@@ -9,15 +9,11 @@ import json
 import math
 import os
 import reprlib
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import timm
@@ -40,23 +36,27 @@ from seresnet_hub.blocks import use_training_blocks
 from seresnet_hub.chance import chance_of
 from seresnet_hub.data import Split, epoch_plan, loader, require_few_damaged
 from seresnet_hub.device import Mixer, finish, on_device
-from seresnet_hub.errors import InputError, LostProcessError
+from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation import Accuracy, evaluate
 from seresnet_hub.finetuning import resolved, start_of
 from seresnet_hub.folder import OTHER_WEIGHTS_FACTS
 from seresnet_hub.held_out import learnt_before
 from seresnet_hub.history import Row, add_row, is_best, is_due, is_measured
 from seresnet_hub.images import seed_from
+from seresnet_hub.interruption import Interruption
 from seresnet_hub.joining import join_again
 from seresnet_hub.loading import load, origin_of
+from seresnet_hub.lost_processes import lost_processes_named, watched
 from seresnet_hub.models import create
 from seresnet_hub.names import resolve_name
 from seresnet_hub.plan import Plan
+from seresnet_hub.profiling import Profile, require_profile
 from seresnet_hub.recipes import AUTO, Recipe
 from seresnet_hub.repeats import dealt, part_rows
 from seresnet_hub.splits import open_splits, require_same_shards
 from seresnet_hub.starting import BEST, BEST_RAW, RAW, begin, processes_started, require_launcher
 from seresnet_hub.states import STATES_FOLDER, list_states, load_optimizer, save_state
+from seresnet_hub.timing import Clock
 from seresnet_hub.training_card import facts_of_run, save_run
 
 # Fields that may differ between machines: these, and the names of local folders.
@@ -76,28 +76,7 @@ WAIT_FOR_READING = timedelta(days=1)
 Answer = TypeVar("Answer")
 
 
-@contextmanager
-def _lost_processes_named() -> Iterator[None]:
-    """Turn what torch's backends raise where another process is gone into a `LostProcessError`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
-            raise
-        if not distributed.is_initialized():
-            raise LostProcessError(
-                f"the processes cannot reach each other ({error}): every machine must reach the main one's address and "
-                "port, and on CPUs GLOO_SOCKET_IFNAME may have to name the network interface that leads there"
-            ) from error
-        raise LostProcessError(
-            f"another process is gone, and its own machine's output says why ({error}): "
-            "start all of them again with --resume"
-        ) from error
-
-
-@_lost_processes_named()
+@lost_processes_named()
 def train(
     recipe: Recipe,
     *,
@@ -106,6 +85,7 @@ def train(
     resume: bool = False,
     max_steps: int | None = None,
     trackers: Sequence[str] = (),
+    profile: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train `recipe` on `data` (default: the recipe's own) into the folder `output`, and return the measured result.
 
@@ -113,21 +93,23 @@ def train(
     `summary.csv` and `curves.png`; its folder `best` the same of the best epoch; and `training/` what `resume` needs to
     go on. Where there is no state yet, `resume` begins. With a moving average, these are the averaged weights, and
     `raw` and `best_raw` hold the others. `max_steps` ends the run early, counted from its very start; SIGTERM and
-    SIGUSR1 save its state and end it, as `stopped` in the result says. `trackers` are names that Accelerate knows. Runs
-    on every process that the launcher started; only the main one needs `output`, which no other run may use meanwhile.
+    SIGUSR1 save its state and end it, as `stopped` in the result says. `trackers` are names that Accelerate knows. The
+    result's speed is that of the steady run (`timing.Clock`), and `profile` a JSON file to write where the device's
+    time goes into (`profiling.Profile`). Runs on every process that the launcher started; only the main one needs
+    `output`, which no other run may use meanwhile, and profiles.
     Errors: `InputError` on a bad argument or data set, before anything is written, and where the loss is no longer
     finite; `LostProcessError` where another process is gone.
     """
     with ExitStack() as on_exit:
         return _train(
             recipe, output=Path(output), data=data, resume=resume, max_steps=max_steps, trackers=trackers,
-            on_exit=on_exit,
+            profile=Path(profile) if profile else None, on_exit=on_exit,
         )  # fmt: skip
 
 
 def _train(
     recipe: Recipe, *, output: Path, data: str | None, resume: bool, max_steps: int | None, trackers: Sequence[str],
-    on_exit: ExitStack,
+    profile: Path | None, on_exit: ExitStack,
 ) -> dict[str, Any]:  # fmt: skip
     """Train; what must be undone at the end, whatever happens, is put on `on_exit`."""
 
@@ -157,6 +139,7 @@ def _train(
     except ValueError as error:  # it keeps the settings of the first one that a process makes
         raise InputError(f"mixed_precision={recipe.mixed_precision}: {error}") from error
     _share_cores(accelerator)
+    on_exit.enter_context(watched())
     rank, world_size = accelerator.process_index, accelerator.num_processes
     main = accelerator.is_main_process
 
@@ -175,6 +158,8 @@ def _train(
         )
     if recipe.sync_bn and accelerator.device.type != "cuda":
         raise InputError("sync_bn=True: torch has it for CUDA devices only")
+    if profile is not None:
+        _from_main(accelerator, lambda: require_profile(profile, max_steps))
     saved = _from_main(accelerator, lambda: begin(output, resume=resume, say=say, on_exit=on_exit))
 
     # ------------------------------------------------------------------ data
@@ -307,13 +292,15 @@ def _train(
     measured = model if average is None else average.module
     mixer = Mixer(recipe, num_classes, accelerator.device)
     accuracy: Accuracy | None = None
-    trained, seconds, stopped = 0, 0.0, False
+    trained, stopped = 0, False
+    profiler = Profile(profile, accelerator.device, recipe, world_size) if profile and main else None
+    clock = Clock(profiler)
     kept = saved is not None  # whether there is a state to resume from
     of_step = [plan.batch_rows(batch) * repeats for batch in range(steps_per_epoch)]
     images_until = {end: end // steps_per_epoch * sum(of_step) + sum(of_step[: end % steps_per_epoch])
                     for end in (step, last_step)}  # fmt: skip
     with (
-        _Interruption() as interruption,
+        Interruption() as interruption,
         tqdm(
             total=images_until[last_step], initial=images_until[step], desc=f"training {recipe.model}",
             unit="images", unit_scale=True, disable=not main,
@@ -331,8 +318,8 @@ def _train(
             _rest(model)
             step_losses: list[torch.Tensor] = []  # on the device: reading one would wait for it
             skipped_here = skipped = 0  # rows of this process, and of all
-            start = time.perf_counter()
-            for batch in on_device(() if trained_before else batches, accelerator.device):
+            clock.start()
+            for batch in clock.batches(on_device(() if trained_before else batches, accelerator.device)):
                 # Drop-outs draw from the step's own stream, so a resumed run draws what the uninterrupted one drew.
                 torch.manual_seed(seed_from(recipe.seed, step, rank))
                 schedule.step_update(step)
@@ -361,6 +348,7 @@ def _train(
                 step_losses.append(loss)
                 step, seen, trained = step + 1, seen + batch.total, trained + batch.total
                 skipped_here += batch.missing
+                clock.step(len(images))
                 if average is not None:
                     average.update(model, step)
                 bar.update(batch.total)
@@ -381,6 +369,7 @@ def _train(
                     if trackers:
                         accelerator.log({"loss": losses[-1], "learning_rate": optimizer.param_groups[0]["lr"]}, step)
                     stopped = _any_rank(interruption.name is not None, accelerator)
+                    clock.stop(trained)
                     if ends and world_size > 1:
                         distribute_bn(model, world_size, reduce=True)
                         if average is not None:  # DistributedDataParallel lets the first process's statistics count
@@ -392,9 +381,10 @@ def _train(
                     if saves or stopped:
                         save()
                         kept = True
+                    if not (ends or stopped):
+                        clock.start()
                 if stopped or step == last_step:
                     break
-            seconds += time.perf_counter() - start
             if skipped:
                 left_out = skipped // repeats
                 say(f"epoch {epoch + 1}: {left_out} undecodable image{' was' if left_out == 1 else 's were'} left out")
@@ -439,6 +429,8 @@ def _train(
         say(f"warning: there is no evidence that the model learnt anything: {doubt}")
     if stopped:
         say(f"stopped by {interruption.name or 'a signal to another process'} at step {step:,}: go on with --resume")
+    if profiler is not None and profiler.summary is None:
+        say(f"warning: no profile: {profiler.missing}")
     return {
         "output": str(output),
         "recipe": recipe.name,
@@ -448,37 +440,10 @@ def _train(
         "seen": seen,
         "top1": round(accuracy.top1, 4) if accuracy else None,
         "top5": round(accuracy.top5, 4) if accuracy else None,
-        "images_per_second": round(trained / seconds, 1) if trained else 0.0,
+        **clock.result(accelerator.device),
         "stopped": (interruption.name or "signal") if stopped else None,
+        **({"profile": profiler and profiler.summary} if profile else {}),
     }
-
-
-class _Interruption:
-    """Remember the last SIGTERM or SIGUSR1 by its `name` while entered.
-
-    Later ones are no more than the first: where a job is told to end, each process often gets the signal twice, from
-    the scheduler and from its launcher.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Interruption:
-        if threading.current_thread() is threading.main_thread():  # nobody else may
-            for name in ("SIGTERM", "SIGUSR1"):
-                if hasattr(signal, name):  # Windows has no SIGUSR1
-                    number = int(getattr(signal, name))
-                    self._before[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _remember(self, number: int, _: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
 
 
 def _from_main(accelerator: Accelerator, ask: Callable[[], Answer]) -> Answer:
