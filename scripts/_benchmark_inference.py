@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from _benchmark_networks import PLAIN, SE, Benchmark, Call, Networks, measure_networks, named_network
+from _benchmark_networks import PLAIN, SE, Benchmark, Networks, measure_networks, named_network
+from _benchmark_timing import Call
 from torch import nn
 
+from seresnet_hub.compiling import INFERENCE_SETTINGS
 from seresnet_hub.fusion import fuse
 
 FUSED = "fused"
 
 
 def benchmark_inference(options: argparse.Namespace) -> dict[str, Any]:
-    """Time a forward pass of the three networks in eval mode; weights and images have the precision that is named."""
-    return measure_networks(INFERENCE, options)
+    """Time a forward pass of the networks in eval mode; weights and images have the precision that is named."""
+    benchmark = replace(INFERENCE, compile_options=INFERENCE_SETTINGS[options.settings])
+    return {**measure_networks(benchmark, options), "settings": options.settings}
 
 
 def _networks(model: str, plain: str) -> Networks:
@@ -28,7 +32,7 @@ def _networks(model: str, plain: str) -> Networks:
 def _step(call: Call, parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> Call:
     def step(images: torch.Tensor) -> None:
         with torch.no_grad():
-            call(images.to(dtype))
+            call(images)
 
     return step
 
@@ -38,13 +42,7 @@ def _placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.
     return placed
 
 
-# Frozen weights let Inductor fold norms and prepack them for oneDNN; on a GPU, tuning lets it make the 1 x 1
-# convolutions matrix products of its own, which take in what follows them. (As `options` of `torch.compile`, `freezing`
-# comes too late: dynamo asks for it first.)
 INFERENCE = Benchmark(
-    name="inference", own=FUSED, networks=_networks, step=_step, placed=_placed, passes=1,
-    compile_options={
-        "cpu": {"freezing": True},
-        "cuda": {"freezing": True, "max_autotune": True, "triton.cudagraphs": True},
-    },
+    name="inference", own=FUSED, networks=_networks, step=_step, placed=_placed, passes=1, narrow_images=True,
+    compile_options=INFERENCE_SETTINGS["default"],
 )  # fmt: skip

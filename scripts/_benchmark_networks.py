@@ -1,4 +1,4 @@
-"""What the benchmarks of networks share: three networks in turn, ratios within a round, kernels, a picture.
+"""What the benchmarks of networks share: networks in turn, ratios within a round, kernels, a picture.
 
 The three are a plain ResNet, timm's SE-ResNet of the same depth, and this package's form of the latter.
 """
@@ -19,18 +19,21 @@ from typing import Any
 
 import timm
 import torch
-from _benchmark_options import MODES
+from _benchmark_options import MODES, NETWORKS
+from _benchmark_settings import DTYPES, inductor_settings, precision, require_precision
+from _benchmark_timing import Call, Log, calls_in, memory, peak_memory, seconds_a_call, wait
 from torch import nn
 from torch._functorch import config as functorch
 from torch._inductor import config as inductor
 
+from seresnet_hub.compiling import compiler_errors, require_compiler
 from seresnet_hub.errors import InputError
 
-PLAIN, SE = "plain", "timm"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PLAIN, SE, OWN = NETWORKS
 BATCH_SIZES = {"cpu": (16,), "cuda": (1, 32, 256)}
+PRECISIONS = {"cpu": ("fp32",), "cuda": ("bf16", "tf32")}
+SECONDS = {"cpu": 0.0, "cuda": 0.25}
 Networks = dict[str, nn.Module]
-Call = Callable[[torch.Tensor], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +42,8 @@ class Benchmark:
 
     `networks` makes the three from the names of the SE network and the plain one; `step` makes what is timed from a
     network, compiled or not, its parameters, and the precision; `placed` moves a network to a device and precision.
-    `compile_options` are Inductor's settings by type of device. `passes` is how often training or inference moves what
-    a forward pass moves at least.
+    Images come in that precision with `narrow_images`, else in fp32. `compile_options` are Inductor's settings by type
+    of device. `passes` is how often training or inference moves what a forward pass moves at least.
     """
 
     name: str
@@ -50,42 +53,67 @@ class Benchmark:
     placed: Callable[[nn.Module, torch.device, torch.dtype], nn.Module]
     compile_options: Mapping[str, Mapping[str, Any]]
     passes: int
+    narrow_images: bool
 
 
 def measure_networks(benchmark: Benchmark, options: argparse.Namespace) -> dict[str, Any]:
-    """Time the three networks on the same images in one process, in turn in each round, in channels_last layout.
+    """Time the networks on the same images in one process, in turn in each round, in channels_last layout.
 
     A ratio is the median over rounds of (time of the other / time of the network) within a round, so that a busy
-    machine weighs on both. `least_bytes` is what has to be moved where every convolution reads its input, its weights
-    and, last in a block, the shortcut once, writes its output once, and everything else happens inside it; training
-    moves it three times: forward, for the gradients of inputs, and for those of weights.
+    machine weighs on both; it is `None` where the other is not measured. `least_bytes` is what has to be moved where
+    every convolution reads its input, its weights and, last in a block, the shortcut once, writes its output once, and
+    everything else happens inside it; training moves it three times: forward, for the gradients of inputs, and for
+    those of weights.
     """
     if options.rounds < 1 or options.size < 32 or min(options.batch_size or [1]) < 1:
         raise InputError("--rounds and --batch-size must be at least 1, --size at least 32")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtypes = options.dtype or (["fp32", "bf16"] if device.type == "cuda" else ["fp32"])
+    dtypes, modes = options.dtype or PRECISIONS[device.type], options.mode or MODES
+    for dtype in dtypes:
+        require_precision(dtype, device)
+    settings = {**benchmark.compile_options[device.type], **inductor_settings(options.inductor)}
+    if "compiled" in modes or options.kernels:
+        require_compiler(device)
+    wanted = [benchmark.own if name == OWN else name for name in NETWORKS if name in (options.network or NETWORKS)]
+    seconds = SECONDS[device.type] if options.seconds is None else options.seconds
+    log = Log(options.log, benchmark=benchmark.name, model=options.model, inductor=settings)
     result: dict[str, Any] = {
         "benchmark": benchmark.name, "device": _name(device), "threads": torch.get_num_threads(),
         "torch": torch.__version__, "timm": timm.__version__, "model": options.model, "plain": options.plain,
-        "own": benchmark.own, "size": options.size, "rounds": options.rounds, "measurements": [],
+        "own": benchmark.own, "size": options.size, "rounds": options.rounds, "seconds": seconds,
+        "inductor": settings, "measurements": [],
     }  # fmt: skip
     for dtype, batch_size in product(dtypes, options.batch_size or BATCH_SIZES[device.type]):
         made = benchmark.networks(options.model, options.plain)
+        made = {name: made[name] for name in wanted}
         images = torch.randn(batch_size, 3, options.size, options.size, device=device)
         images = images.contiguous(memory_format=torch.channels_last)
-        for mode in options.mode or MODES:
-            measured = _measure(benchmark, made, images, DTYPES[dtype], mode, options.rounds)
+        for mode in modes:
+            with precision(dtype):
+                measured = _measure(
+                    benchmark, made, images, dtype, mode, rounds=options.rounds, seconds=seconds, log=log,
+                    settings=settings if mode == "compiled" else {},
+                )  # fmt: skip
             result["measurements"].append(
                 {"mode": mode, "dtype": dtype, "batch_size": batch_size, "networks": measured}
             )
             for name, one in measured.items():
-                print(
-                    f"{mode} {dtype} batch {batch_size}: {name}: {one['images_per_second']:.1f} images/s, "
-                    f"{one['times_timm']:.3f} x timm's SE, {one['times_plain']:.3f} x plain", file=sys.stderr,
-                )  # fmt: skip
+                log("measured", network=name, mode=mode, dtype=dtype, batch_size=batch_size, **one)
+                others = ((SE, "timm's SE"), (PLAIN, "plain"))
+                ratios = [f", {one[f'times_{other}']:.3f} x {what}" for other, what in others if other in measured]
+                speed = f"{one['images_per_second']:.1f} images/s{''.join(ratios)}"
+                print(f"{mode} {dtype} batch {batch_size}: {name}: {speed}", file=sys.stderr)
     if options.kernels:
-        networks = benchmark.networks(options.model, options.plain)
-        result["kernels"] = list_kernels(benchmark, networks, options.size, device)
+        result["kernels"] = {name: [] for name in wanted}
+        for dtype in dtypes:
+            made = benchmark.networks(options.model, options.plain)
+            with precision(dtype):
+                found = list_kernels(
+                    benchmark, {name: made[name] for name in wanted}, options.size, device, dtype=dtype,
+                    settings=settings,
+                )  # fmt: skip
+            for name, kernels in found.items():
+                result["kernels"][name] += kernels
     if options.picture:
         _draw(result, options.picture)
     return result
@@ -108,73 +136,58 @@ def _name(device: torch.device) -> str:
 
 
 def _measure(
-    benchmark: Benchmark, networks: Networks, images: torch.Tensor, dtype: torch.dtype, mode: str, rounds: int
-) -> dict[str, dict[str, Any]]:
+    benchmark: Benchmark, networks: Networks, images: torch.Tensor, named: str, mode: str, *, rounds: int,
+    seconds: float, settings: Mapping[str, Any], log: Log,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Return for each network its speed, spread, ratios within rounds, peak memory and least bytes."""
     torch._dynamo.reset()
     for network in networks.values():
         network.to("cpu")
     steps: dict[str, Call] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    calls: dict[str, int] = {}
+    times: dict[str, list[float]] = {name: [] for name in networks}
     peaks: dict[str, int | None] = {}
     turns = random.Random(0)
-    with inductor.patch(dict(benchmark.compile_options[images.device.type])):
+    dtype, device = DTYPES[named], images.device
+    given = images.to(dtype) if benchmark.narrow_images else images
+    with inductor.patch(dict(settings)), compiler_errors():
         for name, network in networks.items():
-            before = _memory(images.device)
-            placed = benchmark.placed(network, images.device, dtype)
+            before = memory(device)
+            placed = benchmark.placed(network, device, dtype)
             call = torch.compile(placed, dynamic=False, fullgraph=True) if mode == "compiled" else placed
             steps[name] = benchmark.step(call, list(placed.parameters()), dtype)
-            steps[name](images)  # compiles, and tunes in memory of its own
-            peaks[name] = _peak_memory(steps[name], images, before)
+            start = time.perf_counter()
+            steps[name](given)  # compiles, and tunes in memory of its own
+            wait(device)
+            first = time.perf_counter() - start
+            peaks[name] = peak_memory(steps[name], given, before)
+            one = seconds_a_call(steps[name], given)
+            calls[name] = calls_in(seconds, one)
+            log(
+                "ready", network=name, mode=mode, dtype=named, batch_size=len(images),
+                compile_seconds=round(first, 2) if mode == "compiled" else None, peak_bytes=peaks[name],
+                call_ms=round(1e3 * one, 4),
+            )  # fmt: skip
+            print(f"{mode} {named} batch {len(images)}: {name}: first call {first:.1f} s", file=sys.stderr)
         for _ in range(rounds):
             for name in turns.sample(list(steps), len(steps)):  # nobody always comes after the same one
-                seconds[name].append(_seconds(steps[name], images))
+                times[name].append(seconds_a_call(steps[name], given, calls[name]))
     measured: dict[str, dict[str, Any]] = {}
-    for name, times in seconds.items():
-        speeds = [len(images) / one for one in times]
+    for name, own in times.items():
+        speeds = [len(images) / one for one in own]
         size = torch.empty((), dtype=dtype).element_size()
         measured[name] = {
             "images_per_second": round(statistics.median(speeds), 2),
             "images_per_second_rounds": [round(speed, 2) for speed in speeds],
-            **{f"times_{other}": _ratio(seconds[other], times) for other in (SE, PLAIN)},
+            **{f"times_{other}": _ratio(times[other], own) if other in times else None for other in (SE, PLAIN)},
             "peak_bytes": peaks[name],
-            "least_bytes": benchmark.passes * size * least_values(networks[name], images, dtype),
+            "least_bytes": benchmark.passes * size * least_values(networks[name], given, dtype),
         }
     return measured
 
 
 def _ratio(others: list[float], own: list[float]) -> float:
     return round(statistics.median(other / one for other, one in zip(others, own, strict=True)), 4)
-
-
-def _seconds(call: Call, images: torch.Tensor) -> float:
-    _wait(images.device)
-    start = time.perf_counter()
-    call(images)
-    _wait(images.device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _memory(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-
-def _peak_memory(call: Call, images: torch.Tensor, before: int) -> int | None:
-    """Return the most that a GPU's allocator held during two calls, above what it held `before`; `None` on a CPU.
-
-    Two, as the first may only record what later ones replay.
-    """
-    if images.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(images.device)
-    for _ in range(2):
-        call(images)
-    _wait(images.device)
-    return torch.cuda.max_memory_allocated(images.device) - before if images.device.type == "cuda" else None
 
 
 def least_values(network: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> int:
@@ -214,27 +227,37 @@ def least_values(network: nn.Module, images: torch.Tensor, dtype: torch.dtype) -
 
 
 def list_kernels(
-    benchmark: Benchmark, networks: Networks, size: int, device: torch.device
-) -> dict[str, list[dict[str, Any]]]:
+    benchmark: Benchmark,
+    networks: Networks,
+    size: int,
+    device: torch.device,
+    *,
+    dtype: str = "fp32",
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
     """Compile the second block of each network and return its kernels, in order: what each does, reads and writes.
 
     `wide_reads` and `wide_writes` count maps of the block's output size, `bytes` everything the kernel touches; they
-    are what Inductor's scheduler knows after it has fused all it could. `graph` is "forward", or "backward".
+    are what Inductor's scheduler knows after it has fused all it could. `graph` is "forward", or "backward"; `dtype`
+    is the precision, in training that of autocast. `settings` are Inductor's, the benchmark's own unless given.
     """
     kernels = {}
+    torch_dtype = DTYPES[dtype]
+    settings = benchmark.compile_options[device.type] if settings is None else settings
     for name, network in networks.items():
         block: Any = network.layer1[1]  # type: ignore[index]
-        block = benchmark.placed(block, device, torch.float32)
-        x = torch.randn(16, block.conv1.in_channels, size // 4, size // 4, device=device)
+        block = benchmark.placed(block, device, torch_dtype)
+        # Under autocast too, blocks pass narrow maps on.
+        x = torch.randn(16, block.conv1.in_channels, size // 4, size // 4, device=device, dtype=torch_dtype)
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_(benchmark.passes > 1)
-        kernels[name] = block_kernels(block, x, dict(benchmark.compile_options[device.type]))
+        cast = torch.autocast(device.type, torch_dtype, enabled=dtype == "bf16" and not benchmark.narrow_images)
+        with cast, compiler_errors():
+            kernels[name] = [{**kernel, "dtype": dtype} for kernel in block_kernels(block, x, settings)]
         for graph in dict.fromkeys(kernel["graph"] for kernel in kernels[name]):
             listed = [kernel for kernel in kernels[name] if kernel["graph"] == graph]
             reads, writes = (sum(kernel[key] for kernel in listed) for key in ("wide_reads", "wide_writes"))
-            print(
-                f"{graph} of one block, {name}: {len(listed)} kernels, wide maps read {reads}, written {writes}",
-                file=sys.stderr,
-            )
+            counted = f"{len(listed)} kernels, wide maps read {reads}, written {writes}"
+            print(f"{graph} of one block, {dtype}, {name}: {counted}", file=sys.stderr)
             for kernel in listed:
                 print(
                     f"  wide maps read {kernel['wide_reads']}, written {kernel['wide_writes']}: {kernel['kernel']}",
@@ -302,9 +325,11 @@ def _draw(result: dict[str, Any], path: Path) -> None:
         networks = measurement["networks"]
         names = list(networks)
         shown = [labels[name] for name in names]
-        bars = axis.barh(shown, [networks[name]["images_per_second"] for name in names], color=list(colours.values()))
-        ratios = [f"{networks[name]['times_timm']:.2f} ×" for name in names]
-        axis.bar_label(bars, ratios, label_type="center", color="white")
+        speeds = [networks[name]["images_per_second"] for name in names]
+        bars = axis.barh(shown, speeds, color=[colours[name] for name in names])
+        if SE in networks:
+            ratios = [f"{networks[name]['times_timm']:.2f} ×" for name in names]
+            axis.bar_label(bars, ratios, label_type="center", color="white")
         for number, name in enumerate(names):
             rounds = networks[name]["images_per_second_rounds"]
             axis.plot(rounds, [number] * len(rounds), "k.", markersize=3)

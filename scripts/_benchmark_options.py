@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 
 PEERS = ("timm", "datasets", "webdataset", "litdata", "pil")  # "pil": this package with its exact decoder
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
 MODES = ("eager", "compiled")
+SETTINGS = ("default", "epilogue")
+NETWORKS = ("plain", "timm", "own")
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +36,30 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, action="append", metavar="N", help="repeatable (default: 16; on a GPU 1, 32 and 256)"
     )
-    parser.add_argument("--dtype", action="append", choices=PRECISIONS, help="repeatable (default: fp32; GPU: both)")
+    parser.add_argument(
+        "--dtype", action="append", choices=PRECISIONS, help="repeatable (default: fp32; on a GPU bf16 and tf32)"
+    )
     parser.add_argument("--mode", action="append", choices=MODES, help="repeatable (default: both)")
+    parser.add_argument(
+        "--network", action="append", choices=NETWORKS, help="measure it alone; repeatable (default: all three)"
+    )
+    parser.add_argument(
+        "--inductor", action="append", default=[], metavar="KEY=VALUE",
+        help="a setting of Inductor's, on top of the usual ones; repeatable; VALUE is JSON",
+    )  # fmt: skip
     parser.add_argument("--size", type=int, default=224, metavar="PIXELS", help="of the images (default: 224)")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="all networks take turns in each")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S",
+        help="repeat calls until a measurement takes about so long (default: 0.25; on a CPU one call)",
+    )  # fmt: skip
     parser.add_argument("--kernels", action="store_true", help="list the kernels that are made of one block of each")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="append what is known, as soon as it is: JSON lines")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the result into this PNG file")
+
+
+def add_inference(parser: argparse.ArgumentParser) -> None:
+    add_networks(parser)
+    parser.add_argument(
+        "--settings", choices=SETTINGS, default="default", help="of the compiler, for inference (default: default)"
+    )

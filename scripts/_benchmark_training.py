@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from _benchmark_networks import PLAIN, SE, Benchmark, Call, Networks, measure_networks, named_network
+from _benchmark_networks import PLAIN, SE, Benchmark, Networks, measure_networks, named_network
+from _benchmark_timing import Call
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
@@ -19,7 +20,7 @@ BLOCKS = {Bottleneck: SEBottleneck, BasicBlock: SEBasicBlock}
 
 
 def benchmark_training(options: argparse.Namespace) -> dict[str, Any]:
-    """Time a step of the three networks: forward, cross-entropy, backward, SGD; bf16 is autocast over fp32 weights."""
+    """Time a step of the networks: forward, cross-entropy, backward, SGD; bf16 is autocast over fp32 weights."""
     return measure_networks(TRAINING, options)
 
 
@@ -36,7 +37,8 @@ def _networks(model: str, plain: str) -> Networks:
 
 
 def _step(call: Call, parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> Call:
-    optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    fused = parameters[0].is_cuda or None  # one kernel for all weights
+    optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=fused)
 
     def step(images: torch.Tensor) -> None:
         with torch.autocast(images.device.type, dtype, enabled=dtype is not torch.float32):
@@ -56,6 +58,6 @@ def _placed(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.
 
 
 TRAINING = Benchmark(
-    name="training", own=OURS, networks=_networks, step=_step, placed=_placed, passes=3,
+    name="training", own=OURS, networks=_networks, step=_step, placed=_placed, passes=3, narrow_images=False,
     compile_options={"cpu": {}, "cuda": {}},
 )  # fmt: skip

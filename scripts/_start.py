@@ -35,6 +35,15 @@ def command(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_inference(parser: argparse.ArgumentParser) -> None:
+    """Add the options that make a model faster."""
+    parser.add_argument("--fuse", action="store_true", help="rewrite the model for inference first")
+    parser.add_argument(
+        "--compile", nargs="?", const="default", choices=("default", "epilogue"), metavar="SETTINGS",
+        help="compile the model first, with the settings default or epilogue (takes a minute or more)",
+    )  # fmt: skip
+
+
 def start(
     parser: argparse.ArgumentParser,
     main: Callable[[Sequence[str]], dict[str, Any]],

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from _benchmark_options import add_convert, add_loader, add_networks
+from _benchmark_options import add_convert, add_inference, add_loader, add_networks
 
 Add = Callable[[argparse.ArgumentParser], None]
 # What can be measured: name, what it is, its options. `_benchmark_NAME` has the measurement, `benchmark_NAME`.
 BENCHMARKS: tuple[tuple[str, str, Add], ...] = (
     ("convert", "time and memory of a conversion, against load and save", add_convert),
-    ("inference", "speed of a fused network, beside timm's and a plain one", add_networks),
+    ("inference", "speed of a fused network, beside timm's and a plain one", add_inference),
     ("loader", "speed and memory of the loader, beside others", add_loader),
     ("training", "speed of training steps, beside timm's and a plain network's", add_networks),
 )

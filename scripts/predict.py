@@ -13,14 +13,14 @@ from typing import Any
 
 def parser() -> argparse.ArgumentParser:
     parser = _start.command(__doc__)
-    parser.usage = "%(prog)s [--topk K] [--fuse] [--json] [MODEL] IMAGE [IMAGE ...]"
+    parser.usage = "%(prog)s [MODEL] IMAGE [IMAGE ...] [--topk K] [--fuse] [--compile [SETTINGS]] [--json]"
     parser.add_argument(
         "images", metavar="[MODEL] IMAGE", nargs="+",
         help=f"{_start.MODEL} (default: a small CIFAR-10 network that comes with the package); then picture files, "
         "folders of them, or - for standard input",
     )  # fmt: skip
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="classes to name (default: 5)")
-    parser.add_argument("--fuse", action="store_true", help="rewrite the model for inference first")
+    _start.add_inference(parser)
     return parser
 
 
@@ -29,6 +29,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     import torch
 
     from seresnet_hub.classes import class_names
+    from seresnet_hub.compiling import compile_for_inference
     from seresnet_hub.errors import InputError
     from seresnet_hub.fusion import fuse
     from seresnet_hub.inference import predict
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     default = "" if model_name == first else ", the default, which comes with the package"
     print(f"model: {model_name}{default} ({model.pretrained_cfg['architecture']}, {model.num_classes} classes)")  # type: ignore[index]
     model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = compile_for_inference(model, options.compile) if options.compile else model
     results = predict(model, pictures, topk=options.topk)
     known = set(class_names(model) or ())
     folders = [Path(name).parent.name for name in names]

@@ -26,7 +26,11 @@ def parser() -> argparse.ArgumentParser:
         "--crop-pct", type=float, metavar="X", help="the crop's share of the edge (default: the model's)"
     )
     parser.add_argument("--report", type=Path, metavar="DIR", help="write accuracy by class and the confusion matrix")
-    parser.add_argument("--fuse", action="store_true", help="rewrite the model for inference first")
+    _start.add_inference(parser)
+    parser.add_argument("--amp", choices=("bf16", "fp16"), help="compute in this precision (default: the weights')")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that decode images (default: as many as suit the machine)"
+    )
     return parser
 
 
@@ -35,6 +39,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     import torch
 
     from seresnet_hub.classes import class_names
+    from seresnet_hub.compiling import compile_for_inference
+    from seresnet_hub.environment import loader_workers
     from seresnet_hub.evaluation import (
         evaluate,
         in_model_order,
@@ -53,9 +59,12 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     split = split_for(model, options.data, options.split, label_column=options.label_column, label_lists=True)
     split = with_real_labels(split, model) if options.real else in_model_order(split, model)
     model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = compile_for_inference(model, options.compile) if options.compile else model
+    workers = loader_workers() if options.workers is None else options.workers
     accuracy = evaluate(
         model, split, batch_size=options.batch_size, input_size=options.input_size, crop_pct=options.crop_pct,
-        confusion=options.report is not None, corrupt_share=allowed_damage(model, split),
+        confusion=options.report is not None, corrupt_share=allowed_damage(model, split), workers=workers,
+        precision=options.amp or "no",
     )  # fmt: skip
     result = {
         "model": options.model,
@@ -68,6 +77,9 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         "loss": None if accuracy.loss is None else round(accuracy.loss, 6),
         "input_size": list(accuracy.input_size),
         "crop_pct": accuracy.crop_pct,
+        "precision": accuracy.precision,
+        "compile": options.compile,
+        "workers": workers,
         "images_per_second": round(accuracy.images_per_second, 1),
     }
     if accuracy.confusion is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+# How many loader workers divide an epoch's 24 lanes evenly, up to as many as keep one GPU busy.
+LOADER_WORKERS = (1, 2, 3, 4, 6, 8, 12)
 PACKAGES = ("torch", "timm", "accelerate", "datasets", "huggingface_hub", "safetensors")
 
 
@@ -45,6 +48,15 @@ def hardware() -> str:
             torch.cuda.get_device_name() if torch.cuda.is_available() else str(torch.accelerator.current_accelerator())
         )
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def loader_workers() -> int:
+    """Return how many loader workers suit this machine: one for each CPU that this process may use, but one of many.
+
+    The one is left to the process that computes; with two CPUs both are used, as the workers then wait at times.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(number for number in LOADER_WORKERS if number <= max(usable - 1, min(usable, 2)))
 
 
 def versions() -> dict[str, str]:

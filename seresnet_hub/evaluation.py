@@ -6,9 +6,10 @@ import copy
 import csv
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,12 +20,17 @@ from tqdm import tqdm
 from seresnet_hub.classes import IMAGENET_FILE, class_order, imagenet_real_labels
 from seresnet_hub.data import Loader, Split, evaluation_loader, require_few_damaged
 from seresnet_hub.device import finish, on_device
+from seresnet_hub.environment import loader_workers
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import CONFUSION_NAME, PER_CLASS_NAME, PICTURE_NAME, fill_folder, replacing
 from seresnet_hub.images import model_transform
 from seresnet_hub.models import eval_mode
 from seresnet_hub.pictures import draw_confusion
 from seresnet_hub.splits import Answers, in_class_order
+
+Precision = Literal["no", "bf16", "fp16"]
+# The types in which autocast computes, by the precision that is asked for.
+AUTOCAST: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 # A confusion matrix of so many classes has half a gigabyte.
 MOST_CONFUSED_CLASSES = 8192
@@ -37,7 +43,8 @@ class Accuracy:
     `seen` is all images of the split that could be decoded; those that have no label are seen but not counted. `loss`
     is the mean cross entropy in nats, where each image has one label; `class_counts` are then each class's images, and
     how many of them were right: int64 `(classes, 2)`. `confusion`, on request, counts images by class and prediction:
-    int64 `(classes, classes)`. `input_size` is height and width, `crop_pct` the crop's share of the resized image.
+    int64 `(classes, classes)`. `input_size` is height and width, `crop_pct` the crop's share of the resized
+    image. `precision` is what the model computed in: "no" is the type of its weights.
     """
 
     seen: int
@@ -48,6 +55,7 @@ class Accuracy:
     images_per_second: float
     input_size: tuple[int, int]
     crop_pct: float
+    precision: Precision = "no"
     class_counts: np.ndarray | None = field(default=None, repr=False, compare=False)
     confusion: np.ndarray | None = field(default=None, repr=False, compare=False)
 
@@ -72,7 +80,7 @@ def evaluate(
     split: Split,
     *,
     batch_size: int = 128,
-    workers: int = 2,
+    workers: int | None = None,
     rank: int = 0,
     world_size: int = 1,
     total: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -80,15 +88,18 @@ def evaluate(
     crop_pct: float | None = None,
     confusion: bool = False,
     corrupt_share: float = 0.0,
+    precision: Precision = "no",
 ) -> Accuracy:
     """Return loss, top-1 and top-5 accuracy of `model` on every image of `split`, each counted once.
 
     Ranks share the batches; `total` sums a tensor over them. `input_size` and `crop_pct` replace those of the model's
     config, `confusion` asks for the confusion matrix. Where images have several right classes (`Split.answers`), one of
     them is enough, and an image that has none is not counted. Up to `corrupt_share` of the images may be undecodable
-    (see `data.most_damaged`): they are left out, and not `seen`. Errors: `InputError` where a label lies outside the
-    model's classes, more rows cannot be read or the model does not take the size; `RuntimeError` if not every image was
-    counted.
+    (see `data.most_damaged`): they are left out, and not `seen`. `precision` is the type of autocast that the model
+    computes in; "no" is the type of its weights. `workers` are the loader's, as many as suit the machine unless given.
+    Errors: `InputError` where a label lies outside the model's classes,
+    more rows cannot be read, the model does not take the size or there is no such precision; `RuntimeError` if not
+    every image was counted.
     """
     if batch_size < world_size:
         raise InputError(f"batch size {batch_size}: must be at least {world_size}, one image for each process")
@@ -107,6 +118,10 @@ def evaluate(
         )
     if crop_pct is not None and not 0 < crop_pct <= 1:
         raise InputError(f"crop_pct={crop_pct}: must be above 0 and at most 1")
+    if workers is not None and workers < 0:
+        raise InputError(f"workers={workers}: must be at least 0")
+    if precision != "no" and precision not in AUTOCAST:
+        raise InputError(f"precision={precision}: must be no, {' or '.join(AUTOCAST)}")
     overrides = {"input_size": (3, input_size, input_size) if input_size is not None else None, "crop_pct": crop_pct}
     if input_size is not None:
         _require_size(model, input_size)
@@ -117,8 +132,8 @@ def evaluate(
     answers = _answer_table(split, num_classes, device) if split.answers is not None else None
     batches: Loader = evaluation_loader(
         split, None, transform, input_size=size, batch_size=batch_size,
-        num_classes=num_classes if answers is None else len(answers), rank=rank, world_size=world_size, workers=workers,
-        corrupt_share=corrupt_share,
+        num_classes=num_classes if answers is None else len(answers), rank=rank, world_size=world_size,
+        workers=loader_workers() if workers is None else workers, corrupt_share=corrupt_share,
     )  # fmt: skip
     damaged = 0
     counts = torch.zeros(5, dtype=torch.int64, device=device)
@@ -129,7 +144,9 @@ def evaluate(
     start = time.perf_counter()
     with eval_mode(model):
         progress = tqdm(batches, desc=f"evaluating {split.name}", disable=rank != 0, leave=False)
-        with torch.inference_mode(), progress:
+        # Around all batches: autocast then converts each weight once.
+        cast = torch.autocast(device.type, AUTOCAST[precision]) if precision != "no" else nullcontext()
+        with torch.inference_mode(), cast, progress:
             for batch in on_device(progress, device):
                 images = finish(batch, mean=config["mean"], std=config["std"], dtype=parameter.dtype)
                 labels, mask = batch.labels, batch.mask
@@ -172,6 +189,7 @@ def evaluate(
         images_per_second=seen / (time.perf_counter() - start),
         input_size=size,
         crop_pct=config["crop_pct"],
+        precision=precision,
         class_counts=by_class.view(num_classes, 2).cpu().numpy() if answers is None else None,
         confusion=matrix.view(num_classes, num_classes).cpu().numpy() if confusion else None,
     )

@@ -25,6 +25,7 @@ from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from seresnet_hub import blocks
+from seresnet_hub.compiling import CompiledModel, Settings, model_device, require_compiler
 from seresnet_hub.errors import InputError
 
 
@@ -111,7 +112,7 @@ class FusedBottleneck(nn.Module):
         return y
 
 
-def fuse(model: nn.Module) -> nn.Module:
+def fuse(model: nn.Module, compile: bool | Settings = False) -> nn.Module:
     """Return a model for inference that computes what `model` does in eval mode, with fewer passes over memory.
 
     Takes timm's ResNets, its `legacy_*` and this package's; `model` is not changed. What became of each block is in the
@@ -132,6 +133,9 @@ def fuse(model: nn.Module) -> nn.Module:
         raise InputError(f"{type(model).__name__} has no blocks of a ResNet, so there is nothing to fuse")
     if any(tensor.is_meta for tensor in model.parameters()):
         raise InputError("the model is on the meta device and has no weights to fuse")
+    settings: Any = "default" if compile is True else compile
+    if settings:
+        require_compiler(model_device(model), settings)
     fused: Any = copy.deepcopy(model).requires_grad_(False)
     for module in list(fused.modules()):
         if type(module) is nn.Sequential:
@@ -148,7 +152,8 @@ def fuse(model: nn.Module) -> nn.Module:
             outcomes.append(outcome)
             fused.set_submodule(name, new)
     fused.fusion = tuple(outcomes)
-    return fused.eval().to(memory_format=torch.channels_last)
+    fused = fused.eval().to(memory_format=torch.channels_last)
+    return CompiledModel(fused, settings) if settings else fused
 
 
 def _fuse_block(name: str, block: Any) -> tuple[nn.Module, BlockFusion]:

@@ -58,6 +58,7 @@ FIELDS: dict[str, str] = {
     "keep_states": "how many of the last states are kept",
     "eval_every": "epochs between two measurements, which also write the model folders; the last is measured always",
     "save_every": "epochs between two states to resume from; after the last epoch there is always one",
+    "eval_precision": "autocast in the measurements during training; no: float32, as validate.py measures",
     "compile": "true: torch.compile",
     "se_blocks": "true: this package's forms of timm's SE blocks, which are faster in training; needs compile=true",
     "grad_checkpointing": "true: compute activations again in the backward pass, for less memory",

@@ -63,6 +63,7 @@ class Recipe:
     keep_states: int = 2
     eval_every: int = 1
     save_every: int = 1
+    eval_precision: Literal["no", "bf16", "fp16"] = "no"
     compile: bool = False
     se_blocks: bool = False
     grad_checkpointing: bool = False

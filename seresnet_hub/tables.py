@@ -135,13 +135,13 @@ def passes(measured: Path) -> str:
     rows = []
     for result in _results(measured):
         kernels = result["kernels"]
-        for graph in dict.fromkeys(kernel["graph"] for kernel in kernels["timm"]):
+        for graph, dtype in dict.fromkeys((kernel["graph"], kernel.get("dtype")) for kernel in kernels["timm"]):
             counts = []
             for name in ("plain", "timm", result["own"]):
-                listed = [kernel for kernel in kernels[name] if kernel["graph"] == graph]
+                listed = [one for one in kernels[name] if (one["graph"], one.get("dtype")) == (graph, dtype)]
                 reads, writes = (sum(kernel[key] for kernel in listed) for key in ("wide_reads", "wide_writes"))
                 counts.append(f"{reads} + {writes}")
-            rows.append((f"{result['benchmark']}, {graph}", *counts))
+            rows.append((", ".join([result["benchmark"], graph, *([dtype] if dtype else [])]), *counts))
     return table(("wide maps read + written", "ResNet-50", "SE-ResNet-50, timm", "SE-ResNet-50, here"), rows)
 
 

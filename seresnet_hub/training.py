@@ -63,7 +63,16 @@ from seresnet_hub.training_card import facts_of_run, save_run
 OF_A_MACHINE = frozenset({"data", "weights", "workers", "license", "keep_states"})
 # Fields that do not change what is learnt, but for rounding.
 NOT_LEARNT = OF_A_MACHINE | {
-    *("checkpoint_steps", "eval_every", "save_every", "compile", "se_blocks", "grad_checkpointing", "corrupt_share"),
+    *(
+        "checkpoint_steps",
+        "eval_every",
+        "save_every",
+        "compile",
+        "se_blocks",
+        "grad_checkpointing",
+        "corrupt_share",
+        "eval_precision",
+    ),
 }
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 STATE_KEYS = frozenset({"model", "optimizer", "history", "losses", "scaler", "average"})
@@ -721,7 +730,7 @@ def _evaluate(model: nn.Module, split: Split, recipe: Recipe, accelerator: Accel
         model, split, workers=recipe.workers, rank=accelerator.process_index, world_size=accelerator.num_processes,
         batch_size=128 * accelerator.num_processes, total=total,
         # A held-out part is of the collection that is trained on, damage and all.
-        corrupt_share=0.0 if split.kept is None else recipe.corrupt_share,
+        corrupt_share=0.0 if split.kept is None else recipe.corrupt_share, precision=recipe.eval_precision,
     )  # fmt: skip
 
 

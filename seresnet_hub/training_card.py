@@ -51,6 +51,7 @@ def save_run(
     fill_folder(output, fill)
 
 
+AUTOCAST_NAMES = {"bf16": "bfloat16", "fp16": "float16"}
 # What is said of the weights in a folder beside the last ones.
 KINDS = {
     "": "",
@@ -83,6 +84,11 @@ def facts_of_run(
         )
     elif split.name == recipe.train_split:
         notes.append("Its accuracy was measured on the images that it was trained on, and says nothing of others.")
+    if accuracy.precision != "no":
+        notes.append(
+            f"Its accuracy was measured under autocast in {AUTOCAST_NAMES[accuracy.precision]}; in float32 it may be "
+            "another by a few images."
+        )
     if learnt_before:
         notes.append(f"{learnt_before}.")
     if chance is not None and (doubt := chance.doubt(accuracy.top1)):

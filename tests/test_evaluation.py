@@ -144,6 +144,26 @@ def test_damaged_and_half_precision_models(model: nn.Module, split: Split) -> No
         evaluate(timm.create_model("seresnet20_cifar", num_classes=0), split)
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_a_precision_is_that_of_the_computation(
+    model: nn.Module, split: Split, precision: Any, dtype: torch.dtype
+) -> None:
+    """The logits are those of the model under autocast; the weights stay what they are."""
+    seen: list[torch.Tensor] = []
+    handle = model.fc.register_forward_hook(lambda _, __, logits: seen.append(logits))
+    plain = evaluate(model, split, workers=0)
+    found = evaluate(model, split, workers=0, precision=precision)
+    handle.remove()
+    assert (plain.precision, found.precision) == ("no", precision)
+    assert [logits.dtype for logits in seen] == [torch.float32, dtype]
+    assert next(model.parameters()).dtype == torch.float32
+    assert plain.loss is not None
+    assert found.loss is not None
+    assert 0 < abs(plain.loss - found.loss) < 0.05
+    with pytest.raises(InputError, match="precision=bf8: must be no, bf16 or fp16"):
+        evaluate(model, split, workers=0, precision="bf8")  # type: ignore[arg-type]
+
+
 def test_fewer_than_five_classes_have_a_top5(write_split: WriteSplit) -> None:
     split = open_split(str(write_split([[6]], classes=3)), "train")
     found = evaluate(timm.create_model("seresnet20_cifar", num_classes=3), split, workers=0)

@@ -20,9 +20,7 @@ FLOORS = [
     {
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
         *("sizes", "environment", "pictures", "classes", "markdown", "snippets", "locks", "history", "photographs"),
-        "joining",
-        "timing",
-        "interruption",
+        *("joining", "timing", "interruption", "compiling"),
     },
     {
         "pretrained",

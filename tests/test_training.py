@@ -519,3 +519,13 @@ def test_a_card_tells_an_unfinished_run_and_its_own_images(
     assert "measured on the images that it was trained on" in card
     assert "--max-steps 2" in card
     assert "warning: what is measured here are the training images" in capsys.readouterr().err
+
+
+def test_a_card_says_in_which_precision_its_accuracy_was_measured(tmp_path: Path, numbers: str) -> None:
+    for precision, words in (("no", None), ("bf16", "under autocast in bfloat16")):
+        out = tmp_path / precision
+        training.train(replace(SMALL, epochs=1, eval_precision=precision), data=numbers, output=out)
+        notes = json.loads((out / "config.json").read_text())["seresnet_hub"]["notes"]
+        assert ("autocast" in " ".join(notes), "autocast" in (out / "README.md").read_text()) == (bool(words),) * 2
+        assert words is None or words in (out / "README.md").read_text()
+    assert same(tmp_path / "no", tmp_path / "bf16"), "what is learnt is the same"
