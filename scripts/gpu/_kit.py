@@ -19,14 +19,14 @@ MARK = "SERESNET_HUB_GPU_KIT"
 class Running:
     """A command in a process group of its own. Its stderr goes to the kit's own, its stdout is kept and printed."""
 
-    def __init__(self, command: list[str], mark: str, **environment: str) -> None:
+    def __init__(self, command: list[str], mark: str) -> None:
         print("$", " ".join(command)[:600], flush=True)
         self.begun = time.time()
         self.lines: list[str] = []
         self._ended: float | None = None
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=sys.stderr, text=True, errors="replace", start_new_session=True,
-            env={**os.environ, **environment, MARK: mark},
+            env={**os.environ, MARK: mark},
         )  # fmt: skip
         self.mark = mark
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -120,22 +120,20 @@ class Kit:
                 file.write(line + "\n")
             print("RESULT", line[:1500], flush=True)
 
-    def begin(self, command: list[str], **environment: str) -> Running:
+    def begin(self, command: list[str]) -> Running:
         """Start a command."""
         with self._lock:
             self._started += 1
             mark = f"{self.work}:{self._started}:"
-        return Running(command, mark, **environment)
+        return Running(command, mark)
 
-    def run(self, part: str, seconds: float, command: list[str], **environment: str) -> bool:
-        """Run a command in at most so many seconds, and record how it went; return whether it went well."""
+    def run(self, part: str, seconds: float, command: list[str], **facts: object) -> None:
+        """Run a command in at most so many seconds, and record how it went, and further facts."""
         if self.left() < 15:
-            self.record(part, skipped=f"{self.left():.0f} s are left")
-            return False
-        running = self.begin(command, **environment)
+            return self.record(part, skipped=f"{self.left():.0f} s are left", **facts)
+        running = self.begin(command)
         code = running.wait(min(self.budget(seconds), self.left() - 6))
-        self.record(part, rc=code, seconds=running.seconds, result=running.result)
-        return code == 0
+        return self.record(part, rc=code, seconds=running.seconds, result=running.result, **facts)
 
     def budget(self, seconds: float) -> float:
         """Return the seconds that a part may take: where it is small, a CPU needs other times."""

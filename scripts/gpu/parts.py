@@ -39,8 +39,8 @@ def tests(kit: Kit) -> None:
     files = sorted(str(path) for path in Path("tests").glob("test_*.py") if "mark.gpu" in path.read_text("utf-8"))
     # The machine has other packages than the tests were written with, whose warnings say nothing about the GPU.
     options = ("-o", "addopts=--strict-markers", "-W", "default", "-p", "no:cacheprovider", "--color=no")
-    on_cpu = {"GPU_TESTS_ON_CPU": "1"} if kit.small else {}
-    kit.run("tests", 150, [PYTHON, "-m", "pytest", "-q", "-rA", "-m", "gpu", *options, *files], **on_cpu)
+    on_cpu = ("env", "GPU_TESTS_ON_CPU=1") if kit.small else ()
+    kit.run("tests", 150, [*on_cpu, PYTHON, "-m", "pytest", "-q", "-rA", "-m", "gpu", *options, *files])
 
 
 def benchmark(kit: Kit, what: str, *options: str) -> list[str]:
@@ -84,7 +84,7 @@ def variants(kit: Kit) -> None:
     for settings in VARIANTS[: 1 if kit.small else None]:
         options = [word for setting in settings for word in ("--inductor", setting)]
         one = ("--mode", "compiled", "--network", "own")
-        kit.run("variants", 60, benchmark(kit, "training", *one, *options, *batch(kit, 256)))
+        kit.run("variants", 60, benchmark(kit, "training", *one, *options, *batch(kit, 256)), given=settings)
 
 
 # --- training runs ----------------------------------------------------------------------------------------------------
@@ -179,13 +179,13 @@ def imagenet(kit: Kit, name: str, *, training: int, validation: int) -> Path:
 def e2e(kit: Kit) -> None:
     """The whole of train.py on `seresnet50_8xb32_in1k`: images/s, waiting for batches, an idle GPU, longest kernels."""
     # Of 75 pictures each: one epoch is longer than the run.
-    data = imagenet(kit, "imagenet", training=4 if kit.small else 600, validation=1)
+    data = imagenet(kit, "imagenet", training=12 if kit.small else 600, validation=1)
     small = ("model=seresnet18", "input_size=64", "batch_size=16") if kit.small else ()
     output = kit.work / "e2e"
     shutil.rmtree(output, ignore_errors=True)
     kit.run("e2e", 95, train(
         kit, output, "--recipe", "seresnet50_8xb32_in1k", "--data", str(data),
-        "--max-steps", "8" if kit.small else "160", "--profile", str(kit.out / "profile.json"), "--set",
+        "--max-steps", "60" if kit.small else "160", "--profile", str(kit.out / "profile.json"), "--set",
         "num_classes=1000", "mixed_precision=bf16", "compile=true", "se_blocks=true", "decoder=fast", "drop_last=true",
         f"workers={max(1, min(12, kit.cores - 2))}", *small,
     ))  # fmt: skip
@@ -292,6 +292,8 @@ def main() -> None:
     )
     shutil.rmtree(kit.work, ignore_errors=True)
     kit.work.mkdir(parents=True)
+    commit = ROOT / ".device" / "commit"
+    kit.record("kit", small=small, parts=names, commit=commit.read_text().strip() if commit.exists() else None)
 
     def stop(number: int, _: Any) -> None:
         kit.end()

@@ -44,6 +44,7 @@ echo "packages: $(du -sm "$work/site" | cut -f1) MiB, packed $(($(stat -c %s "$f
 # --- data --------------------------------------------------------------------------------------------------------------
 rm -rf "$folder/data" "$folder/out" && mkdir -p "$folder/data/cifar10" "$folder/data/imagenet"
 cp "$data"/cifar10/*.parquet "$folder/data/cifar10/"
+git describe --always --dirty > "$folder/commit"
 tree() { git ls-files -z --cached --others --exclude-standard | xargs -0 stat -c %s 2>/dev/null | awk '{s += $1} END {print s}'; }
 total() { echo $(($(tree) + $(du -sb "$folder" | cut -f1))); }
 for shard in "$data"/imagenet-sample/*.parquet; do
