@@ -98,7 +98,7 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
 
 @cache  # a GPU's memory that was freed on a stream is kept for that stream: one a loop would keep that of each loop
 def _copying_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call, no-any-return]
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _pinned(batch: Batch) -> Batch:

@@ -30,7 +30,7 @@ from timm.loss import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3, distribute_bn
+from timm.utils import distribute_bn
 from timm.utils.model import freeze
 from torch import distributed, nn
 from torch.nn import functional as F
@@ -60,6 +60,7 @@ from seresnet_hub.splits import open_splits, require_same_shards
 from seresnet_hub.starting import BEST, BEST_RAW, RAW, begin, processes_started, require_launcher
 from seresnet_hub.states import STATES_FOLDER, list_states, load_optimizer, save_state
 from seresnet_hub.training_card import facts_of_run, save_run
+from seresnet_hub.updates import MovingAverage, fused_option
 
 # Fields that may differ between machines: these, and the names of local folders.
 OF_A_MACHINE = frozenset({"data", "weights", "workers", "license", "keep_states"})
@@ -253,13 +254,14 @@ def _train(
             _parameter_groups(model, recipe), recipe.optimizer, lr=recipe.peak_learning_rate,
             weight_decay=recipe.weight_decay, momentum=recipe.momentum,
             **({} if recipe.optimizer_eps is None else {"eps": recipe.optimizer_eps}),
+            **fused_option(recipe.optimizer, device_type=device_type, mixed_precision=recipe.mixed_precision),
         )  # fmt: skip
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer={recipe.optimizer}: {error}") from error
     if recipe.optimizer_eps is not None and "eps" not in optimizer.defaults:  # timm drops what its optimiser lacks
         raise InputError(f"optimizer_eps={recipe.optimizer_eps}: optimizer={recipe.optimizer} has none")
     schedule = _schedule(recipe, optimizer, steps_per_epoch, total_steps)
-    average = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
+    average = MovingAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     prepared, optimizer = accelerator.prepare(model, optimizer)
     # Accelerate made the model compute in mixed precision wherever it is called; what is saved is measured as it is.
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
