@@ -26,12 +26,13 @@ from timm.loss import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3, distribute_bn
+from timm.utils import distribute_bn
 from timm.utils.model import freeze
 from torch import distributed, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from seresnet_hub.backends import products, settings_of_run
 from seresnet_hub.blocks import use_training_blocks
 from seresnet_hub.chance import chance_of
 from seresnet_hub.data import Split, epoch_plan, loader, require_few_damaged
@@ -43,6 +44,7 @@ from seresnet_hub.folder import OTHER_WEIGHTS_FACTS
 from seresnet_hub.held_out import learnt_before
 from seresnet_hub.history import Row, add_row, is_best, is_due, is_measured
 from seresnet_hub.images import seed_from
+from seresnet_hub.inductor import options_of
 from seresnet_hub.interruption import Interruption
 from seresnet_hub.joining import join_again
 from seresnet_hub.loading import load, origin_of
@@ -58,22 +60,19 @@ from seresnet_hub.starting import BEST, BEST_RAW, RAW, begin, processes_started,
 from seresnet_hub.states import STATES_FOLDER, list_states, load_optimizer, save_state
 from seresnet_hub.timing import Clock
 from seresnet_hub.training_card import facts_of_run, save_run
+from seresnet_hub.updates import MovingAverage, fused_option
 
 # Fields that may differ between machines: these, and the names of local folders.
 OF_A_MACHINE = frozenset({"data", "weights", "workers", "license", "keep_states"})
 # Fields that do not change what is learnt, but for rounding.
 NOT_LEARNT = OF_A_MACHINE | {
-    *(
-        "checkpoint_steps",
-        "eval_every",
-        "save_every",
-        "compile",
-        "se_blocks",
-        "grad_checkpointing",
-        "corrupt_share",
-        "eval_precision",
-    ),
+    *("checkpoint_steps", "eval_every", "save_every", "eval_precision", "corrupt_share"),
+    *("compile", "inductor", "se_blocks", "grad_checkpointing"),
 }
+# What a state that is older than a field was trained with.
+DEFAULTS = json.loads(
+    json.dumps({f.name: f.default for f in dataclasses.fields(Recipe) if f.default is not dataclasses.MISSING})
+)
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 STATE_KEYS = frozenset({"model", "optimizer", "history", "losses", "scaler", "average"})
 # The steps between two looks at the losses and at signals, for each of which the host waits for the device.
@@ -136,12 +135,16 @@ def _train(
             known = ", ".join(sorted(map(str, LOGGER_TYPE_TO_CLASS)))
             raise InputError(f"tracker {name!r}: not installed, or not one of {known}")
 
+    options = options_of(recipe.inductor, deterministic=recipe.deterministic) if recipe.compile else {}
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    on_exit.enter_context(settings_of_run(device_type, deterministic=recipe.deterministic))
+
     # ------------------------------------------------------------------ processes
     join_again(WAIT_FOR_OTHERS)
     # Accelerate joins CPU processes only when it is told that there is nothing but a CPU.
     try:
         accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), mixed_precision=recipe.mixed_precision,
+            cpu=device_type == "cpu", mixed_precision=recipe.mixed_precision,
             log_with=list(trackers) or None, project_dir=output / STATES_FOLDER,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)],
         )  # fmt: skip
@@ -236,20 +239,21 @@ def _train(
             _parameter_groups(model, recipe), recipe.optimizer, lr=recipe.peak_learning_rate,
             weight_decay=recipe.weight_decay, momentum=recipe.momentum,
             **({} if recipe.optimizer_eps is None else {"eps": recipe.optimizer_eps}),
+            **fused_option(recipe.optimizer, device_type=device_type, mixed_precision=recipe.mixed_precision),
         )  # fmt: skip
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer={recipe.optimizer}: {error}") from error
     if recipe.optimizer_eps is not None and "eps" not in optimizer.defaults:  # timm drops what its optimiser lacks
         raise InputError(f"optimizer_eps={recipe.optimizer_eps}: optimizer={recipe.optimizer} has none")
     schedule = _schedule(recipe, optimizer, steps_per_epoch, total_steps)
-    average = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
+    average = MovingAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     prepared, optimizer = accelerator.prepare(model, optimizer)
     # Accelerate made the model compute in mixed precision wherever it is called; what is saved is measured as it is.
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     if recipe.compile and not is_compiled_module(prepared):  # here, since Accelerate's setting is one for the process
         # One graph for each size: a graph for any size would be made after the first short batch, so a resumed run,
         # which begins elsewhere, would be another one's bits.
-        prepared = torch.compile(prepared, dynamic=False)
+        prepared = torch.compile(prepared, dynamic=False, options=options)
     _from_main(accelerator, lambda: _start_trackers(accelerator, recipe))
 
     # ------------------------------------------------------------------ resume
@@ -726,12 +730,13 @@ def _evaluate(model: nn.Module, split: Split, recipe: Recipe, accelerator: Accel
         summed: torch.Tensor = accelerator.reduce(counts, reduction="sum")
         return summed
 
-    return evaluate(
-        model, split, workers=recipe.workers, rank=accelerator.process_index, world_size=accelerator.num_processes,
-        batch_size=128 * accelerator.num_processes, total=total,
-        # A held-out part is of the collection that is trained on, damage and all.
-        corrupt_share=0.0 if split.kept is None else recipe.corrupt_share, precision=recipe.eval_precision,
-    )  # fmt: skip
+    with products(accelerator.device.type, "exact"):  # as validate.py measures it again
+        return evaluate(
+            model, split, workers=recipe.workers, rank=accelerator.process_index, world_size=accelerator.num_processes,
+            batch_size=128 * accelerator.num_processes, total=total,
+            # A held-out part is of the collection that is trained on, damage and all.
+            corrupt_share=0.0 if split.kept is None else recipe.corrupt_share, precision=recipe.eval_precision,
+        )  # fmt: skip
 
 
 def _require_same_on_all_ranks(model: nn.Module) -> None:
@@ -755,7 +760,7 @@ def _settings(recipe: Recipe, split: Split, *, but: frozenset[str] = NOT_LEARNT)
 def _require_same_run(state: Mapping[str, Any], wanted: str, total_steps: int) -> None:
     """Raise `InputError` where a state belongs to another run, or to another version of this code."""
     try:
-        saved = json.loads(state["settings"])
+        saved = {**DEFAULTS, **json.loads(state["settings"])}
         whole = state.keys() >= STATE_KEYS and all(isinstance(state[key], int) for key in ("step", "seen", "shards"))
         if not whole:
             raise ValueError("something is missing in it")

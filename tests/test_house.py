@@ -20,7 +20,7 @@ FLOORS = [
     {
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
         *("sizes", "environment", "pictures", "classes", "markdown", "snippets", "locks", "history", "photographs"),
-        *("joining", "timing", "interruption", "compiling"),
+        *("joining", "timing", "interruption", "compiling", "backends", "inductor", "updates"),
     },
     {
         "pretrained",
