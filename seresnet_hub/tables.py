@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 
+from seresnet_hub import gpu_tables
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import read_json
 from seresnet_hub.markdown import table
@@ -155,7 +156,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "migration": migration,
     "recipes": recipes,
 }
-MEASURED_TABLES: dict[str, Callable[[Path], str]] = {"speed": speed, "passes": passes}
+MEASURED_TABLES: dict[str, Callable[[Path], str]] = {
+    "speed": speed,
+    "passes": passes,
+    "gpu": gpu_tables.speed,
+    "gpu_runs": gpu_tables.runs,
+}
 
 
 def fill(text: str, measured: Path) -> str:

@@ -34,6 +34,7 @@ FLOORS = [
         "conversion_facts",
         "profiling",
         "lost_processes",
+        "gpu_tables",
     },
     {"configs", "hub_client"},
     {"models", "splits", "starting", "snapshots", "strict"},

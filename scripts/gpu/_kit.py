@@ -70,9 +70,10 @@ class Running:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip("\n"))
-            print(line.rstrip("\n")[:2000], flush=True)
+        with self.process.stdout as stdout:
+            for line in stdout:
+                self.lines.append(line.rstrip("\n"))
+                print(line.rstrip("\n")[:2000], flush=True)
         self._ended = time.time()
 
     def _signal(self, number: int) -> None:
@@ -82,15 +83,23 @@ class Running:
 
 def kill_marked(mark: str) -> None:
     """Kill all processes that have a mark, or one that begins so, in their environment."""
-    wanted = f"{MARK}={mark}".encode()
+    until = time.time() + 3  # a process that waits for a device ends when it can
+    while _kill_those_there(f"{MARK}={mark}".encode()) and time.time() < until:
+        time.sleep(0.01)  # some may just have been started
+
+
+def _kill_those_there(wanted: bytes) -> bool:
+    found = False
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
         try:
             if any(one.startswith(wanted) for one in (process / "environ").read_bytes().split(b"\0")):
                 os.kill(int(process.name), signal.SIGKILL)
+                found = True
         except OSError:  # it has ended, or is somebody else's
             continue
+    return found
 
 
 class Kit:
@@ -105,8 +114,9 @@ class Kit:
         self.start, self.limit = start, limit
         self.cores = len(os.sched_getaffinity(0))
         self.results = out / "results.jsonl"
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._started = 0
+        self._ended = False
 
     def left(self) -> float:
         """Return the seconds that are left."""
@@ -121,11 +131,12 @@ class Kit:
             print("RESULT", line[:1500], flush=True)
 
     def begin(self, command: list[str]) -> Running:
-        """Start a command."""
+        """Start a command. Errors: `RuntimeError` where the kit has ended."""
         with self._lock:
+            if self._ended:
+                raise RuntimeError("the kit has ended")
             self._started += 1
-            mark = f"{self.work}:{self._started}:"
-        return Running(command, mark)
+            return Running(command, f"{self.work}:{self._started}:")
 
     def run(self, part: str, seconds: float, command: list[str], **facts: object) -> None:
         """Run a command in at most so many seconds, and record how it went, and further facts."""
@@ -140,5 +151,7 @@ class Kit:
         return 1200 if self.small else seconds
 
     def end(self) -> None:
-        """Kill whatever the kit has started and still runs."""
+        """Kill whatever the kit has started and still runs; nothing can be started any more."""
+        with self._lock:
+            self._ended = True
         kill_marked(f"{self.work}:")

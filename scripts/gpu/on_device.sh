@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # On the machine with the GPU, in the repository's root:  bash scripts/gpu/on_device.sh [SECONDS]
-# It ends by itself after so many seconds. Results go to $OUT, by default .device/out: results.jsonl (a line for each
+# It ends by itself after so many seconds. Results go to $OUT, by default runs/gpu: results.jsonl (a line for each
 # part as soon as it is known), log.txt, profile.json, runs.tar.gz.
 # KIT_PARTS=a,b runs these parts alone; KIT_SMALL=1 tries everything at tiny sizes, on a CPU too.
 set -uo pipefail
 limit=${1:-530}
 start=$(date +%s)
 root=$(pwd)
-export OUT=${OUT:-$root/.device/out}
+export OUT=${OUT:-$root/runs/gpu}
 work=${KIT_WORK:-/tmp/seresnet_hub_gpu}
 mkdir -p "$OUT" "$work"
 exec > >(tee -a "$OUT/log.txt") 2>&1
