@@ -46,7 +46,7 @@ class Finished:
     def poll(self) -> int:
         return 0
 
-    def wait(self, seconds: float = 0) -> int:
+    def wait(self, seconds: float = 0, grace: float = 0) -> int:
         return 0
 
     def kill(self) -> None:
@@ -148,13 +148,15 @@ def test_a_failing_part_does_not_touch_the_next(tmp_path: Path, monkeypatch: pyt
 
     def sound(kit: Any) -> None:
         kit.run("sound", 30, [sys.executable, "-c", "print(1); print('{\"a\": 2}')"])
+        kit.run("talks", 30, ["printf", "%s\n", '{"a": 2}', "= 1 passed ="])
 
     monkeypatch.setattr(parts, "GROUPS", ((broken,), (sound,)))
     kit = a_kit(_kit.Kit, tmp_path)
     parts.run_parts(kit, ["broken", "sound"])
-    first, second = results(kit.out)
+    first, second, third = results(kit.out)
     assert first["failed"] == "RuntimeError: no such kernel"
     assert (second["rc"], second["result"]) == (0, {"a": 2})
+    assert third["result"] == ['{"a": 2}', "= 1 passed ="]
 
 
 HANGS = """

@@ -14,6 +14,7 @@ from pathlib import Path
 
 # In the environment of everything that the kit starts, so that nothing of it stays behind, whatever session it is in.
 MARK = "SERESNET_HUB_GPU_KIT"
+MOST_LINES = 40  # of a command's output, in the results
 
 
 class Running:
@@ -32,15 +33,18 @@ class Running:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def wait(self, seconds: float) -> int:
-        """Return the exit code; 124 where the command had to be ended, after `seconds`. Nothing of it runs on."""
+    def wait(self, seconds: float, grace: float = 4) -> int:
+        """Return the exit code; 124 where the command had to be ended, after `seconds`. Nothing of it runs on.
+
+        After a signal it has `grace` seconds to end by itself.
+        """
         try:
             code = self.process.wait(max(seconds, 0.1))
         except subprocess.TimeoutExpired:
             print(f"the time of this command is up after {self.seconds} s", flush=True)
             self._signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(4)
+                self.process.wait(grace)
             code = 124
         self.kill()
         self._reader.join(2)
@@ -54,14 +58,11 @@ class Running:
 
     @property
     def result(self) -> object:
-        """The last line of the output that is a JSON object, or the last lines where there is none."""
-        for line in reversed(self.lines):
-            if line.startswith("{"):
-                try:
-                    return json.loads(line)
-                except ValueError:
-                    break
-        return self.lines[-15:]
+        """The last line of the output where that is a JSON object, as of all scripts here; else the last lines."""
+        if self.lines and self.lines[-1].startswith("{"):
+            with contextlib.suppress(ValueError):
+                return json.loads(self.lines[-1])
+        return self.lines[-MOST_LINES:]
 
     @property
     def seconds(self) -> float:

@@ -38,7 +38,8 @@ def tests(kit: Kit) -> None:
     """The project's tests that need a GPU."""
     files = sorted(str(path) for path in Path("tests").glob("test_*.py") if "mark.gpu" in path.read_text("utf-8"))
     # The machine has other packages than the tests were written with, whose warnings say nothing about the GPU.
-    options = ("-o", "addopts=--strict-markers", "-W", "default", "-p", "no:cacheprovider", "--color=no")
+    options = ("-o", "addopts=--strict-markers", "-W", "default", "-p", "no:cacheprovider", "--color=no",
+               "--tb=short", "--show-capture=stdout")  # fmt: skip
     on_cpu = ("env", "GPU_TESTS_ON_CPU=1") if kit.small else ()
     kit.run("tests", 150, [*on_cpu, PYTHON, "-m", "pytest", "-q", "-rA", "-m", "gpu", *options, *files])
 
@@ -130,11 +131,14 @@ def smoke(kit: Kit) -> None:
         states = {name: one.result() for name, one in found.items()}
     resumed = {name: kit.begin(train(kit, kit.work / f"{name}_killed", *words[name], "--resume")) for name in words}
     for name in words:
-        codes = {"whole": whole[name].wait(ends - time.time()), "resumed": resumed[name].wait(ends - time.time())}
+        codes = {
+            kind: one.wait(ends - time.time(), grace=0)
+            for kind, one in (("whole", whole[name]), ("resumed", resumed[name]))
+        }
         digests = [digest(kit.work / f"{name}_{one}") for one in ("whole", "killed")]
         kit.record(
-            f"smoke_{name}", rc=max(codes.values()), seconds=whole[name].seconds, states_when_killed=states[name],
-            whole=whole[name].result, resumed=resumed[name].result, digests=digests,
+            f"smoke_{name}", rc=max(codes.values(), key=abs), codes=codes, seconds=whole[name].seconds,
+            states_when_killed=states[name], whole=whole[name].result, resumed=resumed[name].result, digests=digests,
             same_bits=None if None in digests else digests[0] == digests[1],
         )  # fmt: skip
 
