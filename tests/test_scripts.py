@@ -18,6 +18,7 @@ from conftest import WriteSplit, encode
 from PIL import Image
 
 from seresnet_hub.command_line import run
+from seresnet_hub.environment import loader_workers
 from seresnet_hub.recipe_fields import FIELDS
 from seresnet_hub.recipes import RECIPES
 from seresnet_hub.terminal import as_table
@@ -70,8 +71,9 @@ def test_validate_prints_its_result(trained: Path, tmp_path: Path, capfd: pytest
     result = json.loads(out)
     assert list(result) == [
         "model", "data", "split", "seen", "counted", "top1", "top5", "loss", "input_size", "crop_pct",
-        "images_per_second",
+        "images_per_second", "precision", "compile", "workers",
     ]  # fmt: skip
+    assert (result["precision"], result["compile"], result["workers"]) == ("no", None, loader_workers())
     assert (result["split"], result["seen"], result["counted"]) == ("validation", 360, 360)
     assert (result["input_size"], result["crop_pct"]) == ([8, 8], 1.0)
     options = ["--input-size", 12, "--crop-pct", 0.75, "--report", tmp_path / "report"]
