@@ -1,4 +1,4 @@
-"""A profile must hold what ran in its steps, be written whole or not at all, and cost nothing where none is asked for."""
+"""A profile must hold what ran in its steps, be written whole or not at all, and cost nothing where none is asked."""
 
 from __future__ import annotations
 
