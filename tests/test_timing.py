@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,15 @@ def test_an_interval_that_reaches_from_the_first_steps_to_others_does_not_count(
     assert run.result()["images_per_second"] is None
     run.interval(20)
     assert run.result()["images_per_second"] == 2.0
+
+
+def test_no_batch_is_kept_that_its_user_has_dropped() -> None:
+    batches = Clock().batches(torch.zeros(1) for _ in range(2))
+    for _ in range(2):
+        batch = next(batches)
+        kept = weakref.ref(batch)
+        del batch
+        assert kept() is None
 
 
 def test_profiled_steps_do_not_count() -> None:
