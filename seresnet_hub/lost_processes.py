@@ -58,6 +58,7 @@ def watched() -> Iterator[None]:
         yield
         return
     watcher = _start()
+    _obey(watcher.stdout)  # until they are connected, so that none is missed that is lost soon
     ears = threading.Thread(target=_obey, args=(watcher.stdout,), daemon=True)
     ears.start()
     word = b"failed\n"
@@ -94,8 +95,9 @@ def _start() -> subprocess.Popen[bytes]:
         pass_fds=[listener.fileno()] if listener else [],
     )  # fmt: skip
     settings = {
-        "rank": rank, "token": token, "address": os.environ.get("MASTER_ADDR", "localhost"), "port": port,
-        "parent": os.getpid(), "listener": listener.fileno() if listener else None,
+        "rank": rank, "world_size": distributed.get_world_size(), "parent": os.getpid(), "token": token,
+        "address": os.environ.get("MASTER_ADDR", "localhost"), "port": port,
+        "listener": listener.fileno() if listener else None,
     }  # fmt: skip
     assert watcher.stdin is not None
     watcher.stdin.write(json.dumps(settings).encode() + b"\n")
@@ -110,9 +112,9 @@ def _listener() -> socket.socket:
     return socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=1024)
 
 
-def _obey(watcher: IO[bytes]) -> None:
-    """End this process when its watcher says so; files that it writes appear whole, so nothing is harmed."""
-    if watcher.read(1):
+def _obey(watcher: IO[bytes] | None) -> None:
+    """Wait for a sign of the watcher, and end this process where it is `!`; files appear whole, so none is harmed."""
+    if watcher is not None and watcher.read(1) == b"!":
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):
                 stream.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -54,12 +55,11 @@ class Clock:
         waiting = iter(batches)
         while True:
             asked = self._now()
-            try:
-                batch = next(waiting)
-            except StopIteration:
-                return
+            found = list(islice(waiting, 1))
             self._waited += self._now() - asked
-            yield batch
+            if not found:
+                return
+            yield found.pop()  # a batch that was kept here would keep its memory during the step
 
     def step(self, size: int) -> None:
         """Count a step on a batch that has `size` rows on this process."""

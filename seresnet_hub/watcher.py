@@ -4,7 +4,8 @@ It is a process and not a thread: a GPU that waits for a lost process stops the 
 hold the lock of Python's interpreter, so that none of its threads could say anything. `lost_processes.watched` starts
 it, with settings as a line of JSON on standard input; later the word `left` or `failed` there says that its process
 ends by itself. The watcher of process 0 is connected with all others, and passes on what it learns. A process is gone
-where its watcher's connection closes without such a word, so that nothing depends on how busy a process is.
+where its watcher's connection closes without such a word, so that nothing depends on how busy a process is. On standard
+output `.` says that the watchers are connected, and `!` that the process must end.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Watcher:
     def __init__(self, settings: dict[str, Any], words: str) -> None:
         self._rank, self._token, self._parent = settings["rank"], settings["token"], settings["parent"]
         self._listener = None if settings["listener"] is None else socket.socket(fileno=settings["listener"])
-        self._address, self._port = settings["address"], settings["port"]
+        self._address, self._port, self._world_size = settings["address"], settings["port"], settings["world_size"]
+        self._connecting_until = time.monotonic() + CONNECT
         self._words = words  # from the own process, not yet understood
         self._others: list[Connection] = []
         self._gone, self._deadline = 0, float("inf")  # which one is lost, and when to say so
@@ -81,7 +83,11 @@ class Watcher:
             self._print(f"warning: lost processes are no longer noticed at once: {type(error).__name__}: {error}")
 
     def _watch(self) -> None:
+        complete = False
         while True:
+            if not complete and (self._connected() or time.monotonic() > self._connecting_until):
+                complete = True
+                os.write(1, b".")
             ready = _readable(
                 [0, *([self._listener] if self._listener else []), *self._others],
                 min(TICK, max(0.0, self._deadline - time.monotonic())),
@@ -101,6 +107,10 @@ class Watcher:
                 self._end_process()
                 return
 
+    def _connected(self) -> bool:
+        wanted = 1 if self._listener is None else self._world_size - 1
+        return sum(other.rank >= 0 for other in self._others) >= wanted
+
     def _tell(self, word: str, rank: int, *, but: Connection | None = None) -> None:
         for other in self._others:
             if other is not but and other.rank >= 0:
@@ -108,8 +118,8 @@ class Watcher:
 
     def _connect(self) -> bool:
         """Connect with the first watcher; return False where that cannot be, or is no longer needed."""
-        deadline, error = time.monotonic() + CONNECT, ""
-        while time.monotonic() < deadline:
+        error = ""
+        while time.monotonic() < self._connecting_until:
             try:
                 link = Connection(socket.create_connection((self._address, self._port), timeout=5))
             except OSError as problem:

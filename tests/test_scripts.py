@@ -56,7 +56,8 @@ def test_train_prints_its_result(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert out.count("\n") == 1
     result = json.loads(out)
     assert list(result) == [
-        "output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", "images_per_second", "stopped",
+        "output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", "images_per_second", "waiting_share",
+        "first_steps_seconds", "peak_bytes", "stopped",
     ]  # fmt: skip
     assert (result["output"], result["recipe"], result["steps"], result["seen"]) == (
         str(tmp_path / "run"), "digits", 2, 128,
