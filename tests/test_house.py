@@ -20,7 +20,7 @@ FLOORS = [
     {
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
         *("sizes", "environment", "pictures", "classes", "markdown", "snippets", "locks", "history", "photographs"),
-        *("joining", "backends", "inductor", "updates"),
+        *("joining", "backends", "inductor", "updates", "running_statistics"),
     },
     {"pretrained", "states", "digits", "decoding", "architectures", "cards", "fusion", "names", "conversion_facts"},
     {"configs", "hub_client"},
