@@ -59,7 +59,7 @@ FIELDS: dict[str, str] = {
     "eval_every": "epochs between two measurements, which also write the model folders; the last is measured always",
     "save_every": "epochs between two states to resume from; after the last epoch there is always one",
     "eval_precision": "autocast in the measurements during training; no: float32, as validate.py measures",
-    "compile": "true: torch.compile",
+    "compile": "true: torch.compile; batches smaller than the others run uncompiled",
     "inductor": "settings of Inductor, torch's compiler, key=value,key=value; needs compile=true. Worth trying on a "
     "GPU: realize_reads_threshold=2, triton.max_tiles=1, and for small networks and batches triton.cudagraphs=true",
     "deterministic": "true: algorithms that give the same bits each time, also on a GPU, where they are slower",

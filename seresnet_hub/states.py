@@ -95,9 +95,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
     Whether it is fused stays as this machine has it.
     """
+    none: dict[str, Any] = {}
     groups = [
         {**group, **{name: own[name] for name in ("fused",) if name in own}}
-        for group, own in zip_longest(state["param_groups"], optimizer.param_groups, fillvalue={})
+        for group, own in zip_longest(state["param_groups"], optimizer.param_groups, fillvalue=none)
     ]
     optimizer.load_state_dict({**state, "param_groups": groups})
     for parameter, values in optimizer.state.items():

@@ -20,13 +20,15 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, is_compiled_module
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+    is_compiled_module,
+)
 from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import distribute_bn
 from timm.utils.model import freeze
 from torch import distributed, nn
 from torch.nn import functional as F
@@ -55,12 +57,13 @@ from seresnet_hub.plan import Plan
 from seresnet_hub.profiling import Profile, require_profile
 from seresnet_hub.recipes import AUTO, Recipe
 from seresnet_hub.repeats import dealt, part_rows
+from seresnet_hub.running_statistics import RunningStatistics
 from seresnet_hub.splits import open_splits, require_same_shards
 from seresnet_hub.starting import BEST, BEST_RAW, RAW, begin, processes_started, require_launcher
 from seresnet_hub.states import STATES_FOLDER, list_states, load_optimizer, save_state
 from seresnet_hub.timing import Clock
 from seresnet_hub.training_card import facts_of_run, save_run
-from seresnet_hub.updates import MovingAverage, fused_option
+from seresnet_hub.updates import MovingAverage, classifier_of, optimizer_of, schedule_of
 
 # Fields that may differ between machines: these, and the names of local folders.
 OF_A_MACHINE = frozenset({"data", "weights", "workers", "license", "keep_states"})
@@ -146,7 +149,11 @@ def _train(
         accelerator = Accelerator(
             cpu=device_type == "cpu", mixed_precision=recipe.mixed_precision,
             log_with=list(trackers) or None, project_dir=output / STATES_FOLDER,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS),
+                # No copy of the gradients, and no sending of buffers before each step: see `RunningStatistics`.
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            ],
         )  # fmt: skip
     except ValueError as error:  # it keeps the settings of the first one that a process makes
         raise InputError(f"mixed_precision={recipe.mixed_precision}: {error}") from error
@@ -220,7 +227,7 @@ def _train(
     model.pretrained_cfg = config  # evaluation reads its transform from here, as a user of the saved model does
     repeats = recipe.repeated_augmentation
     shares = [part_rows(plan, k, repeats=repeats, world_size=world_size) for k in (0, steps_per_epoch - 1)]
-    _require_trainable(model, recipe, images=min(_smallest_piece(share, recipe.accumulation) for share in shares))
+    _require_trainable(model, recipe, images=min(min(_piece_sizes(share, recipe.accumulation)) for share in shares))
     _require_mixable(recipe, plan, world_size)
     if recipe.grad_checkpointing:
         try:
@@ -234,26 +241,20 @@ def _train(
             raise InputError("se_blocks=True: it gains something where compile=True alone")
         if not use_training_blocks(model):
             raise InputError(f"se_blocks=True: {recipe.model} has no block of timm's with an SE unit")
-    try:
-        optimizer = create_optimizer_v2(
-            _parameter_groups(model, recipe), recipe.optimizer, lr=recipe.peak_learning_rate,
-            weight_decay=recipe.weight_decay, momentum=recipe.momentum,
-            **({} if recipe.optimizer_eps is None else {"eps": recipe.optimizer_eps}),
-            **fused_option(recipe.optimizer, device_type=device_type, mixed_precision=recipe.mixed_precision),
-        )  # fmt: skip
-    except (TypeError, ValueError) as error:
-        raise InputError(f"optimizer={recipe.optimizer}: {error}") from error
-    if recipe.optimizer_eps is not None and "eps" not in optimizer.defaults:  # timm drops what its optimiser lacks
-        raise InputError(f"optimizer_eps={recipe.optimizer_eps}: optimizer={recipe.optimizer} has none")
-    schedule = _schedule(recipe, optimizer, steps_per_epoch, total_steps)
+    optimizer = optimizer_of(model, recipe, device_type=device_type)
+    schedule = schedule_of(optimizer, recipe, steps_per_epoch, total_steps)
     average = MovingAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     prepared, optimizer = accelerator.prepare(model, optimizer)
     # Accelerate made the model compute in mixed precision wherever it is called; what is saved is measured as it is.
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     if recipe.compile and not is_compiled_module(prepared):  # here, since Accelerate's setting is one for the process
-        # One graph for each size: a graph for any size would be made after the first short batch, so a resumed run,
-        # which begins elsewhere, would be another one's bits.
+        # For the sizes of a full batch alone: a graph for any size would be made after the first short batch, so a
+        # resumed run, which begins elsewhere, would be another one's bits.
         prepared = torch.compile(prepared, dynamic=False, options=options)
+    # What a short batch runs through: compiling for its size as well takes a minute on a GPU, for a step an epoch.
+    uncompiled = getattr(prepared, "_orig_mod", prepared)
+    compiled_sizes = _piece_sizes(shares[0], recipe.accumulation)
+    statistics = RunningStatistics({"model": model, **({"average": average.module} if average else {})}, accelerator)
     _from_main(accelerator, lambda: _start_trackers(accelerator, recipe))
 
     # ------------------------------------------------------------------ resume
@@ -274,6 +275,7 @@ def _train(
                 accelerator.scaler.load_state_dict(state["scaler"])
             if average is not None:
                 average.module.load_state_dict(state["average"])
+            statistics.load(state.get("statistics", {}))  # none in states of an older version
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(f"cannot resume: the state in {output} does not fit {recipe.model} ({error})") from error
         if main:  # the others were compared with it, and a copy of a file may have another time of change
@@ -289,14 +291,17 @@ def _train(
         rate = optimizer.param_groups[0]["lr"]
         add_row(history, losses, steps_per_epoch=steps_per_epoch, learning_rate=rate)
 
-    def save() -> None:
+    def statistics_of_processes() -> dict[str, torch.Tensor]:
+        return statistics.gathered() if step % steps_per_epoch else {}  # they are equal at the end of an epoch
+
+    def save(of_processes: Mapping[str, torch.Tensor]) -> None:
         if main:
             state = {
                 "settings": _settings(recipe, train_split), "step": step, "seen": seen, "history": history,
                 "losses": torch.tensor(losses, dtype=torch.float64), "shards": train_split.fingerprint,
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
-                "average": average.module.state_dict() if average is not None else {},
+                "average": average.module.state_dict() if average is not None else {}, "statistics": of_processes,
             }  # fmt: skip
             save_state(output, state, keep=recipe.keep_states)
 
@@ -349,7 +354,7 @@ def _train(
                     waits = number < len(pieces) - 1  # only the last piece's gradients are sent to the other processes
                     with accelerator.no_sync(prepared) if waits else nullcontext():
                         with accelerator.autocast():
-                            logits = prepared(piece)
+                            logits = (prepared if len(piece) in compiled_sizes else uncompiled)(piece)
                         part = (_losses(logits.to(precision), wanted, recipe) * counts).sum() / batch.total
                         # Processes average their gradients; times their number, that is the mean over the whole batch.
                         with _statistics_kept(model) if recipe.grad_checkpointing else nullcontext():
@@ -383,16 +388,14 @@ def _train(
                         accelerator.log({"loss": losses[-1], "learning_rate": optimizer.param_groups[0]["lr"]}, step)
                     stopped = _any_rank(interruption.name is not None, accelerator)
                     clock.stop(trained)
-                    if ends and world_size > 1:
-                        distribute_bn(model, world_size, reduce=True)
-                        if average is not None:  # DistributedDataParallel lets the first process's statistics count
-                            distribute_bn(average.module, world_size, reduce=False)
+                    if step % steps_per_epoch == 0:
+                        statistics.share()
                     if ends:
                         end_epoch()
                     if ends or saves or stopped:
                         _require_finite_weights(model, step, output, recipe, accelerator)
                     if saves or stopped:
-                        save()
+                        save(statistics_of_processes())
                         kept = True
                     if not (ends or stopped):
                         clock.start()
@@ -407,6 +410,9 @@ def _train(
 
             # -------------------------------------------------------------- end of an epoch, or of the run
             end_epoch()  # no more than a look where its last step was made here
+            of_processes = statistics_of_processes()
+            if step % steps_per_epoch:  # the run ends within an epoch
+                statistics.share()
             _require_same_on_all_ranks(measured)
             accuracy = _evaluate(measured, eval_split, recipe, accelerator)
             say(
@@ -432,10 +438,12 @@ def _train(
                     save_run(folder, weights, train_split.class_names, facts, history)
             stopped = step < last_step and _any_rank(interruption.name is not None, accelerator)
             if stopped or step == last_step:  # a run that goes on has a state without these figures: see `add_row`
-                save()
+                save(of_processes)
             accelerator.wait_for_everyone()
     if accuracy is None and not stopped:  # a finished run was resumed
         say(f"{output} is finished: it is measured once more")
+        if step % steps_per_epoch:
+            statistics.share()
         accuracy = _evaluate(measured, eval_split, recipe, accelerator)
     accelerator.end_training()
     if chance is not None and accuracy is not None and step == total_steps and (doubt := chance.doubt(accuracy.top1)):
@@ -577,18 +585,12 @@ def _frozen_parts(model: nn.Module, recipe: Recipe) -> list[str]:
         return []
     children = [name for name, _ in model.named_children()]
     parts = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
-    classifier, first_stage = _classifier(model), "layer1"
+    classifier, first_stage = classifier_of(model), "layer1"
     before = {"backbone": classifier, "stem": first_stage}.get(recipe.freeze)
     if (before or recipe.freeze) not in parts:
         raise InputError(f"freeze={recipe.freeze}: {recipe.model} has no such part, it is made of {', '.join(parts)}")
     end = children.index(before) if before else children.index(recipe.freeze) + 1
     return [name for name in children[:end] if name in parts]
-
-
-def _classifier(model: nn.Module) -> str:
-    """Return the name of the child of the model that is its classifier, or holds it."""
-    name: str = model.pretrained_cfg["classifier"]  # type: ignore[index, assignment]
-    return name.split(".")[0]
 
 
 def _rest(model: nn.Module) -> None:
@@ -598,42 +600,6 @@ def _rest(model: nn.Module) -> None:
     for part in model.children():
         if not any(parameter.requires_grad for parameter in part.parameters()):
             part.eval()
-
-
-def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return timm's groups of parameters by weight decay, each divided where the backbone has a rate of its own.
-
-    timm's schedulers multiply a group's rate by its `lr_scale`. The classifier's groups come first.
-    """
-    groups: list[dict[str, Any]] = param_groups_weight_decay(model, recipe.weight_decay)
-    if recipe.decay_all:
-        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = [{"params": learning, "weight_decay": recipe.weight_decay}]
-    if recipe.backbone_lr_factor == 1:
-        return groups
-    head = {id(parameter) for parameter in model.get_submodule(_classifier(model)).parameters()}
-
-    def part(group: dict[str, Any], *, of_head: bool) -> dict[str, Any]:
-        parameters = [parameter for parameter in group["params"] if (id(parameter) in head) == of_head]
-        return {**group, "params": parameters, **({} if of_head else {"lr_scale": recipe.backbone_lr_factor})}
-
-    divided = [part(group, of_head=of_head) for of_head in (True, False) for group in groups]
-    return [group for group in divided if group["params"]]
-
-
-def _schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int) -> Scheduler:
-    options: dict[str, Any] = {
-        "warmup_t": recipe.warmup_epochs * steps_per_epoch, "warmup_lr_init": recipe.warmup_learning_rate,
-        "warmup_prefix": False, "t_in_epochs": False,
-    }  # fmt: skip
-    if recipe.schedule == "cosine":
-        return CosineLRScheduler(optimizer, t_initial=total_steps, **options)
-    if recipe.decay_every is not None:
-        every = recipe.decay_every * steps_per_epoch
-        return StepLRScheduler(optimizer, decay_t=every, decay_rate=recipe.decay_rate, **options)
-    # timm's decays at the step before the one it is told.
-    decays = [epoch * steps_per_epoch + 1 for epoch in recipe.decay_epochs]
-    return MultiStepLRScheduler(optimizer, decay_t=decays, decay_rate=recipe.decay_rate, **options)
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor, recipe: Recipe) -> torch.Tensor:
@@ -675,10 +641,10 @@ def _require_mixable(recipe: Recipe, plan: Plan, world_size: int) -> None:
         )
 
 
-def _smallest_piece(images: int, pieces: int) -> int:
-    """Return the size of the last piece that `torch.chunk` makes of a batch."""
+def _piece_sizes(images: int, pieces: int) -> set[int]:
+    """Return the sizes of the pieces that `torch.chunk` makes of a batch; only the last may be smaller."""
     size = -(-images // pieces)
-    return images - (-(-images // size) - 1) * size
+    return {size, images - (-(-images // size) - 1) * size}
 
 
 def _share_cores(accelerator: Accelerator) -> None:

@@ -27,6 +27,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.folder import FACTS_KEY, timm_config, write_model
 from seresnet_hub.images import training_transform
 from seresnet_hub.recipes import Recipe, get_recipe
+from seresnet_hub.updates import parameter_groups
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -115,7 +116,7 @@ def test_what_is_frozen_is_counted_from_the_image(base: Path, freeze: Any, learn
     training._rest(model)
     assert {name.split(".")[0] for name, tensor in model.named_parameters() if tensor.requires_grad} == learning
     assert {name.split(".")[0] for name, part in model.named_modules() if part.training and name} == learning
-    groups = training._parameter_groups(model, SMALL)
+    groups = parameter_groups(model, SMALL)
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
 
 

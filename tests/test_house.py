@@ -21,6 +21,7 @@ FLOORS = [
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
         *("sizes", "environment", "pictures", "classes", "markdown", "snippets", "locks", "history", "photographs"),
         *("joining", "timing", "interruption", "compiling", "backends", "inductor", "updates"),
+        "running_statistics",
     },
     {
         "pretrained",

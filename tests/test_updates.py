@@ -1,4 +1,4 @@
-"""Fused optimisers must be where they can be borne and nowhere else, and the moving average must be timm's to the bit."""
+"""Fused optimisers must be there where they can be borne, and the moving average must be timm's to the bit."""
 
 from __future__ import annotations
 
