@@ -70,6 +70,8 @@ def measure_networks(benchmark: Benchmark, options: argparse.Namespace) -> dict[
         raise InputError("--rounds and --batch-size must be at least 1, --size at least 32")
     if options.target:
         return count_networks(benchmark.name, options)
+    if options.seconds is not None and options.seconds < 0:
+        raise InputError(f"--seconds {options.seconds}: must not be negative")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtypes, modes = options.dtype or PRECISIONS[device.type], options.mode or MODES
     for dtype in dtypes:

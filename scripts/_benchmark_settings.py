@@ -40,8 +40,10 @@ def inductor_settings(given: Iterable[str]) -> dict[str, Any]:
         except ValueError:
             value = written
         if not _fits(value, kind):
-            name = getattr(kind, "__name__", None) if typing.get_origin(kind) is None else None
-            raise InputError(f"--inductor {text}: {value!r} is no {name or kind}, as {known[key]!r} is")
+            what = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+            raise InputError(
+                f"--inductor {text}: must be {what} in JSON (default: {json.dumps(known[key], default=str)})"
+            )
         settings[key] = value
     return settings
 

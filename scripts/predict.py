@@ -63,7 +63,9 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     default = "" if model_name == first else ", the default, which comes with the package"
     print(f"model: {model_name}{default} ({model.pretrained_cfg['architecture']}, {model.num_classes} classes)")  # type: ignore[index]
     model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
-    model = compile_for_inference(model, options.compile) if options.compile else model
+    if options.compile:
+        model = compile_for_inference(model, options.compile)
+        print("compiling the model at its first batch, which takes a minute or more", file=sys.stderr)
     results = predict(model, pictures, topk=options.topk)
     known = set(class_names(model) or ())
     folders = [Path(name).parent.name for name in names]

@@ -20,6 +20,9 @@ def parser() -> argparse.ArgumentParser:
         "--tracker", action="append", default=[], metavar="NAME", help="also log to tensorboard, wandb, trackio, ..."
     )
     parser.add_argument(
+        "--profile", metavar="FILE", help="write where the device's time goes in some 20 steps into this JSON file"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -61,6 +64,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         resume=options.resume,
         max_steps=options.max_steps,
         trackers=options.tracker,
+        profile=options.profile,
     )
 
 

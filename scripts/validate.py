@@ -5,6 +5,7 @@ from __future__ import annotations
 import _start  # isort: skip
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,9 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     split = split_for(model, options.data, options.split, label_column=options.label_column, label_lists=True)
     split = with_real_labels(split, model) if options.real else in_model_order(split, model)
     model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
-    model = compile_for_inference(model, options.compile) if options.compile else model
+    if options.compile:
+        model = compile_for_inference(model, options.compile)
+        print("compiling the model at its first batch, which takes a minute or more", file=sys.stderr)
     workers = loader_workers() if options.workers is None else options.workers
     accuracy = evaluate(
         model, split, batch_size=options.batch_size, input_size=options.input_size, crop_pct=options.crop_pct,
@@ -77,10 +80,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         "loss": None if accuracy.loss is None else round(accuracy.loss, 6),
         "input_size": list(accuracy.input_size),
         "crop_pct": accuracy.crop_pct,
+        "images_per_second": round(accuracy.images_per_second, 1),
         "precision": accuracy.precision,
         "compile": options.compile,
         "workers": workers,
-        "images_per_second": round(accuracy.images_per_second, 1),
     }
     if accuracy.confusion is not None:
         names = split.class_names or class_names(model)

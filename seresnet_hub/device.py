@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -19,10 +20,11 @@ def finish(
     batch: Batch, *, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """Return a batch's images as a model takes them: mirrored where asked for, normalised, in channels_last layout."""
-    images = normalize(batch.images, mean=mean, std=std, dtype=dtype)
+    images = batch.images
     if images.device.type != "cpu" or batch.mirror.any():  # asking a GPU would wait for it
+        # As bytes: four times as many pixels pass in the same time.
         images = torch.where(batch.mirror[:, None, None, None], images.flip(-1), images)
-    return images
+    return normalize(images, mean=mean, std=std, dtype=dtype)
 
 
 class Mixer:
@@ -79,7 +81,7 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
         for batch in batches:
             yield batch if device.type == "cpu" else _moved(batch, device)
         return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = _copying_stream(device)
     waiting: Batch | None = None
     for batch in batches:
         with torch.cuda.stream(stream):
@@ -92,6 +94,11 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
         waiting = copied
     if waiting is not None:
         yield waiting
+
+
+@cache  # a GPU's memory that was freed on a stream is kept for that stream: one a loop would keep that of each loop
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _pinned(batch: Batch) -> Batch:

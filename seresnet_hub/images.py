@@ -179,8 +179,9 @@ def normalize(
 ) -> torch.Tensor:
     """Return uint8 images `(batch, 3, height, width)` in [0, 1], less `mean`, over `std`, in channels_last layout."""
     center, spread = (_by_channel(tuple(values), images.device) for values in (mean, std))
-    floats = images.float().div_(255).sub_(center).div_(spread)
-    return floats.to(dtype, memory_format=torch.channels_last)
+    # The layout while they are bytes; the division reads bytes and writes the only new floats.
+    floats = images.contiguous(memory_format=torch.channels_last).div(255).sub_(center).div_(spread)
+    return floats.to(dtype)
 
 
 @cache  # a tensor made of numbers waits for a GPU

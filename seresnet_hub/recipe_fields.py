@@ -59,7 +59,10 @@ FIELDS: dict[str, str] = {
     "eval_every": "epochs between two measurements, which also write the model folders; the last is measured always",
     "save_every": "epochs between two states to resume from; after the last epoch there is always one",
     "eval_precision": "autocast in the measurements during training; no: float32, as validate.py measures",
-    "compile": "true: torch.compile",
+    "compile": "true: torch.compile; batches smaller than the others run uncompiled",
+    "inductor": "settings of Inductor, torch's compiler, key=value,key=value; needs compile=true. Worth trying on a "
+    "GPU: realize_reads_threshold=2, triton.max_tiles=1, and for small networks and batches triton.cudagraphs=true",
+    "deterministic": "true: algorithms that give the same bits each time, also on a GPU, where they are slower",
     "se_blocks": "true: this package's forms of timm's SE blocks, which are faster in training; needs compile=true",
     "grad_checkpointing": "true: compute activations again in the backward pass, for less memory",
     "sync_bn": "true: batch norm's statistics over all GPUs",
@@ -160,7 +163,7 @@ def values_of(hint: Any) -> str:
     if origin is Literal:
         return " | ".join(map(str, arguments))
     if origin is tuple:
-        kind = "whole numbers" if arguments[0] is int else "numbers"
+        kind = {int: "whole numbers", float: "numbers", str: "texts"}[arguments[0]]
         return f"{kind} separated by commas" if arguments[-1] is Ellipsis else f"{len(arguments)} {kind}: a,b,…"
     names = {bool: "true | false", int: "whole number", float: "number", str: "text"}
     return names[hint]

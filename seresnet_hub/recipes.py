@@ -65,6 +65,8 @@ class Recipe:
     save_every: int = 1
     eval_precision: Literal["no", "bf16", "fp16"] = "no"
     compile: bool = False
+    inductor: tuple[str, ...] = ()
+    deterministic: bool = False
     se_blocks: bool = False
     grad_checkpointing: bool = False
     sync_bn: bool = False
@@ -162,6 +164,14 @@ class Recipe:
             )
         if self.target_threshold is not None and self.loss != "binary":
             raise InputError(f"target_threshold={self.target_threshold}: needs loss=binary")
+        if self.inductor and not self.compile:
+            raise InputError(f"inductor={','.join(self.inductor)}: of no effect without compile=true: set both")
+        graphs = any(setting.replace(" ", "").lower() == "triton.cudagraphs=true" for setting in self.inductor)
+        if graphs and self.accumulation > 1:  # torch sums wrongly there, or fails (pytorch issues 96693 and 169545)
+            raise InputError(
+                f"accumulation={self.accumulation}: gradients are not summed over pieces with triton.cudagraphs=true; "
+                "set accumulation=1, or leave CUDA graphs out"
+            )
         if self.bn_momentum is not None and self.bn_momentum > 1:
             raise InputError(f"bn_momentum={self.bn_momentum}: must be between 0 and 1, the weight of a new batch")
         if self.holdout and self.eval_split is not None:

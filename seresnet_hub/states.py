@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,16 @@ def latest_state(output: Path) -> tuple[Path, dict[str, Any], list[str]]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimiser's state; each tensor gets the memory layout of its parameter, as sums depend on the order."""
-    optimizer.load_state_dict(state)
+    """Load an optimiser's state; each tensor gets the memory layout of its parameter, as sums depend on the order.
+
+    Whether it is fused stays as this machine has it.
+    """
+    none: dict[str, Any] = {}
+    groups = [
+        {**group, **{name: own[name] for name in ("fused",) if name in own}}
+        for group, own in zip_longest(state["param_groups"], optimizer.param_groups, fillvalue=none)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:

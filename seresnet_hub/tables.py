@@ -11,7 +11,7 @@ from typing import Any
 import timm
 import torch
 
-from seresnet_hub import kernel_tables
+from seresnet_hub import gpu_tables, kernel_tables
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import read_json
 from seresnet_hub.markdown import table
@@ -145,6 +145,8 @@ MEASURED_TABLES: dict[str, Callable[[Path], str]] = {
     "speed": speed,
     "passes": kernel_tables.passes,
     "predicted": kernel_tables.predicted,
+    "gpu": gpu_tables.speed,
+    "gpu_runs": gpu_tables.runs,
 }
 
 

@@ -9,71 +9,73 @@ import json
 import math
 import os
 import reprlib
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import timm
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object, is_compiled_module
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+    is_compiled_module,
+)
 from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3, distribute_bn
 from timm.utils.model import freeze
 from torch import distributed, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from seresnet_hub.backends import products, settings_of_run
 from seresnet_hub.blocks import use_training_blocks
 from seresnet_hub.chance import chance_of
 from seresnet_hub.data import Split, epoch_plan, loader, require_few_damaged
 from seresnet_hub.device import Mixer, finish, on_device
-from seresnet_hub.errors import InputError, LostProcessError
+from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation import Accuracy, evaluate
 from seresnet_hub.finetuning import resolved, start_of
 from seresnet_hub.folder import OTHER_WEIGHTS_FACTS
 from seresnet_hub.held_out import learnt_before
 from seresnet_hub.history import Row, add_row, is_best, is_due, is_measured
 from seresnet_hub.images import seed_from
+from seresnet_hub.inductor import options_of
+from seresnet_hub.interruption import Interruption
 from seresnet_hub.joining import join_again
 from seresnet_hub.loading import load, origin_of
+from seresnet_hub.lost_processes import lost_processes_named, watched
 from seresnet_hub.models import create
 from seresnet_hub.names import resolve_name
 from seresnet_hub.plan import Plan
+from seresnet_hub.profiling import Profile, require_profile
 from seresnet_hub.recipes import AUTO, Recipe
 from seresnet_hub.repeats import dealt, part_rows
+from seresnet_hub.running_statistics import RunningStatistics
 from seresnet_hub.splits import open_splits, require_same_shards
 from seresnet_hub.starting import BEST, BEST_RAW, RAW, begin, processes_started, require_launcher
 from seresnet_hub.states import STATES_FOLDER, list_states, load_optimizer, save_state
+from seresnet_hub.timing import Clock
 from seresnet_hub.training_card import facts_of_run, save_run
+from seresnet_hub.updates import MovingAverage, classifier_of, optimizer_of, schedule_of
 
 # Fields that may differ between machines: these, and the names of local folders.
 OF_A_MACHINE = frozenset({"data", "weights", "workers", "license", "keep_states"})
 # Fields that do not change what is learnt, but for rounding.
 NOT_LEARNT = OF_A_MACHINE | {
-    *(
-        "checkpoint_steps",
-        "eval_every",
-        "save_every",
-        "compile",
-        "se_blocks",
-        "grad_checkpointing",
-        "corrupt_share",
-        "eval_precision",
-    ),
+    *("checkpoint_steps", "eval_every", "save_every", "eval_precision", "corrupt_share"),
+    *("compile", "inductor", "se_blocks", "grad_checkpointing"),
 }
+# What a state that is older than a field was trained with.
+DEFAULTS = json.loads(
+    json.dumps({f.name: f.default for f in dataclasses.fields(Recipe) if f.default is not dataclasses.MISSING})
+)
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 STATE_KEYS = frozenset({"model", "optimizer", "history", "losses", "scaler", "average"})
 # The steps between two looks at the losses and at signals, for each of which the host waits for the device.
@@ -85,28 +87,7 @@ WAIT_FOR_READING = timedelta(days=1)
 Answer = TypeVar("Answer")
 
 
-@contextmanager
-def _lost_processes_named() -> Iterator[None]:
-    """Turn what torch's backends raise where another process is gone into a `LostProcessError`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
-            raise
-        if not distributed.is_initialized():
-            raise LostProcessError(
-                f"the processes cannot reach each other ({error}): every machine must reach the main one's address and "
-                "port, and on CPUs GLOO_SOCKET_IFNAME may have to name the network interface that leads there"
-            ) from error
-        raise LostProcessError(
-            f"another process is gone, and its own machine's output says why ({error}): "
-            "start all of them again with --resume"
-        ) from error
-
-
-@_lost_processes_named()
+@lost_processes_named()
 def train(
     recipe: Recipe,
     *,
@@ -115,6 +96,7 @@ def train(
     resume: bool = False,
     max_steps: int | None = None,
     trackers: Sequence[str] = (),
+    profile: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train `recipe` on `data` (default: the recipe's own) into the folder `output`, and return the measured result.
 
@@ -122,21 +104,23 @@ def train(
     `summary.csv` and `curves.png`; its folder `best` the same of the best epoch; and `training/` what `resume` needs to
     go on. Where there is no state yet, `resume` begins. With a moving average, these are the averaged weights, and
     `raw` and `best_raw` hold the others. `max_steps` ends the run early, counted from its very start; SIGTERM and
-    SIGUSR1 save its state and end it, as `stopped` in the result says. `trackers` are names that Accelerate knows. Runs
-    on every process that the launcher started; only the main one needs `output`, which no other run may use meanwhile.
+    SIGUSR1 save its state and end it, as `stopped` in the result says. `trackers` are names that Accelerate knows. The
+    result's speed is that of the steady run (`timing.Clock`), and `profile` a JSON file to write where the device's
+    time goes into (`profiling.Profile`). Runs on every process that the launcher started; only the main one needs
+    `output`, which no other run may use meanwhile, and profiles.
     Errors: `InputError` on a bad argument or data set, before anything is written, and where the loss is no longer
     finite; `LostProcessError` where another process is gone.
     """
     with ExitStack() as on_exit:
         return _train(
             recipe, output=Path(output), data=data, resume=resume, max_steps=max_steps, trackers=trackers,
-            on_exit=on_exit,
+            profile=Path(profile) if profile else None, on_exit=on_exit,
         )  # fmt: skip
 
 
 def _train(
     recipe: Recipe, *, output: Path, data: str | None, resume: bool, max_steps: int | None, trackers: Sequence[str],
-    on_exit: ExitStack,
+    profile: Path | None, on_exit: ExitStack,
 ) -> dict[str, Any]:  # fmt: skip
     """Train; what must be undone at the end, whatever happens, is put on `on_exit`."""
 
@@ -154,18 +138,27 @@ def _train(
             known = ", ".join(sorted(map(str, LOGGER_TYPE_TO_CLASS)))
             raise InputError(f"tracker {name!r}: not installed, or not one of {known}")
 
+    options = options_of(recipe.inductor, deterministic=recipe.deterministic) if recipe.compile else {}
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    on_exit.enter_context(settings_of_run(device_type, deterministic=recipe.deterministic))
+
     # ------------------------------------------------------------------ processes
     join_again(WAIT_FOR_OTHERS)
     # Accelerate joins CPU processes only when it is told that there is nothing but a CPU.
     try:
         accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), mixed_precision=recipe.mixed_precision,
+            cpu=device_type == "cpu", mixed_precision=recipe.mixed_precision,
             log_with=list(trackers) or None, project_dir=output / STATES_FOLDER,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS),
+                # No copy of the gradients, and no sending of buffers before each step: see `RunningStatistics`.
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            ],
         )  # fmt: skip
     except ValueError as error:  # it keeps the settings of the first one that a process makes
         raise InputError(f"mixed_precision={recipe.mixed_precision}: {error}") from error
     _share_cores(accelerator)
+    on_exit.enter_context(watched())
     rank, world_size = accelerator.process_index, accelerator.num_processes
     main = accelerator.is_main_process
 
@@ -184,6 +177,8 @@ def _train(
         )
     if recipe.sync_bn and accelerator.device.type != "cuda":
         raise InputError("sync_bn=True: torch has it for CUDA devices only")
+    if profile is not None:
+        _from_main(accelerator, lambda: require_profile(profile, max_steps))
     saved = _from_main(accelerator, lambda: begin(output, resume=resume, say=say, on_exit=on_exit))
 
     # ------------------------------------------------------------------ data
@@ -232,7 +227,7 @@ def _train(
     model.pretrained_cfg = config  # evaluation reads its transform from here, as a user of the saved model does
     repeats = recipe.repeated_augmentation
     shares = [part_rows(plan, k, repeats=repeats, world_size=world_size) for k in (0, steps_per_epoch - 1)]
-    _require_trainable(model, recipe, images=min(_smallest_piece(share, recipe.accumulation) for share in shares))
+    _require_trainable(model, recipe, images=min(min(_piece_sizes(share, recipe.accumulation)) for share in shares))
     _require_mixable(recipe, plan, world_size)
     if recipe.grad_checkpointing:
         try:
@@ -246,25 +241,20 @@ def _train(
             raise InputError("se_blocks=True: it gains something where compile=True alone")
         if not use_training_blocks(model):
             raise InputError(f"se_blocks=True: {recipe.model} has no block of timm's with an SE unit")
-    try:
-        optimizer = create_optimizer_v2(
-            _parameter_groups(model, recipe), recipe.optimizer, lr=recipe.peak_learning_rate,
-            weight_decay=recipe.weight_decay, momentum=recipe.momentum,
-            **({} if recipe.optimizer_eps is None else {"eps": recipe.optimizer_eps}),
-        )  # fmt: skip
-    except (TypeError, ValueError) as error:
-        raise InputError(f"optimizer={recipe.optimizer}: {error}") from error
-    if recipe.optimizer_eps is not None and "eps" not in optimizer.defaults:  # timm drops what its optimiser lacks
-        raise InputError(f"optimizer_eps={recipe.optimizer_eps}: optimizer={recipe.optimizer} has none")
-    schedule = _schedule(recipe, optimizer, steps_per_epoch, total_steps)
-    average = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
+    optimizer = optimizer_of(model, recipe, device_type=device_type)
+    schedule = schedule_of(optimizer, recipe, steps_per_epoch, total_steps)
+    average = MovingAverage(model, decay=recipe.ema_decay) if recipe.ema_decay else None
     prepared, optimizer = accelerator.prepare(model, optimizer)
     # Accelerate made the model compute in mixed precision wherever it is called; what is saved is measured as it is.
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     if recipe.compile and not is_compiled_module(prepared):  # here, since Accelerate's setting is one for the process
-        # One graph for each size: a graph for any size would be made after the first short batch, so a resumed run,
-        # which begins elsewhere, would be another one's bits.
-        prepared = torch.compile(prepared, dynamic=False)
+        # For the sizes of a full batch alone: a graph for any size would be made after the first short batch, so a
+        # resumed run, which begins elsewhere, would be another one's bits.
+        prepared = torch.compile(prepared, dynamic=False, options=options)
+    # What a short batch runs through: compiling for its size as well takes a minute on a GPU, for a step an epoch.
+    uncompiled = getattr(prepared, "_orig_mod", prepared)
+    compiled_sizes = _piece_sizes(shares[0], recipe.accumulation)
+    statistics = RunningStatistics({"model": model, **({"average": average.module} if average else {})}, accelerator)
     _from_main(accelerator, lambda: _start_trackers(accelerator, recipe))
 
     # ------------------------------------------------------------------ resume
@@ -285,6 +275,7 @@ def _train(
                 accelerator.scaler.load_state_dict(state["scaler"])
             if average is not None:
                 average.module.load_state_dict(state["average"])
+            statistics.load(state.get("statistics", {}))  # none in states of an older version
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(f"cannot resume: the state in {output} does not fit {recipe.model} ({error})") from error
         if main:  # the others were compared with it, and a copy of a file may have another time of change
@@ -300,14 +291,17 @@ def _train(
         rate = optimizer.param_groups[0]["lr"]
         add_row(history, losses, steps_per_epoch=steps_per_epoch, learning_rate=rate)
 
-    def save() -> None:
+    def statistics_of_processes() -> dict[str, torch.Tensor]:
+        return statistics.gathered() if step % steps_per_epoch else {}  # they are equal at the end of an epoch
+
+    def save(of_processes: Mapping[str, torch.Tensor]) -> None:
         if main:
             state = {
                 "settings": _settings(recipe, train_split), "step": step, "seen": seen, "history": history,
                 "losses": torch.tensor(losses, dtype=torch.float64), "shards": train_split.fingerprint,
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
-                "average": average.module.state_dict() if average is not None else {},
+                "average": average.module.state_dict() if average is not None else {}, "statistics": of_processes,
             }  # fmt: skip
             save_state(output, state, keep=recipe.keep_states)
 
@@ -316,13 +310,15 @@ def _train(
     measured = model if average is None else average.module
     mixer = Mixer(recipe, num_classes, accelerator.device)
     accuracy: Accuracy | None = None
-    trained, seconds, stopped = 0, 0.0, False
+    trained, stopped = 0, False
+    profiler = Profile(profile, accelerator.device, recipe, world_size) if profile and main else None
+    clock = Clock(profiler)
     kept = saved is not None  # whether there is a state to resume from
     of_step = [plan.batch_rows(batch) * repeats for batch in range(steps_per_epoch)]
     images_until = {end: end // steps_per_epoch * sum(of_step) + sum(of_step[: end % steps_per_epoch])
                     for end in (step, last_step)}  # fmt: skip
     with (
-        _Interruption() as interruption,
+        Interruption() as interruption,
         tqdm(
             total=images_until[last_step], initial=images_until[step], desc=f"training {recipe.model}",
             unit="images", unit_scale=True, disable=not main,
@@ -340,8 +336,8 @@ def _train(
             _rest(model)
             step_losses: list[torch.Tensor] = []  # on the device: reading one would wait for it
             skipped_here = skipped = 0  # rows of this process, and of all
-            start = time.perf_counter()
-            for batch in on_device(() if trained_before else batches, accelerator.device):
+            clock.start()
+            for batch in clock.batches(on_device(() if trained_before else batches, accelerator.device)):
                 # Drop-outs draw from the step's own stream, so a resumed run draws what the uninterrupted one drew.
                 torch.manual_seed(seed_from(recipe.seed, step, rank))
                 schedule.step_update(step)
@@ -358,7 +354,7 @@ def _train(
                     waits = number < len(pieces) - 1  # only the last piece's gradients are sent to the other processes
                     with accelerator.no_sync(prepared) if waits else nullcontext():
                         with accelerator.autocast():
-                            logits = prepared(piece)
+                            logits = (prepared if len(piece) in compiled_sizes else uncompiled)(piece)
                         part = (_losses(logits.to(precision), wanted, recipe) * counts).sum() / batch.total
                         # Processes average their gradients; times their number, that is the mean over the whole batch.
                         with _statistics_kept(model) if recipe.grad_checkpointing else nullcontext():
@@ -370,6 +366,7 @@ def _train(
                 step_losses.append(loss)
                 step, seen, trained = step + 1, seen + batch.total, trained + batch.total
                 skipped_here += batch.missing
+                clock.step(len(images))
                 if average is not None:
                     average.update(model, step)
                 bar.update(batch.total)
@@ -390,20 +387,20 @@ def _train(
                     if trackers:
                         accelerator.log({"loss": losses[-1], "learning_rate": optimizer.param_groups[0]["lr"]}, step)
                     stopped = _any_rank(interruption.name is not None, accelerator)
-                    if ends and world_size > 1:
-                        distribute_bn(model, world_size, reduce=True)
-                        if average is not None:  # DistributedDataParallel lets the first process's statistics count
-                            distribute_bn(average.module, world_size, reduce=False)
+                    clock.stop(trained)
+                    if step % steps_per_epoch == 0:
+                        statistics.share()
                     if ends:
                         end_epoch()
                     if ends or saves or stopped:
                         _require_finite_weights(model, step, output, recipe, accelerator)
                     if saves or stopped:
-                        save()
+                        save(statistics_of_processes())
                         kept = True
+                    if not (ends or stopped):
+                        clock.start()
                 if stopped or step == last_step:
                     break
-            seconds += time.perf_counter() - start
             if skipped:
                 left_out = skipped // repeats
                 say(f"epoch {epoch + 1}: {left_out} undecodable image{' was' if left_out == 1 else 's were'} left out")
@@ -413,6 +410,9 @@ def _train(
 
             # -------------------------------------------------------------- end of an epoch, or of the run
             end_epoch()  # no more than a look where its last step was made here
+            of_processes = statistics_of_processes()
+            if step % steps_per_epoch:  # the run ends within an epoch
+                statistics.share()
             _require_same_on_all_ranks(measured)
             accuracy = _evaluate(measured, eval_split, recipe, accelerator)
             say(
@@ -438,16 +438,20 @@ def _train(
                     save_run(folder, weights, train_split.class_names, facts, history)
             stopped = step < last_step and _any_rank(interruption.name is not None, accelerator)
             if stopped or step == last_step:  # a run that goes on has a state without these figures: see `add_row`
-                save()
+                save(of_processes)
             accelerator.wait_for_everyone()
     if accuracy is None and not stopped:  # a finished run was resumed
         say(f"{output} is finished: it is measured once more")
+        if step % steps_per_epoch:
+            statistics.share()
         accuracy = _evaluate(measured, eval_split, recipe, accelerator)
     accelerator.end_training()
     if chance is not None and accuracy is not None and step == total_steps and (doubt := chance.doubt(accuracy.top1)):
         say(f"warning: there is no evidence that the model learnt anything: {doubt}")
     if stopped:
         say(f"stopped by {interruption.name or 'a signal to another process'} at step {step:,}: go on with --resume")
+    if profiler is not None and profiler.summary is None:
+        say(f"warning: no profile: {profiler.missing}")
     return {
         "output": str(output),
         "recipe": recipe.name,
@@ -457,37 +461,10 @@ def _train(
         "seen": seen,
         "top1": round(accuracy.top1, 4) if accuracy else None,
         "top5": round(accuracy.top5, 4) if accuracy else None,
-        "images_per_second": round(trained / seconds, 1) if trained else 0.0,
+        **clock.result(accelerator.device),
         "stopped": (interruption.name or "signal") if stopped else None,
+        **({"profile": profiler and profiler.summary} if profile else {}),
     }
-
-
-class _Interruption:
-    """Remember the last SIGTERM or SIGUSR1 by its `name` while entered.
-
-    Later ones are no more than the first: where a job is told to end, each process often gets the signal twice, from
-    the scheduler and from its launcher.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Interruption:
-        if threading.current_thread() is threading.main_thread():  # nobody else may
-            for name in ("SIGTERM", "SIGUSR1"):
-                if hasattr(signal, name):  # Windows has no SIGUSR1
-                    number = int(getattr(signal, name))
-                    self._before[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _remember(self, number: int, _: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
 
 
 def _from_main(accelerator: Accelerator, ask: Callable[[], Answer]) -> Answer:
@@ -608,18 +585,12 @@ def _frozen_parts(model: nn.Module, recipe: Recipe) -> list[str]:
         return []
     children = [name for name, _ in model.named_children()]
     parts = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
-    classifier, first_stage = _classifier(model), "layer1"
+    classifier, first_stage = classifier_of(model), "layer1"
     before = {"backbone": classifier, "stem": first_stage}.get(recipe.freeze)
     if (before or recipe.freeze) not in parts:
         raise InputError(f"freeze={recipe.freeze}: {recipe.model} has no such part, it is made of {', '.join(parts)}")
     end = children.index(before) if before else children.index(recipe.freeze) + 1
     return [name for name in children[:end] if name in parts]
-
-
-def _classifier(model: nn.Module) -> str:
-    """Return the name of the child of the model that is its classifier, or holds it."""
-    name: str = model.pretrained_cfg["classifier"]  # type: ignore[index, assignment]
-    return name.split(".")[0]
 
 
 def _rest(model: nn.Module) -> None:
@@ -629,42 +600,6 @@ def _rest(model: nn.Module) -> None:
     for part in model.children():
         if not any(parameter.requires_grad for parameter in part.parameters()):
             part.eval()
-
-
-def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return timm's groups of parameters by weight decay, each divided where the backbone has a rate of its own.
-
-    timm's schedulers multiply a group's rate by its `lr_scale`. The classifier's groups come first.
-    """
-    groups: list[dict[str, Any]] = param_groups_weight_decay(model, recipe.weight_decay)
-    if recipe.decay_all:
-        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = [{"params": learning, "weight_decay": recipe.weight_decay}]
-    if recipe.backbone_lr_factor == 1:
-        return groups
-    head = {id(parameter) for parameter in model.get_submodule(_classifier(model)).parameters()}
-
-    def part(group: dict[str, Any], *, of_head: bool) -> dict[str, Any]:
-        parameters = [parameter for parameter in group["params"] if (id(parameter) in head) == of_head]
-        return {**group, "params": parameters, **({} if of_head else {"lr_scale": recipe.backbone_lr_factor})}
-
-    divided = [part(group, of_head=of_head) for of_head in (True, False) for group in groups]
-    return [group for group in divided if group["params"]]
-
-
-def _schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int) -> Scheduler:
-    options: dict[str, Any] = {
-        "warmup_t": recipe.warmup_epochs * steps_per_epoch, "warmup_lr_init": recipe.warmup_learning_rate,
-        "warmup_prefix": False, "t_in_epochs": False,
-    }  # fmt: skip
-    if recipe.schedule == "cosine":
-        return CosineLRScheduler(optimizer, t_initial=total_steps, **options)
-    if recipe.decay_every is not None:
-        every = recipe.decay_every * steps_per_epoch
-        return StepLRScheduler(optimizer, decay_t=every, decay_rate=recipe.decay_rate, **options)
-    # timm's decays at the step before the one it is told.
-    decays = [epoch * steps_per_epoch + 1 for epoch in recipe.decay_epochs]
-    return MultiStepLRScheduler(optimizer, decay_t=decays, decay_rate=recipe.decay_rate, **options)
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor, recipe: Recipe) -> torch.Tensor:
@@ -706,10 +641,10 @@ def _require_mixable(recipe: Recipe, plan: Plan, world_size: int) -> None:
         )
 
 
-def _smallest_piece(images: int, pieces: int) -> int:
-    """Return the size of the last piece that `torch.chunk` makes of a batch."""
+def _piece_sizes(images: int, pieces: int) -> set[int]:
+    """Return the sizes of the pieces that `torch.chunk` makes of a batch; only the last may be smaller."""
     size = -(-images // pieces)
-    return images - (-(-images // size) - 1) * size
+    return {size, images - (-(-images // size) - 1) * size}
 
 
 def _share_cores(accelerator: Accelerator) -> None:
@@ -761,12 +696,13 @@ def _evaluate(model: nn.Module, split: Split, recipe: Recipe, accelerator: Accel
         summed: torch.Tensor = accelerator.reduce(counts, reduction="sum")
         return summed
 
-    return evaluate(
-        model, split, workers=recipe.workers, rank=accelerator.process_index, world_size=accelerator.num_processes,
-        batch_size=128 * accelerator.num_processes, total=total,
-        # A held-out part is of the collection that is trained on, damage and all.
-        corrupt_share=0.0 if split.kept is None else recipe.corrupt_share, precision=recipe.eval_precision,
-    )  # fmt: skip
+    with products(accelerator.device.type, "exact"):  # as validate.py measures it again
+        return evaluate(
+            model, split, workers=recipe.workers, rank=accelerator.process_index, world_size=accelerator.num_processes,
+            batch_size=128 * accelerator.num_processes, total=total,
+            # A held-out part is of the collection that is trained on, damage and all.
+            corrupt_share=0.0 if split.kept is None else recipe.corrupt_share, precision=recipe.eval_precision,
+        )  # fmt: skip
 
 
 def _require_same_on_all_ranks(model: nn.Module) -> None:
@@ -790,7 +726,7 @@ def _settings(recipe: Recipe, split: Split, *, but: frozenset[str] = NOT_LEARNT)
 def _require_same_run(state: Mapping[str, Any], wanted: str, total_steps: int) -> None:
     """Raise `InputError` where a state belongs to another run, or to another version of this code."""
     try:
-        saved = json.loads(state["settings"])
+        saved = {**DEFAULTS, **json.loads(state["settings"])}
         whole = state.keys() >= STATE_KEYS and all(isinstance(state[key], int) for key in ("step", "seen", "shards"))
         if not whole:
             raise ValueError("something is missing in it")

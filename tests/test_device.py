@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from timm.data.loader import PrefetchLoader
 from timm.data.mixup import FastCollateMixup
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from seresnet_hub import device
 from seresnet_hub.data import Batch
 from seresnet_hub.device import Mixer, finish, on_device
 from seresnet_hub.images import normalize, seeded
@@ -33,6 +36,43 @@ def test_images_are_mirrored_where_asked_for_and_normalised(batch: Batch) -> Non
     assert finished.is_contiguous(memory_format=torch.channels_last)
     for k, mirrored in enumerate(batch.mirror.tolist()):
         assert torch.equal(finished[k], plain[k].flip(-1) if mirrored else plain[k])
+
+
+class Passes(TorchDispatchMode):
+    """Note each operation that reads or writes as many float32 values as `values`."""
+
+    def __init__(self, values: int) -> None:
+        super().__init__()
+        self.values, self.noted = values, []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        tensors = [value for value in (*args, result) if isinstance(value, torch.Tensor)]
+        if any(tensor.numel() == self.values and tensor.dtype == torch.float32 for tensor in tensors):
+            self.noted.append(str(function))
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_few_passes_give_the_bits_of_many(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """Every byte in every channel, as it is when floats are made first and mirrored last."""
+    bytes_ = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(4, 3, 16, 16)
+    images = bytes_.contiguous(memory_format=layout)
+    mirror = torch.tensor([True, False, False, True])
+    four = torch.arange(4)
+    batch = Batch(images, four, torch.ones(4, dtype=torch.bool), 4, mirror, four, True, 0)
+    mean, std = (torch.tensor(STATISTICS[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    floats = ((images.float() / 255 - mean) / std).to(dtype)
+    expected = torch.where(mirror.view(4, 1, 1, 1), floats.flip(-1), floats)
+    finish(batch, **STATISTICS)
+    with Passes(images.numel()) as passes:
+        finished = finish(batch, **STATISTICS, dtype=dtype)
+    assert torch.equal(finished, expected)
+    assert torch.equal(images, bytes_), "the batch is the loader's"
+    assert finished.is_contiguous(memory_format=torch.channels_last)
+    print(f"{len(passes.noted)} passes over floats:", *passes.noted)
+    assert len(passes.noted) == (3 if dtype == torch.float32 else 4)
 
 
 @pytest.mark.parametrize("changes", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0, "erasing": 0.9}])
@@ -93,6 +133,16 @@ def test_without_mixing_labels_stay_labels(batch: Batch) -> None:
     images, targets = Mixer(get_recipe("digits"), 10, CPU)(finish(batch, **STATISTICS), batch.labels, batch.mask, 0)
     assert torch.equal(targets, batch.labels)
     assert torch.equal(images, finish(batch, **STATISTICS))
+
+
+def test_a_device_has_one_stream_for_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that was freed on a stream stays that stream's."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: ["stream of", device])
+    device._copying_stream.cache_clear()
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    assert device._copying_stream(first) is device._copying_stream(torch.device("cuda:0"))
+    assert device._copying_stream(second) == ["stream of", second]
+    device._copying_stream.cache_clear()
 
 
 def test_batches_on_the_cpu_are_handed_on_one_by_one(batch: Batch) -> None:

@@ -26,7 +26,9 @@ from sklearn.metrics import confusion_matrix, log_loss
 from torch import nn
 
 import seresnet_hub  # noqa: F401
+from seresnet_hub.compiling import compile_for_inference
 from seresnet_hub.data import Split, open_split
+from seresnet_hub.environment import loader_workers
 from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation import (
     Accuracy,
@@ -467,3 +469,30 @@ def test_too_many_classes_for_a_matrix(split: Split) -> None:
     model = timm.create_model("seresnet20_cifar", num_classes=20_000)
     with pytest.raises(InputError, match="confusion matrix of 20,000 classes is too large"):
         evaluate(model, replace(split, class_names=None), confusion=True)
+
+
+@pytest.mark.parametrize(("cpus", "workers"), [(1, 1), (2, 2), (3, 2), (4, 3), (8, 6), (16, 12), (256, 12)])
+def test_as_many_workers_as_suit_the_machine(cpus: int, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cpus)), raising=False)
+    assert loader_workers() == workers
+    assert 24 % workers == 0, "the loader would use fewer, and say so"
+
+
+def test_a_compiled_model_has_the_same_accuracy(
+    model: nn.Module, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a last batch that is shorter, for which nothing is compiled, and another image size."""
+    compilations = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: (compilations.append(1), function)[1])
+    for options in ({}, {"input_size": 40, "crop_pct": 0.9}):
+        expected = evaluate(model, split, batch_size=20, workers=0, **options)
+        compilations.clear()
+        found = evaluate(compile_for_inference(model), split, batch_size=20, workers=0, **options)
+        assert len(compilations) == 1
+        assert (found.top1, found.counted, found.input_size) == (expected.top1, 47, expected.input_size)
+        assert found.loss == pytest.approx(expected.loss, abs=1e-6)
+
+
+def test_a_negative_number_of_workers_is_refused(model: nn.Module, split: Split) -> None:
+    with pytest.raises(InputError, match="workers=-1: must be at least 0"):
+        evaluate(model, split, workers=-1)

@@ -27,6 +27,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.folder import FACTS_KEY, timm_config, write_model
 from seresnet_hub.images import training_transform
 from seresnet_hub.recipes import Recipe, get_recipe
+from seresnet_hub.updates import parameter_groups, schedule_of
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -115,7 +116,7 @@ def test_what_is_frozen_is_counted_from_the_image(base: Path, freeze: Any, learn
     training._rest(model)
     assert {name.split(".")[0] for name, tensor in model.named_parameters() if tensor.requires_grad} == learning
     assert {name.split(".")[0] for name, part in model.named_modules() if part.training and name} == learning
-    groups = training._parameter_groups(model, SMALL)
+    groups = parameter_groups(model, SMALL)
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
 
 
@@ -161,7 +162,7 @@ def test_the_backbone_has_a_rate_of_its_own(
 def test_groups_by_decay_are_divided_too() -> None:
     recipe = replace(SMALL, backbone_lr_factor=0.1, decay_all=False, weight_decay=0.125)
     model = timm.create_model("seresnet20_cifar")
-    groups = training._parameter_groups(model, recipe)
+    groups = parameter_groups(model, recipe)
     assert [(group.get("lr_scale"), group["weight_decay"]) for group in groups] == [
         (None, 0.0), (None, 0.125), (0.1, 0.0), (0.1, 0.125),
     ]  # fmt: skip
@@ -181,7 +182,7 @@ def test_the_rate_follows_the_batch(tmp_path: Path, numbers: str, monkeypatch: p
 def test_the_staircase_descends_every_so_many_epochs() -> None:
     recipe = replace(SMALL, epochs=3, schedule="staircase", decay_every=0.75, decay_rate=0.5, warmup_epochs=1)
     optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)], "lr_scale": 0.1}], lr=0.1)
-    schedule = training._schedule(recipe, optimizer, 4, 12)
+    schedule = schedule_of(optimizer, recipe, 4, 12)
     rates = []
     for step in range(12):
         schedule.step_update(step)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import timm
 import torch
 from conftest import WriteSplit
 
@@ -111,6 +112,28 @@ def test_a_schedulers_signal_saves_and_ends_the_run(
     assert step_of(tmp_path / "parts") == result["steps"] < STEPS
     assert start(data, tmp_path / "parts", processes, *settings, "--resume").wait(300) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_a_run_cut_short_within_an_epoch_goes_on_to_the_same_bits(tmp_path: Path, write_split: WriteSplit) -> None:
+    """Of two processes, each has statistics of its own there; what is measured is their mean."""
+    write_split([[30, 26], [40]])
+    data = write_split([[7]], split="validation")
+    settings = ["--set", "checkpoint_steps=0"]
+    assert start(data, tmp_path / "whole", 2, *settings).wait(300) == 0
+    for steps in ("9", "16"):
+        assert start(data, tmp_path / "parts", 2, *settings, "--resume", "--max-steps", steps).wait(300) == 0
+        gathered = latest_state(tmp_path / "parts")[1]["statistics"]
+        assert gathered.keys() == {"model", "average"}
+        assert all(len(rows) == 2 and not torch.equal(*rows) for rows in gathered.values())
+        measured = timm.create_model(f"local-dir:{tmp_path / 'parts' / 'raw'}", pretrained=True)
+        own = torch.cat([b for name, b in measured.named_buffers() if "running_" in name])
+        torch.testing.assert_close(own, gathered["model"].mean(dim=0))
+    assert start(data, tmp_path / "parts", 2, *settings, "--resume").wait(300) == 0
+    whole, parts = (latest_state(tmp_path / name)[1] for name in ("whole", "parts"))
+    assert torch.equal(whole["losses"], parts["losses"])  # the history has the rows of the measurements in between
+    for kind in ("model", "average"):
+        assert all(torch.equal(whole[kind][name], tensor) for name, tensor in parts[kind].items()), kind
 
 
 def trainers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:

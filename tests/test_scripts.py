@@ -14,10 +14,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from conftest import WriteSplit, encode
 from PIL import Image
 
 from seresnet_hub.command_line import run
+from seresnet_hub.environment import loader_workers
 from seresnet_hub.recipe_fields import FIELDS
 from seresnet_hub.recipes import RECIPES
 from seresnet_hub.terminal import as_table
@@ -55,7 +57,8 @@ def test_train_prints_its_result(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert out.count("\n") == 1
     result = json.loads(out)
     assert list(result) == [
-        "output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", "images_per_second", "stopped",
+        "output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", "images_per_second", "waiting_share",
+        "first_steps_seconds", "peak_bytes", "stopped",
     ]  # fmt: skip
     assert (result["output"], result["recipe"], result["steps"], result["seen"]) == (
         str(tmp_path / "run"), "digits", 2, 128,
@@ -70,8 +73,9 @@ def test_validate_prints_its_result(trained: Path, tmp_path: Path, capfd: pytest
     result = json.loads(out)
     assert list(result) == [
         "model", "data", "split", "seen", "counted", "top1", "top5", "loss", "input_size", "crop_pct",
-        "images_per_second",
+        "images_per_second", "precision", "compile", "workers",
     ]  # fmt: skip
+    assert (result["precision"], result["compile"], result["workers"]) == ("no", None, loader_workers())
     assert (result["split"], result["seen"], result["counted"]) == ("validation", 360, 360)
     assert (result["input_size"], result["crop_pct"]) == ([8, 8], 1.0)
     options = ["--input-size", 12, "--crop-pct", 0.75, "--report", tmp_path / "report"]
@@ -98,6 +102,50 @@ def test_predict_prints_its_result(
     assert [Path(p["image"]).name for p in result["predictions"]] == ["a.png", "b.jpg"]
     assert all(list(c) == ["index", "name", "score"] for p in result["predictions"] for c in p["classes"])
     assert all(len(p["classes"]) == 2 for p in result["predictions"])
+
+
+def test_compiled_models_say_the_same(
+    trained: Path,
+    tmp_path: Path,
+    photo: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The compiler itself is left out here: `test_compiling.py` has it."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: (compiled.append(function), function)[1])
+    photo.save(tmp_path / "a.png")
+    results = []
+    for options in ([], ["--fuse", "--compile"], ["--compile", "epilogue"]):
+        code, out, err = call("predict", trained, tmp_path / "a.png", *options, capfd=capfd)
+        assert code == 0, err
+        results.append([one["index"] for one in json.loads(out)["predictions"][0]["classes"]])
+    assert results[0] == results[1] == results[2]
+    assert len(compiled) == 2
+    words = ["validate", trained, "--data", "digits", "--workers", 0]
+    code, out, _ = call(*words, capfd=capfd)
+    plain = json.loads(out)
+    code, out, err = call(*words, "--compile", "--amp", "bf16", capfd=capfd)
+    assert code == 0, err
+    result = json.loads(out)
+    assert (result["precision"], result["compile"], result["workers"]) == ("bf16", "default", 0)
+    assert abs(result["top1"] - plain["top1"]) < 3
+    assert "compiling the model at its first batch" in err
+    assert len(compiled) == 3
+
+
+def test_what_cannot_be_compiled_is_one_line(
+    trained: Path, tmp_path: Path, photo: Image.Image, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from torch._inductor import config
+
+    photo.save(tmp_path / "a.png")
+    commands = (["predict", trained, tmp_path / "a.png"], ["validate", trained, "--data", "digits"])
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        for command in commands:
+            code, out, err = call(*command, "--compile", capfd=capfd)
+            assert (code, out) == (2, "")
+            assert err.splitlines()[-1].startswith("error: torch.compile needs a C++ compiler")
 
 
 def test_predict_says_which_model_answers(

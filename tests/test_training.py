@@ -20,6 +20,7 @@ import torch
 from conftest import WriteSplit
 from PIL import Image
 from safetensors import SafetensorError
+from torch._dynamo.testing import CompileCounter
 
 import seresnet_hub
 from seresnet_hub import states, training
@@ -30,7 +31,8 @@ from seresnet_hub.plan import Plan
 from seresnet_hub.recipes import Recipe, get_recipe
 from seresnet_hub.splits import open_split
 
-KEYS = ["output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", "images_per_second", "stopped"]
+SPEED = ["images_per_second", "waiting_share", "first_steps_seconds", "peak_bytes"]
+KEYS = ["output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", *SPEED, "stopped"]
 SMALL = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0)
 
 
@@ -100,7 +102,8 @@ def test_a_stopped_run_continues_to_the_bit(tmp_path: Path, numbers: str, stop: 
 def test_resuming_a_finished_run_measures_it_again(tmp_path: Path, numbers: str) -> None:
     first = training.train(SMALL, data=numbers, output=tmp_path / "run")
     again = training.train(SMALL, data=numbers, output=tmp_path / "run", resume=True)
-    assert {**again, "images_per_second": 0} == {**first, "images_per_second": 0}
+    assert {**again, "first_steps_seconds": first["first_steps_seconds"]} == first
+    assert again["first_steps_seconds"] == 0
 
 
 def test_the_learning_rate_follows_the_cosine(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,6 +473,24 @@ def test_a_compiled_run_resumes_to_the_bit(tmp_path: Path, numbers: str) -> None
     training.train(compiled, data=numbers, output=tmp_path / "parts", max_steps=6, resume=True)
     whole = weights(tmp_path / "whole")
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(tmp_path / "parts").items())
+
+
+def test_short_batches_compile_nothing(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fourth one is short, and the run that goes on begins with it."""
+    counter = CompileCounter()
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, *, dynamic, options: compile(model, backend=counter))
+    for stop, graphs in ((3, 1), (4, 0), (9, 1)):
+        torch._dynamo.reset()
+        counter.clear()
+        recipe = replace(SMALL, compile=True, epochs=3)
+        training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=stop, resume=True)
+        assert counter.frame_count == graphs, stop
+
+
+@pytest.mark.parametrize(("images", "pieces", "sizes"), [(10, 1, {10}), (10, 3, {4, 2}), (12, 3, {4}), (2, 3, {1})])
+def test_the_sizes_of_pieces_are_those_of_torchs_chunks(images: int, pieces: int, sizes: set[int]) -> None:
+    assert training._piece_sizes(images, pieces) == sizes == {len(t) for t in torch.zeros(images).chunk(pieces)}
 
 
 def test_blocks_for_training_need_something_to_gain(tmp_path: Path, numbers: str) -> None:

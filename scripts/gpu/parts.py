@@ -1,0 +1,316 @@
+"""Run the parts of the kit, the most wanted first, each in its own time; a failing one does not touch the others."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import signal
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from _kit import Kit, Running
+
+PYTHON = sys.executable
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parents[1]
+# Inductor's settings that are tried in training, the most promising first; each costs a compilation.
+VARIANTS: tuple[tuple[str, ...], ...] = (
+    ("realize_reads_threshold=2", "triton.max_tiles=1"),
+    ("realize_reads_threshold=2",),
+    ("triton.max_tiles=1",),
+    ("triton.cudagraphs=true",),
+)
+
+
+def env(kit: Kit) -> None:
+    """What the machine is, and what its GPU reaches at most."""
+    kit.run("env", 60, [PYTHON, str(FOLDER / "ceilings.py")])
+
+
+def tests(kit: Kit) -> None:
+    """The project's tests that need a GPU."""
+    files = sorted(str(path) for path in Path("tests").glob("test_*.py") if "mark.gpu" in path.read_text("utf-8"))
+    # The machine has other packages than the tests were written with, whose warnings say nothing about the GPU.
+    options = ("-o", "addopts=--strict-markers", "-W", "default", "-p", "no:cacheprovider", "--color=no",
+               "--tb=short", "--show-capture=stdout")  # fmt: skip
+    on_cpu = ("env", "GPU_TESTS_ON_CPU=1") if kit.small else ()
+    kit.run("tests", 150, [*on_cpu, PYTHON, "-m", "pytest", "-q", "-rA", "-m", "gpu", *options, *files])
+
+
+def benchmark(kit: Kit, what: str, *options: str) -> list[str]:
+    """Return the command that measures networks in bf16."""
+    networks = ("--model", "seresnet18", "--plain", "resnet18", "--size", "32", "--rounds", "2") if kit.small else ()
+    rounds = () if kit.small or "--rounds" in options else ("--rounds", "7")
+    command = [PYTHON, "scripts/benchmark.py", what, "--json", "--dtype", "bf16"]
+    return [*command, "--log", str(kit.results), *networks, *rounds, *options]
+
+
+def batch(kit: Kit, *sizes: int) -> list[str]:
+    chosen = (2,) if kit.small else sizes
+    return [word for size in chosen for word in ("--batch-size", str(size))]
+
+
+def training(kit: Kit) -> None:
+    """Training steps of ResNet-50, timm's SE-ResNet-50 and this package's."""
+    kit.run("training", 165, benchmark(kit, "training", "--mode", "compiled", *batch(kit, 256)))
+
+
+def inference(kit: Kit) -> None:
+    """Inference of the same three, ours fused."""
+    kit.run("inference", 130, benchmark(kit, "inference", "--mode", "compiled", *batch(kit, 256, 1)))
+
+
+def fused(kit: Kit) -> None:
+    """Inference where 1 x 1 convolutions are matrix products that take in what follows them."""
+    settings = ("--settings", "epilogue")
+    kit.run("fused", 150, benchmark(kit, "inference", "--mode", "compiled", *settings, *batch(kit, 256)))
+
+
+def kernels(kit: Kit) -> None:
+    """The kernels that Inductor makes of one block on this GPU; what is measured on the way is of no interest."""
+    for what in ("training", "inference"):
+        options = ("--kernels", "--mode", "eager", "--rounds", "1", "--seconds", "0")
+        kit.run(f"kernels_{what}", 60, benchmark(kit, what, *options, *batch(kit, 16)))
+
+
+def variants(kit: Kit) -> None:
+    """What settings of Inductor bring to training steps of this package's blocks."""
+    for settings in VARIANTS[: 1 if kit.small else None]:
+        options = [word for setting in settings for word in ("--inductor", setting)]
+        one = ("--mode", "compiled", "--network", "own")
+        kit.run("variants", 60, benchmark(kit, "training", *one, *options, *batch(kit, 256)), given=settings)
+
+
+# --- training runs ----------------------------------------------------------------------------------------------------
+
+
+def train(kit: Kit, output: Path, *words: str) -> list[str]:
+    return [PYTHON, "scripts/train.py", "--json", *words, "--output", str(output)]
+
+
+def cifar10(kit: Kit) -> list[str]:
+    """Return the options of all runs on CIFAR-10: compiled and in bf16."""
+    small = ("batch_size=16",) if kit.small else ()
+    return [
+        "--recipe",
+        "cifar10",
+        "--data",
+        str(kit.data / "cifar10"),
+        "--set",
+        "mixed_precision=bf16",
+        "compile=true",
+        *small,
+    ]
+
+
+def smoke(kit: Kit) -> None:
+    """Runs that are killed and resumed, beside runs that are not, with `deterministic` and without: the same bits?
+
+    All at once, as nothing is timed here.
+    """
+    steps, every = ("8", "3") if kit.small else ("300", "50")
+    ends = time.time() + min(kit.budget(150), kit.left() - 8)
+    workers = f"workers={max(1, min(3, kit.cores // 4))}"
+    words = {
+        name: [*cifar10(kit), "se_blocks=true", f"checkpoint_steps={every}", workers, f"deterministic={flag}",
+               "--max-steps", steps]
+        for name, flag in (("deterministic", "true"), ("default", "false"))
+    }  # fmt: skip
+    whole = {name: kit.begin(train(kit, kit.work / f"{name}_whole", *words[name])) for name in words}
+    cut = {name: kit.begin(train(kit, kit.work / f"{name}_killed", *words[name])) for name in words}
+    states = {}
+    with ThreadPoolExecutor() as pool:
+        found = {name: pool.submit(_kill_after_a_state, kit.work / f"{name}_killed", cut[name], ends) for name in words}
+        states = {name: one.result() for name, one in found.items()}
+    resumed = {name: kit.begin(train(kit, kit.work / f"{name}_killed", *words[name], "--resume")) for name in words}
+    for name in words:
+        codes = {
+            kind: one.wait(ends - time.time(), grace=0)
+            for kind, one in (("whole", whole[name]), ("resumed", resumed[name]))
+        }
+        digests = [digest(kit.work / f"{name}_{one}") for one in ("whole", "killed")]
+        kit.record(
+            f"smoke_{name}", rc=max(codes.values(), key=abs), codes=codes, seconds=whole[name].seconds,
+            states_when_killed=states[name], whole=whole[name].result, resumed=resumed[name].result, digests=digests,
+            same_bits=None if None in digests else digests[0] == digests[1],
+        )  # fmt: skip
+
+
+def _kill_after_a_state(output: Path, running: Running, ends: float) -> list[str]:
+    """Kill a run as soon as it has kept its first state; return the states that there are then."""
+    states: list[str] = []
+    while running.process.poll() is None and time.time() < ends and not states:
+        states = sorted(path.name for path in (output / "training").glob("step-*"))
+        time.sleep(0.02)
+    running.kill()
+    return states
+
+
+def digest(output: Path) -> str | None:
+    """Return the sha256 of a model's tensors: its file names the time and the command as well."""
+    file = output / "model.safetensors"
+    if not file.exists():
+        return None
+    from safetensors import safe_open
+
+    total = hashlib.sha256()
+    with safe_open(file, framework="np") as opened:
+        for name in sorted(opened.keys()):
+            total.update(name.encode() + opened.get_tensor(name).tobytes())
+    return total.hexdigest()
+
+
+def imagenet(kit: Kit, name: str, *, training: int, validation: int) -> Path:
+    """Return a folder in which the few ImageNet shards stand over and over, under names of their own."""
+    folder = kit.work / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shards = sorted((kit.data / "imagenet").glob("*.parquet"))
+    for split, count in (("train", training), ("validation", validation)):
+        for number in range(count):
+            link = folder / f"{split}-{number:05d}-of-{count:05d}.parquet"
+            link.symlink_to(shards[number % len(shards)])
+    return folder
+
+
+def e2e(kit: Kit) -> None:
+    """The whole of train.py on `seresnet50_8xb32_in1k`: images/s, waiting for batches, an idle GPU, longest kernels."""
+    # Of 75 pictures each: one epoch is longer than the run.
+    data = imagenet(kit, "imagenet", training=12 if kit.small else 600, validation=1)
+    small = ("model=seresnet18", "input_size=64", "batch_size=16") if kit.small else ()
+    output = kit.work / "e2e"
+    shutil.rmtree(output, ignore_errors=True)
+    kit.run("e2e", 95, train(
+        kit, output, "--recipe", "seresnet50_8xb32_in1k", "--data", str(data),
+        "--max-steps", "60" if kit.small else "160", "--profile", str(kit.out / "profile.json"), "--set",
+        "num_classes=1000", "mixed_precision=bf16", "compile=true", "se_blocks=true", "decoder=fast", "drop_last=true",
+        f"workers={max(1, min(12, kit.cores - 2))}", *small,
+    ))  # fmt: skip
+
+
+def evaluation(kit: Kit) -> None:
+    """The speed of validate.py, with all that makes it fast, on CIFAR-10 and on pictures of ImageNet's sizes."""
+    folder = imagenet(kit, "imagenet_evaluation", training=0, validation=1 if kit.small else 80)
+    workers = str(max(1, min(12, kit.cores - 2)))
+    fast = ("--fuse", "--compile", "--amp", "bf16", "--workers", workers, "--batch-size", "16" if kit.small else "256")
+    models = {"imagenet": (str(kit.work / "e2e"), folder), "cifar10": ("seresnet20_cifar.c10", kit.data / "cifar10")}
+    for name, (model, data) in models.items():
+        if name == "imagenet" and not (kit.work / "e2e" / "config.json").exists():
+            kit.record(f"evaluation_{name}", skipped="there is no model of the part e2e")
+            continue
+        command = [PYTHON, "scripts/validate.py", model, "--json", "--data", str(data), *fast]
+        kit.run(f"evaluation_{name}", 60, command)
+
+
+def cifar(kit: Kit) -> None:
+    """`seresnet56_cifar` and `resnet56_cifar` side by side, in as many epochs as fit."""
+    seconds = kit.left() - 12
+    compiling, an_epoch = 75, 9  # both at once, on such a machine; estimates
+    epochs = 1 if kit.small else min(30, int((seconds - compiling) // an_epoch))
+    if epochs < 2 and not kit.small:
+        return kit.record("cifar", skipped=f"{seconds:.0f} s are left")
+    names = ("seresnet20_cifar", "resnet20_cifar") if kit.small else ("seresnet56_cifar", "resnet56_cifar")
+    running: dict[str, Running] = {}
+    for name in names:
+        fields = (
+            f"model={name}", f"se_blocks={str(name.startswith('se')).lower()}", f"epochs={epochs}",
+            f"warmup_epochs={0 if kit.small else 1}", f"workers={max(1, min(6, kit.cores // 2 - 1))}",
+        )  # fmt: skip
+        few = ("--max-steps", "4") if kit.small else ()
+        running[name] = kit.begin(train(kit, kit.work / name, *cifar10(kit), *fields, *few))
+    ends = time.time() + min(kit.budget(seconds), kit.left() - 10)
+    for name, one in running.items():
+        code = one.wait(ends - time.time())
+        summary = kit.work / name / "summary.csv"
+        kit.record(
+            f"cifar_{name}", rc=code, seconds=one.seconds, epochs=epochs, result=one.result,
+            summary=summary.read_text().splitlines() if summary.exists() else None,
+        )  # fmt: skip
+    with tarfile.open(kit.out / "runs.tar.gz", "w:gz") as archive:
+        for name in names:
+            for file in ("model.safetensors", "config.json", "README.md", "summary.csv", "curves.png"):
+                if (kit.work / name / file).exists():
+                    archive.add(kit.work / name / file, f"{name}/{file}")
+    return None
+
+
+Part = Callable[[Kit], None]
+# In this order; the parts of a group run at the same time, as none of them measures speed.
+GROUPS: tuple[tuple[Part, ...], ...] = (
+    (env,), (tests, smoke, kernels), (training,), (inference,), (e2e,), (fused,), (evaluation,), (variants,), (cifar,),
+)  # fmt: skip
+NAMES = tuple(part.__name__ for group in GROUPS for part in group)
+LEAST = 20  # seconds that a part needs to be begun
+
+
+def run_parts(kit: Kit, names: Sequence[str]) -> None:
+    """Run the parts of these names."""
+    for group in GROUPS:
+        chosen = [part for part in group if part.__name__ in names]
+        if not chosen:
+            continue
+        print(f"\n== {', '.join(part.__name__ for part in chosen)}: {kit.left():.0f} s are left", flush=True)
+        with ThreadPoolExecutor(1 if kit.small else len(chosen)) as pool:
+            list(pool.map(lambda part: run_part(kit, part), chosen))
+
+
+def run_part(kit: Kit, part: Part) -> None:
+    """Run one part; what it raises is its result."""
+    if kit.left() < LEAST:
+        return kit.record(part.__name__, skipped=f"{kit.left():.0f} s are left")
+    try:
+        part(kit)
+    except Exception as error:
+        kit.record(part.__name__, failed=f"{type(error).__name__}: {error}")
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--limit", type=float, default=530, metavar="SECONDS", help="of everything (default: 530)")
+    parser.add_argument(
+        "--start", type=float, default=time.time(), metavar="TIME", help="when that began (default: now)"
+    )
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="for what is not kept")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the results")
+    options = parser.parse_args()
+    names = os.environ.get("KIT_PARTS", "").replace(",", " ").split() or list(NAMES)
+    unknown = sorted(set(names) - set(NAMES))
+    if unknown:
+        parser.error(f"KIT_PARTS names {', '.join(unknown)}; the parts are {', '.join(NAMES)}")
+    os.chdir(ROOT)
+    small = os.environ.get("KIT_SMALL") == "1"
+    kit = Kit(
+        options.out,
+        options.work / "runs",
+        ROOT / ".device" / "data",
+        start=options.start,
+        limit=options.limit,
+        small=small,
+    )
+    shutil.rmtree(kit.work, ignore_errors=True)
+    kit.work.mkdir(parents=True)
+    commit = ROOT / ".device" / "commit"
+    kit.record("kit", small=small, parts=names, commit=commit.read_text().strip() if commit.exists() else None)
+
+    def stop(number: int, _: Any) -> None:
+        kit.end()
+        kit.record("stopped", by=signal.Signals(number).name)
+        os._exit(0)
+
+    for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(kit.left() - 1, 0.1))
+    run_parts(kit, names)
+    kit.end()
+
+
+if __name__ == "__main__":
+    main()

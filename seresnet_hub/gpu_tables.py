@@ -1,0 +1,111 @@
+"""The README's tables of what was measured on a GPU; where nothing was, they say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from seresnet_hub.folder import read_json
+from seresnet_hub.markdown import table
+
+NOT_MEASURED = "not measured"
+OURS = "ours"  # what predictions call this package's network
+NETWORKS = ("plain", "timm", OURS)
+HEADER = ("ms, with the predicted ones in brackets", "device", "ResNet-50", "SE-ResNet-50, timm", "SE-ResNet-50, here",
+          "here / timm", "here / ResNet-50")  # fmt: skip
+
+
+def speed(measured: Path) -> str:
+    """Return the table of times on a GPU, from a folder of measured results; speeds are compared as images/s."""
+    predicted = _read(measured / "benchmark_predicted.json")
+    rows: list[tuple[str, ...]] = []
+    for benchmark in ("inference", "training"):
+        result = _read(measured / f"benchmark_{benchmark}_gpu.json")
+        if result:
+            rows += [_row(benchmark, result["device"], one) for one in result["measurements"]]
+        else:
+            rows += _predicted_rows(benchmark, predicted.get(benchmark, {}))
+    return table(HEADER, rows)
+
+
+def _row(benchmark: str, device: str, measurement: Mapping[str, Any]) -> tuple[str, ...]:
+    networks = {name if name in NETWORKS else OURS: one for name, one in measurement["networks"].items()}
+    settings = ""
+    if measurement["part"] == "fused":
+        settings = ", `epilogue`"
+    elif measurement["part"] == "variants":
+        settings = "".join(f", `{setting}`" for setting in measurement["given"])
+    what = f"{benchmark}, {measurement['mode']}, {measurement['dtype']}, batch {measurement['batch_size']}{settings}"
+    times = (
+        _time(networks[name]["ms"], networks[name]["predicted_ms"]) if name in networks else "" for name in NETWORKS
+    )
+    own = networks.get(OURS, {})
+    ratios = (f"{own[key]:.3f}" if own.get(key) else "" for key in ("times_timm", "times_plain"))
+    return what, device, *times, *ratios
+
+
+def _predicted_rows(benchmark: str, predicted: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    by_settings = {"default": predicted} if not predicted or "plain" in predicted else predicted
+    for settings, times in by_settings.items():
+        if not isinstance(times, Mapping):
+            continue  # how the prediction was made
+        what = f"{benchmark}, compiled, bf16, batch 256" + ("" if settings == "default" else f", `{settings}`")
+        yield what, NOT_MEASURED, *(_time(None, times.get(name)) for name in NETWORKS), "", ""
+
+
+def _time(measured: float | None, predicted: float | None) -> str:
+    parts = ([f"{measured:.2f}"] if measured is not None else []) + ([f"({predicted:.2f})"] if predicted else [])
+    return " ".join(parts)
+
+
+def runs(measured: Path) -> str:
+    """Return the table of whole runs on a GPU, from a folder of measured results."""
+    found = _read(measured / "benchmark_runs_gpu.json")
+    rows = [(what, _said(found, part, say)) for what, part, say in RUNS]
+    rows += [
+        (f"`{part.removeprefix('cifar_')}` on CIFAR-10, {facts['epochs']} epochs: top-1",
+         _said(found, part, lambda facts: f"{facts['result']['top1']:.2f}"))
+        for part, facts in found.items() if part.startswith("cifar_")
+    ]  # fmt: skip
+    return table(("on a GPU", found.get("device", "")), rows)
+
+
+def _same_bits(facts: Mapping[str, Any]) -> str:
+    return {True: "yes", False: "no"}.get(facts["same_bits"], "unknown")
+
+
+def _end_to_end(facts: Mapping[str, Any]) -> str:
+    result, profile = facts["result"], facts["result"].get("profile") or {}
+    waiting, idle = result["waiting_share"], profile.get("idle_share")
+    idle_text = f", the GPU idles {100 * idle:.1f} %" if idle is not None else ""
+    return f"{result['images_per_second']:.0f} images/s, waits {100 * waiting:.1f} % for batches{idle_text}"
+
+
+def _images_a_second(facts: Mapping[str, Any]) -> str:
+    return f"{facts['result']['images_per_second']:.0f} images/s"
+
+
+RUNS = (
+    ("tests that need a GPU", "tests", lambda facts: str(facts["result"][-1]).strip("= ")),
+    ("killed and resumed with `deterministic=true`: the same bits", "smoke_deterministic", _same_bits),
+    ("… without it", "smoke_default", _same_bits),
+    ("`train.py`, `seresnet50_8xb32_in1k` in bf16, compiled, with `se_blocks`", "e2e", _end_to_end),
+    ("`validate.py --fuse --compile --amp bf16`, `seresnet50` at 224 × 224", "evaluation_imagenet", _images_a_second),
+    ("… `seresnet20_cifar` on CIFAR-10", "evaluation_cifar10", _images_a_second),
+)
+
+
+def _said(found: Mapping[str, Any], part: str, say: Any) -> str:
+    facts = found.get(part)
+    if facts is None:
+        return NOT_MEASURED
+    if facts.get("failed") or facts.get("skipped"):
+        return "failed" if facts.get("failed") else NOT_MEASURED
+    if facts.get("rc") not in (0, None) and part != "tests":
+        return f"failed, exit code {facts['rc']}"
+    return str(say(facts))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
