@@ -327,9 +327,7 @@ def _norm_scale_add(x: torch.Tensor, shortcut: torch.Tensor, norm: Any, se: Any,
     gate = se.gate(se.fc2(se.act(se.bn(se.fc1(squeezed.to(x.dtype)))))).to(wide.dtype)
     if drop_path is not None:
         gate = gate * drop_path(x.new_ones(len(x), 1, 1, 1))
-    total: torch.Tensor = _ScaleAdd.apply(
-        wide, mean, gate * scale, gate * bias, shortcut.to(x.dtype), means.detach()
-    )
+    total: torch.Tensor = _ScaleAdd.apply(wide, mean, gate * scale, gate * bias, shortcut.to(x.dtype), means.detach())
     return total
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +10,26 @@ from seresnet_hub.folder import read_json
 from seresnet_hub.markdown import table
 
 NOT_MEASURED = "not measured"
-OURS = "ours"  # what predictions call this package's network
-NETWORKS = ("plain", "timm", OURS)
+OWN = "own"  # this package's network; measurements call it fused or ours
+NETWORKS = ("plain", "timm", OWN)
 HEADER = ("ms, with the predicted ones in brackets", "device", "ResNet-50", "SE-ResNet-50, timm", "SE-ResNet-50, here",
           "here / timm", "here / ResNet-50")  # fmt: skip
 
 
 def speed(measured: Path) -> str:
     """Return the table of times on a GPU, from a folder of measured results; speeds are compared as images/s."""
-    predicted = _read(measured / "benchmark_predicted.json")
     rows: list[tuple[str, ...]] = []
     for benchmark in ("inference", "training"):
         result = _read(measured / f"benchmark_{benchmark}_gpu.json")
         if result:
             rows += [_row(benchmark, result["device"], one) for one in result["measurements"]]
         else:
-            rows += _predicted_rows(benchmark, predicted.get(benchmark, {}))
+            rows.append((f"{benchmark}, compiled, bf16, batch 256", NOT_MEASURED, "", "", "", "", ""))
     return table(HEADER, rows)
 
 
 def _row(benchmark: str, device: str, measurement: Mapping[str, Any]) -> tuple[str, ...]:
-    networks = {name if name in NETWORKS else OURS: one for name, one in measurement["networks"].items()}
+    networks = {name if name in NETWORKS else OWN: one for name, one in measurement["networks"].items()}
     settings = ""
     if measurement["part"] == "fused":
         settings = ", `epilogue`"
@@ -40,18 +39,9 @@ def _row(benchmark: str, device: str, measurement: Mapping[str, Any]) -> tuple[s
     times = (
         _time(networks[name]["ms"], networks[name]["predicted_ms"]) if name in networks else "" for name in NETWORKS
     )
-    own = networks.get(OURS, {})
+    own = networks.get(OWN, {})
     ratios = (f"{own[key]:.3f}" if own.get(key) else "" for key in ("times_timm", "times_plain"))
     return what, device, *times, *ratios
-
-
-def _predicted_rows(benchmark: str, predicted: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
-    by_settings = {"default": predicted} if not predicted or "plain" in predicted else predicted
-    for settings, times in by_settings.items():
-        if not isinstance(times, Mapping):
-            continue  # how the prediction was made
-        what = f"{benchmark}, compiled, bf16, batch 256" + ("" if settings == "default" else f", `{settings}`")
-        yield what, NOT_MEASURED, *(_time(None, times.get(name)) for name in NETWORKS), "", ""
 
 
 def _time(measured: float | None, predicted: float | None) -> str:

@@ -32,9 +32,12 @@ def predicted(measured: Path) -> str:
     for benchmark in BENCHMARKS:
         for settings, counted in _settings(measured, benchmark).items():
             times = [counted[network]["network"]["predicted"] for network in NETWORKS]
-            ratios = [f"{times[other]['ms'] / times[2]['ms']:.3f} ({times[other]['cautious_ms'] / times[2]['cautious_ms']:.3f})"
-                      for other in (1, 0)]  # fmt: skip
+            own = times[NETWORKS.index("own")]
             shown = (f"{one['ms']:.2f} ({one['cautious_ms']:.2f})" for one in times)
+            ratios = (
+                f"{other['ms'] / own['ms']:.3f} ({other['cautious_ms'] / own['cautious_ms']:.3f})"
+                for other in (times[NETWORKS.index("timm")], times[NETWORKS.index("plain")])
+            )
             rows.append((f"{benchmark}{_said(settings)}", *shown, *ratios))
     return table(("*predicted* ms (cautiously)", *COLUMNS, "here / timm", "here / ResNet-50"), rows)
 

@@ -49,7 +49,10 @@ def test_a_kernel_takes_as_long_as_its_bytes_or_its_operations() -> None:
     assert _predicted([moving], H100) == {"ms": pytest.approx(1), "cautious_ms": pytest.approx(1)}
     assert _predicted([computing], H100) == {"ms": pytest.approx(1), "cautious_ms": pytest.approx(600 / 250)}
     assert _predicted([moving, computing], H100)["ms"] == pytest.approx(2)
-    assert _predicted([kernel(4, 4)] * 1000, H100) == {"ms": pytest.approx(0, abs=1e-3), "cautious_ms": pytest.approx(2)}
+    assert _predicted([kernel(4, 4)] * 1000, H100) == {
+        "ms": pytest.approx(0, abs=1e-3),
+        "cautious_ms": pytest.approx(2),
+    }
 
 
 def test_what_cannot_be_counted_is_refused() -> None:

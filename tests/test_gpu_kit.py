@@ -252,12 +252,16 @@ def write_results(folder: Path, lines: list[dict[str, Any]], cut_off: str = "") 
 def test_figures_stand_beside_the_predicted_ones(tmp_path: Path) -> None:
     back = write_results(tmp_path / "back", made_up(), cut_off='{"part": "ci')
     predicted = {
-        "training": {"default": {"plain": 36.0, "timm": 42.0, "ours": 37.0}, "a=1,b=2": {"ours": 35.0}},
-        "inference": {"default": {"plain": 9.0}, "epilogue": {"plain": 6.0, "ours": 7.0}},
+        "training": {"default": (36.0, 42.0, 37.0), "a=1,b=2": (35.5, 41.0, 35.0)},
+        "inference": {"default": (9.0, 10.0, 9.5), "epilogue": (6.0, 9.0, 7.0)},
     }
-    (tmp_path / "benchmark_predicted.json").write_text(json.dumps(predicted))
-    before = gpu_tables.speed(tmp_path)
-    assert "| training, compiled, bf16, batch 256 | not measured | (36.00) | (42.00) | (37.00) |  |  |" in before
+    for benchmark, by_settings in predicted.items():
+        settings = {
+            name: {network: {"network": {"predicted": {"ms": ms}}}
+                   for network, ms in zip(("plain", "timm", "own"), times, strict=True)}
+            for name, times in by_settings.items()
+        }  # fmt: skip
+        (tmp_path / f"benchmark_{benchmark}_predicted.json").write_text(json.dumps({"settings": settings}))
     answer = collect.main([str(back), "--output", str(tmp_path)])
     assert answer["device"] == "Imagined GPU"
     assert (tmp_path / "benchmark_gpu.png").read_bytes().startswith(b"\x89PNG")

@@ -36,6 +36,7 @@ FLOORS = [
         "profiling",
         "lost_processes",
         "gpu_tables",
+        "kernel_tables",
     },
     {"configs", "hub_client"},
     {"models", "splits", "starting", "snapshots", "strict"},

@@ -16,7 +16,7 @@ from typing import Any
 # The parts of each benchmark, and what else goes with it.
 BENCHMARKS = {"training": ("training", "variants"), "inference": ("inference", "fused")}
 RUNS = ("tests", "smoke_deterministic", "smoke_default", "e2e", "evaluation_imagenet", "evaluation_cifar10")
-OURS = "ours"  # what predictions call this package's network, in training and in inference
+OWN = "own"  # what predictions call this package's network, in training and in inference
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path, nargs="+", metavar="FOLDER", help="with a results.jsonl, of one GPU")
     parser.add_argument(
         "--output", type=Path, default=Path("model_cards"), metavar="DIR",
-        help="where the figures go, and benchmark_predicted.json may be (default: model_cards)",
+        help="where the figures go, beside the predicted ones (default: model_cards)",
     )  # fmt: skip
     return parser
 
@@ -32,12 +32,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     from seresnet_hub.errors import InputError
-    from seresnet_hub.folder import read_json, replacing, write_json
+    from seresnet_hub.folder import replacing, write_json
+    from seresnet_hub.kernel_tables import predicted_times
 
     if not options.output.is_dir():
         raise InputError(f"{options.output} is not a folder")
-    predicted_file = options.output / "benchmark_predicted.json"
-    predicted = read_json(predicted_file) if predicted_file.exists() else {}
+    predicted = predicted_times(options.output)
     lines = [line for folder in options.folder for line in read_lines(folder)]
     machine = machine_of(lines)
     files: dict[str, dict[str, Any]] = {}
@@ -130,7 +130,7 @@ def measurements_of(
         chosen = predicted_for(one, predicted)
         for name, network in one["networks"].items():
             network["ms"] = round(1e3 * one["batch_size"] / network["images_per_second"], 3)
-            network["predicted_ms"] = chosen.get(name if name in ("plain", "timm") else OURS)
+            network["predicted_ms"] = chosen.get(name if name in ("plain", "timm") else OWN)
     return found
 
 
@@ -151,14 +151,12 @@ def from_events(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def predicted_for(measurement: Mapping[str, Any], predicted: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the predicted milliseconds by network of a measurement; predictions are of bf16, compiled, batch 256.
 
-    `predicted` has them for the usual settings, or by the name of settings: default, epilogue, or Inductor's own as
-    `key=value,…`.
+    `predicted` has them by the name of settings: default, epilogue, or Inductor's own as `key=value,…`.
     """
     if (measurement["mode"], measurement["dtype"], measurement["batch_size"]) != ("compiled", "bf16", 256):
         return {}
     name = "epilogue" if measurement["part"] == "fused" else ",".join(measurement["given"]) or "default"
-    by_settings = {"default": predicted} if "plain" in predicted else predicted
-    chosen: Mapping[str, Any] = by_settings.get(name, {})
+    chosen: Mapping[str, Any] = predicted.get(name, {})
     return chosen
 
 
