@@ -242,11 +242,36 @@ def use_training_blocks(model: nn.Module) -> int:
     return count
 
 
+class CompiledSyncBatchNorm(nn.SyncBatchNorm):
+    """torch's `SyncBatchNorm`, whose exchange with the other processes is part of the graph where it is compiled.
+
+    torch's own ends a graph before and after each norm. Where not compiled, this is torch's, which needs CUDA devices.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the normalised `(batch, channels, height, width)`."""
+        if not (torch.compiler.is_compiling() and self.training and self.affine):
+            return super().forward(x)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        variances, means = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
+        mean, variance = _batch_statistics(means, variances, x.shape[2] * x.shape[3], self)
+        scale = (variance + self.eps).rsqrt() * self.weight[:, None, None]
+        return ((wide - mean) * scale + self.bias[:, None, None]).to(x.dtype)
+
+
+def use_compiled_sync_norms(model: nn.Module) -> int:
+    """Make torch's `SyncBatchNorm`s the ones above, in place, weights and all; return their number."""
+    norms = [module for module in model.modules() if type(module) is nn.SyncBatchNorm]
+    for norm in norms:
+        norm.__class__ = CompiledSyncBatchNorm  # they differ in nothing but their forward pass
+    return len(norms)
+
+
 def _takes_sums(block: Any, norm: Any) -> bool:
     """Say whether a block is compiled, in training, and made of what `_norm_scale_add` knows."""
     return (
         torch.compiler.is_compiling()
-        and type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+        and type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm, CompiledSyncBatchNorm)
         and norm.training
         and norm.affine
         and type(block.se) is SEModule
@@ -343,7 +368,7 @@ def _batch_statistics(
         raise ValueError("Expected more than 1 value per channel when training")  # torch's words
     mean = means.mean(0, keepdim=True)
     variance = (variances + (means - mean).square()).mean(0, keepdim=True)
-    group = norm.process_group or distributed.group.WORLD if type(norm) is nn.SyncBatchNorm else None
+    group = norm.process_group or distributed.group.WORLD if isinstance(norm, nn.SyncBatchNorm) else None
     if group is not None and distributed.get_world_size(group) > 1:
         # Its import takes longer than that of this package.
         from torch.distributed._functional_collectives import all_gather_tensor_autograd

@@ -65,7 +65,7 @@ FIELDS: dict[str, str] = {
     "deterministic": "true: algorithms that give the same bits each time, also on a GPU, where they are slower",
     "se_blocks": "true: this package's forms of timm's SE blocks, which are faster in training; needs compile=true",
     "grad_checkpointing": "true: compute activations again in the backward pass, for less memory",
-    "sync_bn": "true: batch norm's statistics over all GPUs",
+    "sync_bn": "true: batch norm's statistics over all GPUs; with compile=true within the compiled graph",
     "dropout": "drop-out before the classifier; from 0 to 1",
     "drop_path": "the largest stochastic depth (arXiv 1603.09382); from 0 to 1",
     "ema_decay": "decay of a moving average of the weights, which is then what is measured and saved; 0: none",

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from seresnet_hub.backends import products, settings_of_run
-from seresnet_hub.blocks import use_training_blocks
+from seresnet_hub.blocks import use_compiled_sync_norms, use_training_blocks
 from seresnet_hub.chance import chance_of
 from seresnet_hub.data import Split, epoch_plan, loader, require_few_damaged
 from seresnet_hub.device import Mixer, finish, on_device
@@ -236,6 +236,8 @@ def _train(
             raise InputError(f"grad_checkpointing=true: {recipe.model} has none ({error})") from error
     if recipe.sync_bn:
         model = convert_sync_batchnorm(model)
+        if recipe.compile:
+            use_compiled_sync_norms(model)
     if recipe.se_blocks:
         if not recipe.compile:
             raise InputError("se_blocks=True: it gains something where compile=True alone")
