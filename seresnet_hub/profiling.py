@@ -60,7 +60,9 @@ class Profile:
 
     def begin(self) -> None:
         on_gpu = self._device.type == "cuda"
-        self._running = profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU])
+        kind = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+        # One profile is one cycle: there is nothing to accumulate, but torch 2.11 warns where that is left open.
+        self._running = profile(activities=[kind], acc_events=True)
         self._running.start()
         self._wait()
         self._begun = time.perf_counter()

@@ -199,7 +199,7 @@ def test_a_machine_may_be_lost(digits: Path, tmp_path: Path) -> None:
     print(f"the other machine ended after {time.monotonic() - begin:.0f} s")
     said = (parts / "0.out").read_text(errors="replace").replace("\r", "\n")
     (error,) = [line for line in said.splitlines() if "error: " in line and "another process is gone" in line]
-    assert "start all of them again, with --resume" in error
+    assert "start all of them again with --resume" in error
     assert "training.py" not in said  # no traceback of ours
 
     stopped = latest_state(parts / "machine0")[1]["step"]
