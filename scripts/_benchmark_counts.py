@@ -46,7 +46,7 @@ def count_networks(what: str, options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {
         "benchmark": what, "target": options.target, "torch": torch.__version__, "triton": triton.__version__,
         "timm": timm.__version__, "model": options.model, "plain": options.plain, "dtype": "bf16",
-        "batch_size": batch_size, "size": options.size, "settings": {},
+        "batch_size": batch_size, "size": options.size, "counted": {},
     }  # fmt: skip
     log = Log(options.log, benchmark=what, model=options.model, target=options.target)
     for name, settings in _settings(what, options).items():
@@ -61,7 +61,7 @@ def count_networks(what: str, options: argparse.Namespace) -> dict[str, Any]:
             print(f"{what}, {name}: {kind}: predicted {predicted['ms']:.1f} ms", file=sys.stderr)
             del one["network"]["kernels"]
             counted[kind] = one
-        result["settings"][name] = counted
+        result["counted"][name] = counted
     return result
 
 

@@ -156,7 +156,7 @@ def _measure(
     dtype, device = DTYPES[named], images.device
     given = images.to(dtype) if benchmark.narrow_images else images
     with inductor.patch(dict(settings)), compiler_errors():
-        for name, network in networks.items():
+        for name, network in reversed(networks.items()):  # this package's first: the time may run out
             before = memory(device)
             placed = benchmark.placed(network, device, dtype)
             call = torch.compile(placed, dynamic=False, fullgraph=True) if mode == "compiled" else placed
@@ -175,7 +175,7 @@ def _measure(
             )  # fmt: skip
             print(f"{mode} {named} batch {len(images)}: {name}: first call {first:.1f} s", file=sys.stderr)
         for _ in range(rounds):
-            for name in turns.sample(list(steps), len(steps)):  # nobody always comes after the same one
+            for name in turns.sample(list(steps), len(steps)):  # so that none always comes after the same other
                 times[name].append(seconds_a_call(steps[name], given, calls[name]))
     measured: dict[str, dict[str, Any]] = {}
     for name, own in times.items():
@@ -287,7 +287,7 @@ def block_kernels(block: nn.Module, x: torch.Tensor, settings: Mapping[str, Any]
             found.append(
                 {
                     "graph": graph,
-                    "kernel": " + ".join(dict.fromkeys(_operation(one.node) for one in node.get_nodes())),
+                    "kernel": " + ".join(dict.fromkeys(operation_of(one.node) for one in node.get_nodes())),
                     "wide_reads": sum(size >= wide for size in reads.values()),
                     "wide_writes": sum(size >= wide for size in writes.values()),
                     "bytes": sum(reads.values()) + sum(writes.values()),
@@ -307,7 +307,7 @@ def block_kernels(block: nn.Module, x: torch.Tensor, settings: Mapping[str, Any]
     return found
 
 
-def _operation(node: Any) -> str:
+def operation_of(node: Any) -> str:
     """Return the library's call behind a kernel, or the operations that one of Inductor's own was made of."""
     call = getattr(node, "op_overload", None) or getattr(node, "python_kernel_name", None)
     return str(call or " + ".join(sorted(str(origin) for origin in node.get_origins())))

@@ -73,16 +73,16 @@ def require_precision(dtype: str, device: torch.device) -> None:
 
 @contextmanager
 def precision(dtype: str) -> Iterator[None]:
-    """Let convolutions and matrix products of fp32 numbers be exact (fp32) or TF32 for a while; bf16 changes neither.
+    """Let convolutions and matrix products of fp32 numbers be exact (fp32) or TF32 (tf32, bf16) for a while.
 
-    torch's own default is between the two: TF32 in convolutions and not in products. cuDNN tries its algorithms out
-    meanwhile, as shapes are fixed.
+    With bf16 it is as a training run sets it, so that the two share what Inductor compiles. torch's own default is
+    between the two: TF32 in convolutions and not in products. cuDNN tries its algorithms out meanwhile, as shapes are
+    fixed.
     """
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, products.allow_tf32, torch.get_float32_matmul_precision(), cudnn.benchmark
     try:
-        if dtype != "bf16":
-            cudnn.allow_tf32 = products.allow_tf32 = dtype == "tf32"
+        cudnn.allow_tf32 = products.allow_tf32 = dtype != "fp32"
         cudnn.benchmark = True
         yield
     finally:

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from _benchmark_networks import PLAIN, SE, named_network
+from _benchmark_networks import PLAIN, SE, named_network, operation_of
 from _pretend_gpu import TARGETS, Target, pretend
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
@@ -248,7 +248,7 @@ def _kernels(scheduler: Any, wide: int) -> list[dict[str, Any]]:
             list(node.get_read_write_buffer_accesses(include_reads=of_reads, include_writes=not of_reads).values())
             for of_reads in (True, False)
         )
-        operations = " + ".join(dict.fromkeys(_operation(part.node) for part in parts))
+        operations = " + ".join(dict.fromkeys(operation_of(part.node) for part in parts))
         kind = "library" if node.is_extern() else "product" if node.is_template() else "elementwise"
         flops, read_again = 0, 0
         if kind != "elementwise":
@@ -265,7 +265,7 @@ def _work(node: Any) -> tuple[int, int]:
     """Return a product's or convolution's floating-point operations, and what it reads a second time, in bytes."""
     operands = [one for one in node.inputs if hasattr(one, "get_size") and not _has_many(one)]
     shapes = [[int(side) for side in one.get_size()] for one in operands]
-    name = _operation(node)
+    name = operation_of(node)
     if "convolution_backward" in name:  # two kernels, one for each gradient, and both read the output's
         outputs, _, weight = shapes
         gradients = sum(node.constant_args[-1][:2]) if isinstance(node.constant_args[-1], (list, tuple)) else 2
@@ -281,11 +281,6 @@ def _work(node: Any) -> tuple[int, int]:
 def _has_many(node: Any) -> bool:
     """Say whether a node stands for several tensors, and so has no size of its own."""
     return type(node.layout).__name__ == "MultiOutputLayout" if hasattr(node, "layout") else False
-
-
-def _operation(node: Any) -> str:
-    call = getattr(node, "op_overload", None) or getattr(node, "python_kernel_name", None)
-    return str(call or " + ".join(sorted(str(origin) for origin in node.get_origins())))
 
 
 def _summary(kernels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ WORKSPACES = (":4096:8", ":16:8")
 def settings_of_run(device_type: str, *, deterministic: bool) -> Iterator[None]:
     """Set what a run on this type of device computes with, and put it back at its end, whatever happens.
 
-    On CUDA, as in timm's own training script: cuDNN tries its algorithms and keeps the fastest, and products of float32
-    matrices are TF32. With `deterministic`, on every device: algorithms that give the same bits each time, and none is
+    On CUDA, as in timm's own training script: cuDNN tries its algorithms and keeps the fastest, and float32 arithmetic
+    is TF32. With `deterministic`, on every device: algorithms that give the same bits each time, and none is
     chosen by its speed. Enter it before CUDA is used. Errors: `InputError` where it is too late for that, and where an
     operation has no such algorithm.
     """
@@ -36,7 +36,7 @@ def settings_of_run(device_type: str, *, deterministic: bool) -> Iterator[None]:
             cudnn.benchmark, cudnn.deterministic = False, True
         elif device_type == "cuda":
             cudnn.benchmark = True
-        with products(device_type, "tf32"):
+        with float32_arithmetic(device_type, "tf32"):
             yield
     except RuntimeError as error:
         if "does not have a deterministic implementation" not in str(error) or isinstance(error, InputError):
@@ -53,11 +53,40 @@ def settings_of_run(device_type: str, *, deterministic: bool) -> Iterator[None]:
 
 
 @contextmanager
-def products(device_type: str, kind: Literal["tf32", "exact"]) -> Iterator[None]:
-    """Multiply matrices of float32 on CUDA with TF32's 10 bits of mantissa, or exactly; elsewhere do nothing."""
+def float32_arithmetic(device_type: str, kind: Literal["tf32", "exact"]) -> Iterator[None]:
+    """Multiply matrices and convolve in float32 on CUDA with TF32's 10 bits of mantissa, or exactly; elsewhere nothing.
+
+    torch's own default is between the two: TF32 in convolutions and not in products.
+    """
     if device_type != "cuda":
         yield
         return
+    with _convolutions(kind), _products(kind):
+        yield
+
+
+@contextmanager
+def _convolutions(kind: Literal["tf32", "exact"]) -> Iterator[None]:
+    cudnn: Any = torch.backends.cudnn
+    try:
+        before = cudnn.allow_tf32
+    except RuntimeError:  # as below
+        before = cudnn.conv.fp32_precision
+        cudnn.conv.fp32_precision = "tf32" if kind == "tf32" else "ieee"
+        try:
+            yield
+        finally:
+            cudnn.conv.fp32_precision = before
+        return
+    cudnn.allow_tf32 = kind == "tf32"
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
+
+
+@contextmanager
+def _products(kind: Literal["tf32", "exact"]) -> Iterator[None]:
     try:
         before = torch.get_float32_matmul_precision()
     except RuntimeError:  # this program uses torch's newer setting, and the older must not be mixed with it

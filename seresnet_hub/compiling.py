@@ -164,7 +164,14 @@ class CompiledModel(nn.Module):
         graphed = images.device.type == "cuda"
         if graphed:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        outputs = call(_as_compiled(images, size))
+        cudnn: Any = torch.backends.cudnn
+        before = cudnn.benchmark
+        # The first call tries cuDNN's algorithms out, the second records the fastest ones in a CUDA graph.
+        cudnn.benchmark = not cudnn.deterministic
+        try:
+            outputs = call(_as_compiled(images, size))
+        finally:
+            cudnn.benchmark = before
         # The next call overwrites what a CUDA graph returns; a part would keep the whole.
         return outputs[:number].clone() if graphed or number < size else outputs
 

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from seresnet_hub.backends import float32_arithmetic
 from seresnet_hub.classes import IMAGENET_FILE, class_order, imagenet_real_labels
 from seresnet_hub.data import Loader, Split, evaluation_loader, require_few_damaged
 from seresnet_hub.device import finish, on_device
@@ -32,6 +33,8 @@ Precision = Literal["no", "bf16", "fp16"]
 # The types in which autocast computes, by the precision that is asked for.
 AUTOCAST: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+# Batches that say nothing of the speed: workers start, and a compiled model compiles and records its CUDA graph.
+FIRST_BATCHES = 2
 # A confusion matrix of so many classes has half a gigabyte.
 MOST_CONFUSED_CLASSES = 8192
 
@@ -96,10 +99,11 @@ def evaluate(
     config, `confusion` asks for the confusion matrix. Where images have several right classes (`Split.answers`), one of
     them is enough, and an image that has none is not counted. Up to `corrupt_share` of the images may be undecodable
     (see `data.most_damaged`): they are left out, and not `seen`. `precision` is the type of autocast that the model
-    computes in; "no" is the type of its weights. `workers` are the loader's, as many as suit the machine unless given.
-    Errors: `InputError` where a label lies outside the model's classes,
-    more rows cannot be read, the model does not take the size or there is no such precision; `RuntimeError` if not
-    every image was counted.
+    computes in; "no" is the type of its weights, and float32 is exact then, on a GPU too. `workers` are the loader's, as
+    many as suit the machine unless given. The result's `images_per_second` is that after the first two batches, in which workers start and a compiled model
+    compiles; where there are no more, it is that of all. Errors: `InputError` where a label lies outside the model's
+    classes, more rows cannot be read, the model does not take the size or there is no such precision; `RuntimeError` if
+    not every image was counted.
     """
     if batch_size < world_size:
         raise InputError(f"batch size {batch_size}: must be at least {world_size}, one image for each process")
@@ -141,13 +145,19 @@ def evaluate(
     by_class = torch.zeros(2 * num_classes if answers is None else 0, dtype=torch.int64, device=device)
     matrix = torch.zeros(num_classes**2 if confusion else 0, dtype=torch.int64, device=device)
     finite = torch.tensor(True, device=device)
-    start = time.perf_counter()
+    start, before_start, rows = time.perf_counter(), 0, 0
     with eval_mode(model):
         progress = tqdm(batches, desc=f"evaluating {split.name}", disable=rank != 0, leave=False)
         # Around all batches: autocast then converts each weight once.
         cast = torch.autocast(device.type, AUTOCAST[precision]) if precision != "no" else nullcontext()
-        with torch.inference_mode(), cast, progress:
-            for batch in on_device(progress, device):
+        exact = float32_arithmetic(device.type, "exact")
+        with torch.inference_mode(), exact, cast, progress:
+            for number, batch in enumerate(on_device(progress, device)):
+                if number == FIRST_BATCHES:
+                    if device.type == "cuda":
+                        torch.cuda.synchronize(device)
+                    start, before_start = time.perf_counter(), rows
+                rows += batch.total
                 images = finish(batch, mean=config["mean"], std=config["std"], dtype=parameter.dtype)
                 labels, mask = batch.labels, batch.mask
                 damaged += batch.missing
@@ -186,7 +196,7 @@ def evaluate(
         top1=100 * top1 / number,
         top5=100 * top5 / number,
         loss=losses.item() / number if answers is None else None,
-        images_per_second=seen / (time.perf_counter() - start),
+        images_per_second=(rows - before_start) / (time.perf_counter() - start),
         input_size=size,
         crop_pct=config["crop_pct"],
         precision=precision,

@@ -55,7 +55,7 @@ def predicted_times(measured: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 def _settings(measured: Path, benchmark: str) -> Mapping[str, Any]:
     path = measured / f"benchmark_{benchmark}_predicted.json"
-    found: Mapping[str, Any] = read_json(path)["settings"] if path.exists() else {}
+    found: Mapping[str, Any] = read_json(path)["counted"] if path.exists() else {}
     return found
 
 

@@ -35,7 +35,7 @@ class Clock:
 
     def __init__(self, profile: Profiles | None = None, *, now: Callable[[], float] = time.perf_counter) -> None:
         self._profile, self._now = profile, now
-        self._profiling = self._new_size = False
+        self._profiling = self._new_size = self._peak_reset = False
         self._begun, self._waited, self._images = 0.0, 0.0, 0
         self._steps = self._first = 0  # of the process, and of them those before this interval
         self._sizes: set[int] = set()
@@ -45,6 +45,10 @@ class Clock:
     def start(self) -> None:
         """Begin an interval."""
         self._first, self._new_size, self._waited = self._steps, False, 0.0
+        if self._steady() and not self._peak_reset:  # workspaces that cuDNN tries out are not what a step needs
+            self._peak_reset = True
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                torch.cuda.reset_peak_memory_stats()
         self._profiling = self._profile is not None and self._steady() and not self._profile.complete
         if self._profile is not None and self._profiling:
             self._profile.begin()
@@ -87,7 +91,8 @@ class Clock:
         """Return the steady `images_per_second` and `waiting_share`, None where the run was too short for them.
 
         `waiting_share` is the part of the steady time in which this process waits for batches, `first_steps_seconds`
-        what the first intervals took, and `peak_bytes` the most memory that tensors took on the GPU, None on a CPU.
+        what the first intervals took, and `peak_bytes` the most memory that tensors took on the GPU since then, None on
+        a CPU.
         """
         known = self._seconds > 0
         return {

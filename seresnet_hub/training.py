@@ -34,7 +34,7 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from seresnet_hub.backends import products, settings_of_run
+from seresnet_hub.backends import settings_of_run
 from seresnet_hub.blocks import use_compiled_sync_norms, use_training_blocks
 from seresnet_hub.chance import chance_of
 from seresnet_hub.data import Split, epoch_plan, loader, require_few_damaged
@@ -698,13 +698,12 @@ def _evaluate(model: nn.Module, split: Split, recipe: Recipe, accelerator: Accel
         summed: torch.Tensor = accelerator.reduce(counts, reduction="sum")
         return summed
 
-    with products(accelerator.device.type, "exact"):  # as validate.py measures it again
-        return evaluate(
-            model, split, workers=recipe.workers, rank=accelerator.process_index, world_size=accelerator.num_processes,
-            batch_size=128 * accelerator.num_processes, total=total,
-            # A held-out part is of the collection that is trained on, damage and all.
-            corrupt_share=0.0 if split.kept is None else recipe.corrupt_share, precision=recipe.eval_precision,
-        )  # fmt: skip
+    return evaluate(
+        model, split, workers=recipe.workers, rank=accelerator.process_index, world_size=accelerator.num_processes,
+        batch_size=128 * accelerator.num_processes, total=total,
+        # A held-out part is of the collection that is trained on, damage and all.
+        corrupt_share=0.0 if split.kept is None else recipe.corrupt_share, precision=recipe.eval_precision,
+    )  # fmt: skip
 
 
 def _require_same_on_all_ranks(model: nn.Module) -> None:

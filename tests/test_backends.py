@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from seresnet_hub import backends, training
-from seresnet_hub.backends import products, settings_of_run
+from seresnet_hub.backends import float32_arithmetic, settings_of_run
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes import get_recipe
 from seresnet_hub.states import latest_state, save_state
@@ -29,6 +29,7 @@ def flags() -> dict[str, Any]:
         "cudnn.benchmark": torch.backends.cudnn.benchmark,
         "products": torch.get_float32_matmul_precision(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "convolutions": torch.backends.cudnn.allow_tf32,
     }
 
 
@@ -46,20 +47,22 @@ def test_a_run_on_cuda_is_fast_while_it_lasts(failing: bool) -> None:
     try:
         with settings_of_run("cuda", deterministic=False):
             during = flags()
-            with products("cuda", "exact"):
+            with float32_arithmetic("cuda", "exact"):
                 assert not torch.backends.cuda.matmul.allow_tf32
+                assert not torch.backends.cudnn.allow_tf32
             assert flags() == during
             if failing:
                 raise KeyError
     except KeyError:
         pass
     assert (during["cudnn.benchmark"], during["tf32"], during["products"]) == (True, True, "high")
+    assert during["convolutions"]
     assert (during["deterministic"], during["cudnn.deterministic"]) == (False, False)
 
 
 def test_a_run_on_a_cpu_changes_nothing() -> None:
     before = flags()
-    with settings_of_run("cpu", deterministic=False), products("cpu", "exact"):
+    with settings_of_run("cpu", deterministic=False), float32_arithmetic("cpu", "exact"):
         assert flags() == before
 
 
@@ -86,7 +89,7 @@ def test_a_program_with_torchs_newer_setting_keeps_it() -> None:
     try:
         with settings_of_run("cuda", deterministic=False):
             assert matmul.fp32_precision == "tf32"
-            with products("cuda", "exact"):
+            with float32_arithmetic("cuda", "exact"):
                 assert matmul.fp32_precision == "ieee"
         assert matmul.fp32_precision == "tf32"
     finally:

@@ -92,6 +92,22 @@ def test_counts_equal_a_plain_loop(model: nn.Module, split: Split) -> None:
     assert evaluate(model, split, batch_size=8, workers=0).confusion is None
 
 
+@pytest.mark.parametrize(("batch_size", "images", "seconds"), [(10, 27, 3), (32, 47, 1001)])
+def test_the_speed_is_that_after_the_first_two_batches(
+    model: nn.Module, split: Split, monkeypatch: pytest.MonkeyPatch, batch_size: int, images: int, seconds: int
+) -> None:
+    """A clock that the model moves: a thousand seconds at its first batch, one at each other. 47 images."""
+    now = [0.0]
+    monkeypatch.setattr("seresnet_hub.evaluation.time.perf_counter", lambda: now[0])
+
+    def called(*_: object) -> None:
+        now[0] += 1.0 if now[0] else 1000.0
+
+    model.register_forward_hook(called)
+    found = evaluate(model, split, batch_size=batch_size, workers=0)
+    assert found.images_per_second == pytest.approx(images / seconds)
+
+
 def over_ranks(model: nn.Module, split: Split, world_size: int, **options: Any) -> Accuracy:
     """What the last of `world_size` ranks returns, when it is given the sums over all of them."""
     given: list[list[torch.Tensor]] = [[] for _ in range(world_size)]

@@ -74,7 +74,7 @@ def test_figures_stand_beside_the_predicted_ones(tmp_path: Path) -> None:
                    for network, ms in zip(("plain", "timm", "own"), times, strict=True)}
             for name, times in by_settings.items()
         }  # fmt: skip
-        (tmp_path / f"benchmark_{benchmark}_predicted.json").write_text(json.dumps({"settings": settings}))
+        (tmp_path / f"benchmark_{benchmark}_predicted.json").write_text(json.dumps({"counted": settings}))
     answer = collect.main([str(back), "--output", str(tmp_path)])
     assert answer["device"] == "Imagined GPU"
     assert (tmp_path / "benchmark_gpu.png").read_bytes().startswith(b"\x89PNG")
