@@ -99,11 +99,11 @@ def evaluate(
     config, `confusion` asks for the confusion matrix. Where images have several right classes (`Split.answers`), one of
     them is enough, and an image that has none is not counted. Up to `corrupt_share` of the images may be undecodable
     (see `data.most_damaged`): they are left out, and not `seen`. `precision` is the type of autocast that the model
-    computes in; "no" is the type of its weights, and float32 is exact then, on a GPU too. `workers` are the loader's, as
-    many as suit the machine unless given. The result's `images_per_second` is that after the first two batches, in which workers start and a compiled model
-    compiles; where there are no more, it is that of all. Errors: `InputError` where a label lies outside the model's
-    classes, more rows cannot be read, the model does not take the size or there is no such precision; `RuntimeError` if
-    not every image was counted.
+    computes in; "no" is the type of its weights, and float32 is exact then, on a GPU too. `workers` are the loader's,
+    as many as suit the machine unless given. The result's `images_per_second` is that after the first two batches, in
+    which workers start and a compiled model compiles; where there are no more, it is that of all. Errors: `InputError`
+    where a label lies outside the model's classes, more rows cannot be read, the model does not take the size or there
+    is no such precision; `RuntimeError` if not every image was counted.
     """
     if batch_size < world_size:
         raise InputError(f"batch size {batch_size}: must be at least {world_size}, one image for each process")
