@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # On the machine with the GPU, in the repository's root:  bash scripts/gpu/on_device.sh [SECONDS]
-# It ends by itself after so many seconds; at once, with exit code 3, where packages are missing. Results go to $OUT, by default runs/gpu: results.jsonl (a line for each
-# part as soon as it is known), log.txt, profile.json, runs.tar.gz.
+# It ends by itself after so many seconds; at once, with exit code 3, where packages are missing. Results go to $OUT, by
+# default .device/out: results.jsonl (a line for each part as soon as it is known), log.txt, profile.json, runs.tar.gz.
 # KIT_PARTS=a,b runs these parts alone; KIT_SMALL=1 tries everything at tiny sizes, on a CPU too.
 set -uo pipefail
 limit=${1:-530}
 start=$(date +%s)
 root=$(pwd)
-export OUT=${OUT:-$root/runs/gpu}
+export OUT=${OUT:-$root/.device/out}
 work=${KIT_WORK:-/tmp/seresnet_hub_gpu}
 mkdir -p "$OUT" "$work"
 exec > >(tee -a "$OUT/log.txt") 2>&1
@@ -24,7 +24,7 @@ site=$work/site-packages
 rm -rf "$site" && mkdir -p "$site"
 # With Python, as the machine may lack xz.
 python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter="data")' \
-    .device/site.tar.xz "$site" || stop "cannot unpack .device/site.tar.xz: run scripts/gpu/prepare.sh before the machine is asked for"
+    .device/site.tar.xz "$site" || stop "cannot unpack .device/site.tar.xz, which scripts/gpu/prepare.sh makes"
 export PYTHONPATH="$site:$root${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1
 export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/inductor/triton
