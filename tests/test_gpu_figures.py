@@ -126,7 +126,7 @@ def test_a_run_without_an_answer_is_said_to_be_one(
     part: str, changes: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     lines = made_up()
-    next(line for line in lines if line["part"] == part).update(changes)
+    next(line for line in lines if line.get("part") == part).update(changes)
     collect.main([str(write_results(tmp_path / "back", lines)), "--output", str(tmp_path)])
     what = next(what for what, name, _ in gpu_tables.RUNS if name == part)
     assert f"| {what} | {says} |" in gpu_tables.runs(tmp_path)

@@ -75,6 +75,7 @@ def variant_steps(kit: Kit, settings: Sequence[str]) -> list[str]:
 
 def warm(kit: Kit) -> None:
     """Compile what `training` and `inference` measure, all networks at the same time, into the caches of compilers."""
+    # At worst one runs out of memory beside the others, and is compiled where it is measured.
     wanted = {"training": training_steps(kit), "inference": inference_calls(kit)}
     compile_at_once(kit, "warm", 110, {
         f"{what} {network}": command(kit, what, *ONCE, *options, "--network", network)
@@ -88,8 +89,8 @@ def warm_rest(kit: Kit) -> None:
     # is kept of these is Triton's alone, the compiled candidates.
     elsewhere = ("env", f"TORCHINDUCTOR_CACHE_DIR={kit.work / 'inductor'}")
     calls = {
-        f"epilogue {network}": [*elsewhere, *command(kit, "inference", *ONCE, *epilogue_calls(kit), "--network", network)]
-        for network in NETWORKS
+        f"epilogue {one}": [*elsewhere, *command(kit, "inference", *ONCE, *epilogue_calls(kit), "--network", one)]
+        for one in NETWORKS
     }  # fmt: skip
     steps = {",".join(one): command(kit, "training", *ONCE, *variant_steps(kit, one)) for one in tried(kit)}
     compile_at_once(kit, "warm_rest", 150, {**calls, **steps})
