@@ -48,7 +48,7 @@ def made_up() -> list[dict[str, Any]]:
         {"event": "ready", **EVENT, "network": "plain", "call_ms": 200.0},
         {"event": "ready", **EVENT, "network": "fused", "call_ms": 128.0},
         {"event": "measured", **EVENT, "network": "plain", **NETWORK, "images_per_second": 2560.0},
-        {"part": "fused", "at": 7, "rc": 124, "result": []},
+        {"part": "epilogue", "at": 7, "rc": 124, "result": []},
         {"part": "e2e", "at": 8, "rc": 0, "result": run},
         {"part": "evaluation_cifar10", "at": 8, "rc": 1, "result": []},
         {"part": "variants", "at": 9, "rc": 0, "given": ["a=1", "b=2"], "result": {"measurements": [variant]}},
@@ -85,9 +85,9 @@ def test_figures_stand_beside_the_predicted_ones(tmp_path: Path) -> None:
     assert variant["networks"]["ours"]["predicted_ms"] == 35
     assert training["kernels"] == {"plain": []}
     # The part that was cut off: what it had measured, else the single call it had timed.
-    (fused,) = json.loads((tmp_path / "benchmark_inference_gpu.json").read_text())["measurements"]
-    assert not fused["complete"]
-    assert {name: (one["ms"], one["predicted_ms"]) for name, one in fused["networks"].items()} == {
+    (epilogue,) = json.loads((tmp_path / "benchmark_inference_gpu.json").read_text())["measurements"]
+    assert not epilogue["complete"]
+    assert {name: (one["ms"], one["predicted_ms"]) for name, one in epilogue["networks"].items()} == {
         "plain": (100, 6), "fused": (128, 7)
     }  # fmt: skip
     speed = gpu_tables.speed(tmp_path)
@@ -110,6 +110,29 @@ def test_without_results_the_tables_say_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("part", "changes", "says"),
+    [
+        ("tests", {"rc": 124, "result": ["tests/test_gpu.py::test_one PASSED [ 9%]"]}, "failed, exit code 124"),
+        ("tests", {"rc": 2, "result": ["= 1 error in 1s ="]}, "failed, exit code 2"),
+        ("tests", {"rc": 0, "result": ["= 11 passed in 9s ="]}, "11 passed in 9s"),
+        ("tests", {"rc": 1, "result": []}, "nothing was said"),
+        ("e2e", {"result": {"images_per_second": None, "waiting_share": None}}, "too short"),
+        ("e2e", {"result": {"images_per_second": None, "waiting_share": 0.5, "profile": None}},
+         "too short, waits 50.0 % for batches"),
+    ],
+    ids=["cut off", "not begun", "passed", "silent", "short run", "short profile"],
+)  # fmt: skip
+def test_a_run_without_an_answer_is_said_to_be_one(
+    part: str, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    lines = made_up()
+    next(line for line in lines if line.get("part") == part).update(changes)
+    collect.main([str(write_results(tmp_path / "back", lines)), "--output", str(tmp_path)])
+    what = next(what for what, name, _ in gpu_tables.RUNS if name == part)
+    assert f"| {what} | {says} |" in gpu_tables.runs(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("number", "changes", "says"),
     [
         (0, {"small": True}, "tiny sizes"),
@@ -127,12 +150,20 @@ def test_what_is_no_gpus_is_refused(number: int, changes: dict[str, Any], says: 
     assert [path.name for path in tmp_path.iterdir()] == ["back"]
 
 
-def test_two_gpus_are_refused(tmp_path: Path) -> None:
+def test_two_gpus_or_versions_are_refused(tmp_path: Path) -> None:
     lines = made_up()
     other = copy.deepcopy(lines)
     other[1]["result"]["device"] = "Another GPU"
-    folders = [str(write_results(tmp_path / name, some)) for name, some in (("a", lines), ("b", other))]
+    newer, cuda = copy.deepcopy(lines), copy.deepcopy(lines)
+    newer[1]["result"]["versions"]["torch"] = "2.12"
+    cuda[1]["result"]["cuda"] = "12"
+    given = {"a": lines, "b": other, "c": newer, "d": cuda}
+    folders = [str(write_results(tmp_path / name, some)) for name, some in given.items()]
+    with pytest.raises(InputError, match="one version of torch; here: 2.11, 2.12"):
+        collect.main([folders[0], folders[2], "--output", str(tmp_path)])
+    with pytest.raises(InputError, match="one version of CUDA; here: 12, 13"):
+        collect.main([folders[0], folders[3], "--output", str(tmp_path)])
     with pytest.raises(InputError, match="Another GPU, Imagined GPU"):
-        collect.main([*folders, "--output", str(tmp_path)])
+        collect.main([*folders[:2], "--output", str(tmp_path)])
     with pytest.raises(InputError, match="results.jsonl"):
         collect.main([str(tmp_path), "--output", str(tmp_path)])

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # The parts of each benchmark, and what else goes with it.
-BENCHMARKS = {"training": ("training", "variants"), "inference": ("inference", "fused")}
+BENCHMARKS = {"training": ("training", "variants"), "inference": ("inference", "epilogue")}
 RUNS = ("tests", "smoke_deterministic", "smoke_default", "e2e", "evaluation_imagenet", "evaluation_cifar10")
 OWN = "own"  # what predictions call this package's network, in training and in inference
 
@@ -91,7 +91,7 @@ def finished(lines: Sequence[Mapping[str, Any]], part: str) -> list[Any]:
 
 
 def machine_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return `device, versions, commit, ceilings`. Errors: `InputError` where it is not one GPU."""
+    """Return `device, versions, commit, ceilings`. Errors: `InputError` where it is not one GPU, torch, CUDA."""
     from seresnet_hub.errors import InputError
 
     machines = [line["result"] for line in finished(lines, "env")]
@@ -99,6 +99,11 @@ def machine_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if len(devices) != 1 or devices == ["None"]:
         raise InputError(f"the results must be of one GPU, named by the part env; here: {', '.join(devices) or 'none'}")
     last = machines[-1]
+    for name, kinds in {
+        "torch": {str(one["versions"].get("torch")) for one in machines}, "CUDA": {str(one["cuda"]) for one in machines}
+    }.items():  # fmt: skip
+        if len(kinds) > 1:
+            raise InputError(f"the results must be of one version of {name}; here: {', '.join(sorted(kinds))}")
     ceilings = {key: last[key] for key in last if "_per_s" in key}
     commits = sorted({line["commit"] for line in lines if line.get("part") == "kit" and line.get("commit")})
     return {
@@ -155,7 +160,7 @@ def predicted_for(measurement: Mapping[str, Any], predicted: Mapping[str, Any]) 
     """
     if (measurement["mode"], measurement["dtype"], measurement["batch_size"]) != ("compiled", "bf16", 256):
         return {}
-    name = "epilogue" if measurement["part"] == "fused" else ",".join(measurement["given"]) or "default"
+    name = "epilogue" if measurement["part"] == "epilogue" else ",".join(measurement["given"]) or "default"
     chosen: Mapping[str, Any] = predicted.get(name, {})
     return chosen
 
