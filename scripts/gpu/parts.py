@@ -259,7 +259,7 @@ def e2e(kit: Kit) -> None:
 
 def evaluation(kit: Kit) -> None:
     """The speed of validate.py, with all that makes it fast, on CIFAR-10 and on pictures of ImageNet's sizes."""
-    folder = imagenet(kit, "imagenet_evaluation", training=0, validation=1 if kit.small else 80)
+    folder = imagenet(kit, "imagenet_evaluation", training=0, validation=1 if kit.small else 240)
     workers = str(max(1, min(12, kit.cores - 2)))
     fast = ("--fuse", "--compile", "--amp", "bf16", "--workers", workers, "--batch-size", "16" if kit.small else "256")
     models = {"imagenet": (str(kit.work / "e2e"), folder), "cifar10": ("seresnet20_cifar.c10", kit.data / "cifar10")}
