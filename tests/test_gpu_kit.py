@@ -239,6 +239,7 @@ def pictures(count: int, size: int, format: str) -> list[bytes]:
 @pytest.fixture
 def travelled(write_split: WriteSplit, tmp_path: Path) -> Path:
     """The tracked files in a folder of their own, prepared as for another machine, with tiny data sets."""
+    (tmp_path / "data").mkdir()
     write_split([[40], [40]], folder="data/cifar10", images=pictures(80, 32, "PNG"))
     write_split([[30]], folder="data/cifar10", split="test", images=pictures(30, 32, "PNG"))
     write_split([[40]], folder="data/imagenet-sample", images=pictures(40, 80, "JPEG"), classes=1000)
