@@ -279,18 +279,17 @@ def block_kernels(block: nn.Module, x: torch.Tensor, settings: Mapping[str, Any]
     def look(nodes: list[Any]) -> list[Any]:
         graph = next(graphs)
         for node in nodes:
-            reads = node.get_read_write_buffer_accesses(include_reads=True, include_writes=False)
-            writes = node.get_read_write_buffer_accesses(include_reads=False, include_writes=True)
+            reads, writes = accesses_of(node)
             wide = x.numel() * x.element_size()
-            if all(type(one.node).__name__ == "MultiOutput" for one in node.get_nodes()):
-                continue  # a name for what an extern kernel returned
+            if is_name(node):
+                continue
             found.append(
                 {
                     "graph": graph,
-                    "kernel": " + ".join(dict.fromkeys(operation_of(one.node) for one in node.get_nodes())),
-                    "wide_reads": sum(size >= wide for size in reads.values()),
-                    "wide_writes": sum(size >= wide for size in writes.values()),
-                    "bytes": sum(reads.values()) + sum(writes.values()),
+                    "kernel": operations_of(node),
+                    "wide_reads": sum(size >= wide for size in reads),
+                    "wide_writes": sum(size >= wide for size in writes),
+                    "bytes": sum(reads) + sum(writes),
                 }
             )
         return nodes
@@ -305,6 +304,25 @@ def block_kernels(block: nn.Module, x: torch.Tensor, settings: Mapping[str, Any]
         if x.requires_grad:
             output.backward(torch.randn_like(output))
     return found
+
+
+def is_name(node: Any) -> bool:
+    """Say whether a node of Inductor's scheduler runs nothing, but names what a library's kernel returned."""
+    return all(type(one.node).__name__ == "MultiOutput" for one in node.get_nodes())
+
+
+def accesses_of(node: Any) -> tuple[list[int], list[int]]:
+    """Return the bytes that a node of Inductor's scheduler reads and writes, tensor by tensor."""
+    reads, writes = (
+        list(node.get_read_write_buffer_accesses(include_reads=of_reads, include_writes=not of_reads).values())
+        for of_reads in (True, False)
+    )
+    return reads, writes
+
+
+def operations_of(node: Any) -> str:
+    """Return what a node of Inductor's scheduler does."""
+    return " + ".join(dict.fromkeys(operation_of(one.node) for one in node.get_nodes()))
 
 
 def operation_of(node: Any) -> str:

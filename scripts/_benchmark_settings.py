@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from seresnet_hub.backends import float32_arithmetic
 from seresnet_hub.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
@@ -79,12 +80,11 @@ def precision(dtype: str) -> Iterator[None]:
     between the two: TF32 in convolutions and not in products. cuDNN tries its algorithms out meanwhile, as shapes are
     fixed.
     """
-    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, products.allow_tf32, torch.get_float32_matmul_precision(), cudnn.benchmark
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
     try:
-        cudnn.allow_tf32 = products.allow_tf32 = dtype != "fp32"
         cudnn.benchmark = True
-        yield
+        with float32_arithmetic("cuda", "exact" if dtype == "fp32" else "tf32"):
+            yield
     finally:
-        cudnn.allow_tf32, products.allow_tf32, cudnn.benchmark = before[0], before[1], before[3]
-        torch.set_float32_matmul_precision(before[2])
+        cudnn.benchmark = before

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from _benchmark_networks import PLAIN, SE, named_network, operation_of
+from _benchmark_networks import PLAIN, SE, accesses_of, is_name, named_network, operation_of, operations_of
 from _pretend_gpu import TARGETS, Target, pretend
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
@@ -241,22 +241,18 @@ def _kernels(scheduler: Any, wide: int) -> list[dict[str, Any]]:
     found = []
     for node in scheduler.nodes:
         parts = node.get_nodes()
-        kinds = {type(part.node).__name__ for part in parts}
-        if type(node).__name__ == "NopKernelSchedulerNode" or kinds == {"MultiOutput"}:
-            continue  # nothing runs: a view, or a name for what the kernel before returned
-        reads, writes = (
-            list(node.get_read_write_buffer_accesses(include_reads=of_reads, include_writes=not of_reads).values())
-            for of_reads in (True, False)
-        )
-        operations = " + ".join(dict.fromkeys(operation_of(part.node) for part in parts))
+        if type(node).__name__ == "NopKernelSchedulerNode" or is_name(node):
+            continue
+        reads, writes = accesses_of(node)
         kind = "library" if node.is_extern() else "product" if node.is_template() else "elementwise"
         flops, read_again = 0, 0
         if kind != "elementwise":
             flops, read_again = _work(next(part.node for part in parts if kind == "library" or part.is_template()))
         reads += [read_again] if read_again else []
         found.append(
-            {"kind": kind, "operations": operations, "read": sum(reads), "written": sum(writes), "flops": flops,
-             "wide_reads": sum(one >= wide for one in reads), "wide_writes": sum(one >= wide for one in writes)}
+            {"kind": kind, "operations": operations_of(node), "read": sum(reads), "written": sum(writes),
+             "wide_reads": sum(one >= wide for one in reads), "wide_writes": sum(one >= wide for one in writes),
+             "flops": flops}
         )  # fmt: skip
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -14,6 +14,8 @@ from seresnet_hub.errors import InputError
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 # The workspaces with which cuBLAS gives the same bits again, by NVIDIA's documentation; torch accepts no others.
 WORKSPACES = (":4096:8", ":16:8")
+# How a setting is read and written.
+Access = tuple[Callable[[], Any], Callable[[Any], object]]
 
 
 @contextmanager
@@ -61,48 +63,37 @@ def float32_arithmetic(device_type: str, kind: Literal["tf32", "exact"]) -> Iter
     if device_type != "cuda":
         yield
         return
-    with _convolutions(kind), _products(kind):
-        yield
-
-
-@contextmanager
-def _convolutions(kind: Literal["tf32", "exact"]) -> Iterator[None]:
+    tf32 = kind == "tf32"
     cudnn: Any = torch.backends.cudnn
-    try:
-        before = cudnn.allow_tf32
-    except RuntimeError:  # as below
-        before = cudnn.conv.fp32_precision
-        cudnn.conv.fp32_precision = "tf32" if kind == "tf32" else "ieee"
-        try:
-            yield
-        finally:
-            cudnn.conv.fp32_precision = before
-        return
-    cudnn.allow_tf32 = kind == "tf32"
-    try:
+    older_products = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+    with (
+        _replaced(_attribute(cudnn, "allow_tf32"), tf32, newer=cudnn.conv, tf32=tf32),
+        _replaced(older_products, "high" if tf32 else "highest", newer=torch.backends.cuda.matmul, tf32=tf32),
+    ):
         yield
-    finally:
-        cudnn.allow_tf32 = before
+
+
+def _attribute(owner: Any, name: str) -> Access:
+    return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
 
 
 @contextmanager
-def _products(kind: Literal["tf32", "exact"]) -> Iterator[None]:
+def _replaced(older: Access, value: Any, *, newer: Any, tf32: bool) -> Iterator[None]:
+    """Write `value` through torch's older setting for a while.
+
+    Where a program uses the newer one, of `newer`, torch raises as the older is read, and the two must not be mixed.
+    """
+    read, write = older
     try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # this program uses torch's newer setting, and the older must not be mixed with it
-        matmul: Any = torch.backends.cuda.matmul
-        before = matmul.fp32_precision
-        matmul.fp32_precision = "tf32" if kind == "tf32" else "ieee"
-        try:
-            yield
-        finally:
-            matmul.fp32_precision = before
-        return
-    torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
+        before = read()
+    except RuntimeError:
+        read, write = _attribute(newer, "fp32_precision")
+        before, value = read(), "tf32" if tf32 else "ieee"
+    write(value)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        write(before)
 
 
 def _set_workspace(environment: MutableMapping[str, str], *, too_late: bool) -> None:

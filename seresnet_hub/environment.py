@@ -50,12 +50,17 @@ def hardware() -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+def usable_cpus() -> int:
+    """Return how many CPUs this process may use: a scheduler or container may leave it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def loader_workers() -> int:
     """Return how many loader workers suit this machine: one for each CPU that this process may use, but one of many.
 
     The one is left to the process that computes; with two CPUs both are used, as the workers then wait at times.
     """
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cpus()
     return max(number for number in LOADER_WORKERS if number <= max(usable - 1, min(usable, 2)))
 
 

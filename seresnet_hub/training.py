@@ -39,6 +39,7 @@ from seresnet_hub.blocks import use_compiled_sync_norms, use_training_blocks
 from seresnet_hub.chance import chance_of
 from seresnet_hub.data import Split, epoch_plan, loader, require_few_damaged
 from seresnet_hub.device import Mixer, finish, on_device
+from seresnet_hub.environment import usable_cpus
 from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation import Accuracy, evaluate
 from seresnet_hub.finetuning import resolved, start_of
@@ -657,9 +658,7 @@ def _share_cores(accelerator: Accelerator) -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     if accelerator.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        # The cores of the machine may be more than a scheduler or container has left to this process.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // local_processes))
+        torch.set_num_threads(max(1, usable_cpus() // local_processes))
 
 
 def _num_classes(recipe: Recipe, split: Split) -> int:

@@ -282,19 +282,17 @@ def there(travelled: Path, tmp_path: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
+def run_there(travelled: Path, there: dict[str, str], *, seconds: int) -> None:
+    command = ["bash", "scripts/gpu/on_device.sh", str(seconds)]
+    done = subprocess.run(command, cwd=travelled, env=there, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
 @pytest.mark.slow
 def test_every_part_runs_where_the_machines_versions_are(
     travelled: Path, there: dict[str, str], tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        ["bash", "scripts/gpu/on_device.sh", "6000"],
-        cwd=travelled,
-        env=there,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    run_there(travelled, there, seconds=6000)
     lines = [line for line in results(tmp_path / "out") if "part" in line]
     failed = [line for line in lines if line.get("rc", 0) or line.get("failed") or line.get("skipped")]
     assert not failed, json.dumps(failed, indent=1)[:5000]
@@ -315,15 +313,7 @@ def test_every_part_runs_where_the_machines_versions_are(
 def test_the_whole_ends_at_its_limit(travelled: Path, there: dict[str, str], tmp_path: Path) -> None:
     there["KIT_PARTS"] = "env,smoke,training"
     begun = time.time()
-    done = subprocess.run(
-        ["bash", "scripts/gpu/on_device.sh", "60"],
-        cwd=travelled,
-        env=there,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    run_there(travelled, there, seconds=60)
     assert time.time() - begun < 66
     lines = results(tmp_path / "out")
     assert next(line for line in lines if line.get("part") == "env")["rc"] == 0

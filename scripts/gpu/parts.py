@@ -242,6 +242,11 @@ def imagenet(kit: Kit, name: str, *, training: int, validation: int) -> Path:
     return folder
 
 
+def workers(kit: Kit) -> int:
+    """Return how many loader workers a command that runs alone has."""
+    return max(1, min(12, kit.cores - 2))
+
+
 def e2e(kit: Kit) -> None:
     """The whole of train.py on `seresnet50_8xb32_in1k`: images/s, waiting for batches, an idle GPU, longest kernels."""
     # Of 75 pictures each: one epoch is longer than the run.
@@ -253,15 +258,15 @@ def e2e(kit: Kit) -> None:
         kit, output, "--recipe", "seresnet50_8xb32_in1k", "--data", str(data),
         "--max-steps", "60" if kit.small else "120", "--profile", str(kit.out / "profile.json"), "--set",
         "num_classes=1000", "mixed_precision=bf16", "compile=true", "se_blocks=true", "decoder=fast", "drop_last=true",
-        f"workers={max(1, min(12, kit.cores - 2))}", *small,
+        f"workers={workers(kit)}", *small,
     ))  # fmt: skip
 
 
 def evaluation(kit: Kit) -> None:
     """The speed of validate.py, with all that makes it fast, on CIFAR-10 and on pictures of ImageNet's sizes."""
     folder = imagenet(kit, "imagenet_evaluation", training=0, validation=1 if kit.small else 240)
-    workers = str(max(1, min(12, kit.cores - 2)))
-    fast = ("--fuse", "--compile", "--amp", "bf16", "--workers", workers, "--batch-size", "16" if kit.small else "256")
+    size = "16" if kit.small else "256"
+    fast = ("--fuse", "--compile", "--amp", "bf16", "--workers", str(workers(kit)), "--batch-size", size)
     models = {"imagenet": (str(kit.work / "e2e"), folder), "cifar10": ("seresnet20_cifar.c10", kit.data / "cifar10")}
     for name, (model, data) in models.items():
         if name == "imagenet" and not (kit.work / "e2e" / "config.json").exists():
