@@ -7,6 +7,7 @@ audit hook in the child (PEP 578) records what no file of a stranger's may cause
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import select
@@ -178,6 +179,7 @@ def _be_child(
                 seen.append(f"open {path}"[:300])
 
     try:
+        faulthandler.disable()  # a child that dies is an outcome, and needs no report of its own
         nowhere = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(nowhere, descriptor)
