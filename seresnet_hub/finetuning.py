@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import timm
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.hub_client import is_transient, no_network
+from seresnet_hub.hub_waiting import is_transient, no_network
 from seresnet_hub.loading import load
 from seresnet_hub.names import resolve_name
 from seresnet_hub.recipe_fields import written

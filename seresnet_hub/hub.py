@@ -7,6 +7,7 @@ looks before it repeats. `load` gets models back, checked.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,13 @@ from torch import nn
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
-from seresnet_hub.hub_client import (
-    Conflict,
-    changed_files,
-    explained,
-    head_of,
-    patiently,
-    remote_hashes,
-    say,
-    size_of,
-    status_of,
-)
-from seresnet_hub.loading import (
-    OPTIONAL_FILES,
-    REQUIRED_FILES,
-    Origin,
-    load,
-    origin_of,
-    recorded_hashes,
-    unlike_recorded,
-)
+from seresnet_hub.hub_client import changed_files, head_of, remote_hashes, size_of
+from seresnet_hub.hub_limits import check_commit
+from seresnet_hub.hub_waiting import Conflict, Overtaken, explained, patiently, say, status_of
+from seresnet_hub.loading import Origin, load, origin_of, recorded_hashes, unlike_recorded
 from seresnet_hub.names import KINDS, check_repo_id, parse_name, require_model_folder
+from seresnet_hub.pushed_files import PushedFiles, read_pushed_files
+from seresnet_hub.revision_names import branch_name, tag_name
 from seresnet_hub.snapshots import Snapshot, take_snapshot
 from seresnet_hub.snippets import on_the_hub
 from seresnet_hub.strict import load_folder
@@ -63,16 +50,18 @@ def push(
 ) -> dict[str, Any]:
     """Put the model folder `directory` into the Hub repository `repo_id` in one commit, and return what changed.
 
-    The folder is checked first. `private` counts where the repository is new; `pr` opens a pull request; `dry_run`
-    changes nothing, and without a login checks the folder alone: `changed` is then None. Bytes that are there already
-    make no commit. Errors: `InputError` says what happened and what to do; the repository is then as it was, or, where
-    only the tag failed, has the whole commit.
+    The folder is checked first, and each file in it: `pushed_files` says how. `private` counts where the repository
+    is new; `pr` opens a pull request; `dry_run` changes nothing, and without a login checks the folder alone:
+    `changed` is then None. Bytes that are there already make no commit. Errors: `InputError` says what happened and
+    what to do; the repository is then as it was, or, where only the tag failed, has the whole commit.
     """
-    if pr and (branch or tag):
+    if pr and (branch is not None or tag is not None):
         raise InputError("a pull request has neither branch nor tag of its own: leave out --branch and --tag")
     message = message or f"Upload {Path(directory).resolve().name}"
-    revision = branch or constants.DEFAULT_REVISION
-    files = _checked(Path(directory), repo_id)
+    revision = constants.DEFAULT_REVISION if branch is None else branch_name(branch)
+    tag = None if tag is None else tag_name(tag)
+    pushed = _checked(Path(directory), repo_id)
+    files: dict[str, Path | bytes] = {WEIGHTS_NAME: pushed.weights, **pushed.texts}
     api = HfApi()
     say(
         f"{directory}: the model loads and runs, and its card is valid: "
@@ -91,9 +80,9 @@ def push(
     if dry_run or head is None:
         return {**result, "url": f"{api.endpoint}/{repo_id}"}
     if changed and pr:
-        result |= _open_pull_request(api, repo_id, files, changed, message, head)
+        result |= _open_pull_request(api, repo_id, pushed, files, changed, message, head)
     elif changed:
-        result["commit"] = _commit(api, repo_id, revision, files, changed, message, head)
+        result["commit"] = _commit(api, repo_id, revision, pushed, files, changed, message, head)
     else:
         say(f"{repo_id} has these bytes already: no commit")
     if tag:
@@ -101,20 +90,17 @@ def push(
     return {**result, "url": result["url"] or f"{api.endpoint}/{repo_id}/tree/{result['commit']}"}
 
 
-def _checked(directory: Path, repo_id: str) -> dict[str, Path | bytes]:
+def _checked(directory: Path, repo_id: str) -> PushedFiles:
     """Return the files to push after showing that they are a model that loads and a card that says what is needed."""
     check_repo_id(repo_id)
-    missing = [name for name in REQUIRED_FILES if not (directory / name).is_file()]
-    if missing:
-        raise InputError(f"{directory} is no model folder: it lacks {', '.join(missing)}")
+    read = read_pushed_files(directory)
     model = load_folder(directory, directory, {}, copy=False)
     if name := next(unlike_recorded(directory), None):
         raise InputError(f"{directory / name} is not the file that {CONFIG_NAME} describes: its sha256 differs")
     _forward(model, directory)
-    text = _checked_card(directory / CARD_NAME)
-    files: dict[str, Path | bytes] = {name: directory / name for name in (*REQUIRED_FILES, *OPTIONAL_FILES)}
-    files[CARD_NAME] = on_the_hub(text, repo_id).encode()
-    return {name: content for name, content in files.items() if isinstance(content, bytes) or content.is_file()}
+    text = _checked_card(directory / CARD_NAME, read.texts[CARD_NAME])
+    read.require_unchanged()
+    return replace(read, texts={**read.texts, CARD_NAME: on_the_hub(text, repo_id).encode()})
 
 
 @torch.no_grad()
@@ -130,10 +116,10 @@ def _forward(model: nn.Module, origin: object) -> None:
         raise InputError(f"{origin} computes NaN or infinite values")
 
 
-def _checked_card(path: Path) -> str:
+def _checked_card(path: Path, content: bytes) -> str:
     """Return the card's text; errors where the Hub could not show it, or it names no licence."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode()
         front: Any = ModelCard(text, ignore_metadata_errors=False).data
         front.to_yaml()
     except Exception as error:  # the disk, yaml and huggingface_hub each raise their own
@@ -194,15 +180,18 @@ def _create_repository(api: HfApi, repo_id: str, *, private: bool) -> None:
 
 
 def _commit(
-    api: HfApi, repo_id: str, revision: str, files: Mapping[str, Path | bytes], changed: list[str], message: str,
-    parent: str,
+    api: HfApi, repo_id: str, revision: str, pushed: PushedFiles, files: Mapping[str, Path | bytes],
+    changed: list[str], message: str, parent: str,
 ) -> str:  # fmt: skip
-    """Commit the changed files on top of `parent` and return the commit; never twice, never over somebody else's."""
+    """Commit the changed files on top of `parent` and return the commit; never twice, never over somebody else's.
+
+    Where somebody else has committed the same bytes meanwhile, their commit is returned.
+    """
+    operations = _uploaded(api, repo_id, revision, pushed, files, changed)
 
     def commit() -> str:
-        return api.create_commit(
-            repo_id, _operations(files, changed), commit_message=message, revision=revision, parent_commit=parent
-        ).oid
+        made = api.create_commit(repo_id, operations, commit_message=message, revision=revision, parent_commit=parent)
+        return check_commit(made.oid, repo_id)
 
     def happened() -> str | None:
         now = head_of(api, repo_id, revision)
@@ -210,34 +199,50 @@ def _commit(
             return None
         if not changed_files(files, remote_hashes(api, repo_id, now)):
             return now
-        raise _overtaken(repo_id, revision, now)
+        raise Overtaken(
+            f"somebody else pushed to {repo_id} ({revision}) meanwhile: it is at {now[:12]}, and nothing of this push "
+            "is in it; look at that commit, then push again to put yours on top"
+        )
 
     try:
         return patiently(commit, f"committing to {repo_id}", happened=happened)
     except HfHubHTTPError as error:
-        if status_of(error) != 412:
-            raise explained(error, f"push to {repo_id}") from error
-        raise _overtaken(repo_id, revision, head_of(api, repo_id, revision)) from error
+        if (status_of(error) == 412) and (found := happened()) is not None:
+            say(f"{repo_id} has these bytes since a moment ago: no second commit")
+            return found
+        raise explained(error, f"push to {repo_id}") from error
 
 
-def _overtaken(repo_id: str, revision: str, now: str) -> InputError:
-    return InputError(
-        f"somebody else pushed to {repo_id} ({revision}) meanwhile: it is at {now[:12]}, and nothing of this push is "
-        f"in it; look at that commit, then push again to put yours on top"
-    )
+def _uploaded(
+    api: HfApi, repo_id: str, revision: str | None, pushed: PushedFiles, files: Mapping[str, Path | bytes],
+    changed: list[str],
+) -> list[CommitOperationAdd]:  # fmt: skip
+    """Return what a commit adds, after sending the contents that the Hub keeps out of git, one after the other.
 
-
-def _operations(files: Mapping[str, Path | bytes], changed: list[str]) -> list[CommitOperationAdd]:
-    return [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(content) if isinstance(content, Path) else content)
-        for name, content in files.items()
-        if name in changed
-    ]
+    Without `revision` it is for a pull request. Sending changes nothing: a commit does.
+    """
+    operations = []
+    for name in changed:
+        content = files[name]
+        added = CommitOperationAdd(
+            path_in_repo=name, path_or_fileobj=str(content) if isinstance(content, Path) else content
+        )
+        if name == WEIGHTS_NAME:
+            pushed.require_hash(added.upload_info.sha256.hex())
+        patiently(
+            lambda added=added: api.preupload_lfs_files(  # type: ignore[misc]
+                repo_id, [added], revision=revision, create_pr=revision is None, free_memory=False
+            ),
+            f"uploading {name} to {repo_id}",
+        )
+        operations.append(added)
+    return operations
 
 
 def _open_pull_request(
-    api: HfApi, repo_id: str, files: Mapping[str, Path | bytes], changed: list[str], message: str, parent: str
-) -> dict[str, Any]:
+    api: HfApi, repo_id: str, pushed: PushedFiles, files: Mapping[str, Path | bytes], changed: list[str], message: str,
+    parent: str,
+) -> dict[str, Any]:  # fmt: skip
     """Open a pull request with the changed files, unless one of this title with these bytes is open already."""
 
     def opened() -> dict[str, Any] | None:
@@ -251,15 +256,14 @@ def _open_pull_request(
         return None
 
     def commit() -> dict[str, Any]:
-        made = api.create_commit(
-            repo_id, _operations(files, changed), commit_message=message, create_pr=True, parent_commit=parent
-        )
-        return {"commit": made.oid, "url": made.pr_url}
+        made = api.create_commit(repo_id, operations, commit_message=message, create_pr=True, parent_commit=parent)
+        return {"commit": check_commit(made.oid, repo_id), "url": made.pr_url}
 
     already = patiently(opened, f"looking for pull requests in {repo_id}")
     if already:
         say(f"this pull request is open already: {already['url']}")
         return {**already, "changed": []}
+    operations = _uploaded(api, repo_id, None, pushed, files, changed)
     return patiently(commit, f"opening a pull request in {repo_id}", happened=opened)
 
 

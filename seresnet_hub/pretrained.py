@@ -9,13 +9,13 @@ from pathlib import Path
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from seresnet_hub.checkpoints import read_tensors
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import CONFIG_NAME, FACTS_KEY, WEIGHTS_NAME, read_json, replacing, sha256_of
+from seresnet_hub.snapshots import sound, take_snapshot
 from seresnet_hub.sources import from_mmpretrain
 from seresnet_hub.weights import OwnWeights, Weights
 
@@ -64,7 +64,8 @@ def own_file(weights: OwnWeights) -> Path:
 def fetch(weights: Weights) -> Path:
     """Return a safetensors file of `weights` under timm's names, once a process.
 
-    Tried in this order: the Hub namespace, where one is set (`SERESNET_HUB_NAMESPACE`); the original file, in
+    Tried in this order: the Hub namespace, where one is set (`SERESNET_HUB_NAMESPACE`), as every Hub file is fetched:
+    its bytes compared with the hash that the Hub gives, its tensors with the architecture's; the original file, in
     `torch.hub`'s checkpoint folder or from its server, checked against the sha256 in its name and converted. Errors:
     `InputError` says what was tried and why it failed.
     """
@@ -73,10 +74,10 @@ def fetch(weights: Weights) -> Path:
     if namespace:
         repository = f"{namespace}/{weights.name}"
         try:
-            downloaded = Path(hf_hub_download(repository, WEIGHTS_NAME))
+            downloaded = sound(take_snapshot(repository, None, names=(WEIGHTS_NAME,))).paths[WEIGHTS_NAME]
             _require_fit(_shapes_in(downloaded), weights)
             return downloaded
-        except Exception as error:  # huggingface_hub raises its client's errors, which change with its major version
+        except Exception as error:  # safetensors raises its own
             tried.append(f"{repository} on the Hub ({_line(error)})")
     cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[-1])
     try:

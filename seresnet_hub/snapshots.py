@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
@@ -12,16 +11,9 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import CONFIG_NAME, WEIGHTS_NAME
-from seresnet_hub.hub_client import (
-    explained,
-    hash_like,
-    head_of,
-    is_transient,
-    patiently,
-    remote_hashes,
-    say,
-    status_of,
-)
+from seresnet_hub.hub_client import hash_like, head_of, remote_files
+from seresnet_hub.hub_limits import check_listing, is_hash, most_bytes
+from seresnet_hub.hub_waiting import explained, patiently, say, status_of
 
 CACHE_ALONE = "only the files in the cache are looked at; the repository may have others"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
@@ -29,12 +21,16 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Files of a repository at one commit, in the cache: where they lie, and the hash that each must have."""
+    """Files of a repository at one commit, in the cache: where they lie, and the hash and size that each must have.
+
+    `sizes` lacks those of files that the cache alone has served.
+    """
 
     repo_id: str
     commit: str
     paths: Mapping[str, Path]
     hashes: Mapping[str, str]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def wrong(self) -> list[str]:
         """Return the names of the files whose bytes are not what the Hub says they are."""
@@ -48,9 +44,10 @@ class Snapshot:
 def take_snapshot(repo_id: str, revision: str | None, *, names: tuple[str, ...] | None) -> Snapshot:
     """Return the wanted files (None: all but pickles) of a repository from the cache, fetching those that lack.
 
-    Without a network, where nobody says what the repository has, all are those that the cache holds.
+    Where the cache holds them, it serves while the Hub fails or is out of reach, or HF_HUB_OFFLINE is set; as nobody
+    says then what the repository has, all files are those that the cache holds. `sound` compares them either way.
+    Errors: `InputError`, also where a file is larger than `hub_limits` allows, before anything is fetched.
     """
-    api = HfApi()
     revision = revision or constants.DEFAULT_REVISION
     cached = _cached(repo_id, revision, names)
     if constants.HF_HUB_OFFLINE and cached is not None:
@@ -58,41 +55,58 @@ def take_snapshot(repo_id: str, revision: str | None, *, names: tuple[str, ...] 
             say(f"{repo_id}: HF_HUB_OFFLINE is set: {CACHE_ALONE}")
         return cached
     try:
-        if cached is not None:
-            api.model_info(repo_id, revision=revision)
-    except Exception as error:  # the transport's own
-        if status_of(error) is None and is_transient(error):
-            say(f"{repo_id}: the Hub is out of reach: {CACHE_ALONE if names is None else 'using what is in the cache'}")
-            return cached  # type: ignore[return-value]
+        return _fresh(HfApi(), repo_id, revision, names, once=cached is not None)
+    except InputError:
+        raise
+    except Exception as error:  # the transport's own, raised only where the cache can serve
+        if cached is None:
+            raise explained(error, repo_id) from error
+        status = status_of(error)
+        reason = f"the Hub answered {status}" if status else "the Hub is out of reach"
+        serves = f"using what is in the cache, commit {cached.commit[:12]}"
+        say(f"{repo_id}: {reason}: {CACHE_ALONE if names is None else serves}")
+        return cached
+
+
+def _fresh(api: HfApi, repo_id: str, revision: str, names: tuple[str, ...] | None, *, once: bool) -> Snapshot:
+    """Return the files as the Hub has them now; with `once`, errors that pass are raised as they are."""
     for _ in range(3):
-        commit = _existing(api, repo_id, revision)
-        hashes = remote_hashes(api, repo_id, commit)
-        if WEIGHTS_NAME not in hashes:
-            pickles = [name for name in hashes if name.endswith(PICKLES)]
-            only = f", only {', '.join(pickles)}, and pickles are not loaded" if pickles else ""
+        commit = _existing(api, repo_id, revision, once=once)
+        files = remote_files(api, repo_id, commit, once=once)
+        if WEIGHTS_NAME not in files:
+            pickles = [name for name in files if name.endswith(PICKLES)]
+            only = f", only {', '.join(pickles[:10])}, and pickles are not loaded" if pickles else ""
             raise InputError(f"{repo_id} has no {WEIGHTS_NAME}{only}")
-        wanted = [name for name in hashes if not name.endswith(PICKLES)] if names is None else names
-        if missing := [name for name in wanted if name not in hashes]:
+        wanted = [name for name in files if not name.endswith(PICKLES)] if names is None else names
+        if missing := [name for name in wanted if name not in files]:
             raise InputError(f"{repo_id} has no {', '.join(missing)} at {commit[:12]}")
-        paths = {name: _download(repo_id, name, revision) for name in wanted}
+        listed = {name: files[name] for name in wanted}
+        check_listing(repo_id, listed)
+        paths = {name: _download(repo_id, name, revision, file.size, once=once) for name, file in listed.items()}
         if all(commit in path.parts for path in paths.values()):
-            return Snapshot(repo_id=repo_id, commit=commit, paths=paths, hashes={name: hashes[name] for name in wanted})
+            hashes = {name: file.hash for name, file in listed.items()}
+            return Snapshot(
+                repo_id=repo_id, commit=commit, paths=paths, hashes=hashes,
+                sizes={name: file.size for name, file in listed.items()},
+            )  # fmt: skip
         say(f"{repo_id} has changed meanwhile: fetching it again")
     raise InputError(f"{repo_id} changes faster than it can be fetched: name a commit, {repo_id}@COMMIT")
 
 
-def _existing(api: HfApi, repo_id: str, revision: str) -> str:
+def _existing(api: HfApi, repo_id: str, revision: str, *, once: bool) -> str:
     try:
-        return head_of(api, repo_id, revision)
+        return head_of(api, repo_id, revision, once=once)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise explained(error, f"{repo_id}@{revision}") from error
 
 
-def _download(repo_id: str, name: str, revision: str, *, again: bool = False) -> Path:
+def _download(repo_id: str, name: str, revision: str, size: int, *, again: bool = False, once: bool = False) -> Path:
     return Path(
         patiently(
             lambda: hf_hub_download(repo_id, name, revision=revision, force_download=again),
             f"fetching {name} of {repo_id}",
+            once=once,
+            most_bytes=size,
         )
     )
 
@@ -111,7 +125,7 @@ def _cached(repo_id: str, revision: str, names: tuple[str, ...] | None) -> Snaps
         return None
     wanted = [name for name in found if not name.endswith(PICKLES)] if names is None else names
     hashes = {name: found[name].resolve().name for name in wanted}
-    if not all(re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", value) for value in hashes.values()):
+    if not all(is_hash(value) for value in hashes.values()):
         return None  # a file system without links keeps no hashes
     paths = {name: found[name] for name in wanted}
     return Snapshot(repo_id=repo_id, commit=folder.name, paths=paths, hashes=hashes)
@@ -122,7 +136,8 @@ def sound(snapshot: Snapshot) -> Snapshot:
     wrong = snapshot.wrong()
     for name in wrong:
         say(f"{snapshot.paths[name]} is damaged: fetching it again")
-        _download(snapshot.repo_id, name, snapshot.commit, again=True)
+        size = snapshot.sizes.get(name, most_bytes(name))
+        _download(snapshot.repo_id, name, snapshot.commit, size, again=True)
     if wrong and (still := snapshot.wrong()):
         raise InputError(
             f"{', '.join(still)} of {snapshot.repo_id} arrive with other bytes than the Hub says they have: nothing "

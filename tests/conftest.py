@@ -26,6 +26,7 @@ import pytest
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # as when a script is run by its path
+pytest_plugins = ["hub_fixtures"]
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from hub_actions import Action, Delay, Drop, Endless, FlipByte, Garble, LoseAnswer, Pause, Status, Truncate
 from hub_repository import CHUNK, Blobs, Commit, Discussion, File, HubError, Repository, is_large, pointer
 
 USER = "tester"
@@ -91,76 +92,6 @@ class Answer:
 def as_json(body: object, status: int = 200, **headers: str) -> Answer:
     headers = {"Content-Type": "application/json", **headers}
     return Answer(status=status, headers=headers, body=json.dumps(body).encode())
-
-
-@dataclass(frozen=True)
-class Status:
-    """Answer this instead of doing the work."""
-
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: object = field(default_factory=lambda: {"error": "Injected fault"})
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Close the connection instead of doing the work."""
-
-
-@dataclass(frozen=True)
-class LoseAnswer:
-    """Do the work, then close the connection instead of answering."""
-
-
-@dataclass(frozen=True)
-class Delay:
-    """Wait before doing the work."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Truncate:
-    """Close the connection after this many bytes of the answer's body."""
-
-    at: int
-
-
-@dataclass(frozen=True)
-class FlipByte:
-    """Change one bit of the byte at this place of the content, counted from its end where negative."""
-
-    at: int
-
-
-class Pause:
-    """Stop at a stage of a request until `resume`, or `abandon` to go no further and close the connection.
-
-    Stages: "before" the body is read, in the middle of the request's "body", when the work is "done" but not answered,
-    in the middle of the "answer". Never resumed, it is a server that hangs.
-    """
-
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
-        self.reached = threading.Event()
-        self._go = threading.Event()
-        self._abandoned = False
-
-    def resume(self) -> None:
-        self._go.set()
-
-    def abandon(self) -> None:
-        self._abandoned = True
-        self._go.set()
-
-    def hold(self) -> None:
-        self.reached.set()
-        self._go.wait()
-        if self._abandoned:
-            raise ConnectionAbortedError
-
-
-Action = Status | Drop | LoseAnswer | Delay | Truncate | FlipByte | Pause
 
 
 @dataclass(kw_only=True)
@@ -373,6 +304,10 @@ class Handler(BaseHTTPRequestHandler):
             self.pause("done")
             if isinstance(self.action, LoseAnswer):
                 raise ConnectionAbortedError
+            if isinstance(self.action, Endless):
+                self.send_for_ever(answer)
+            if isinstance(self.action, Garble):
+                answer = Answer(headers={"Content-Type": "text/html"}, body=self.action.body)
             self.send(answer)
         except ConnectionError:
             self.close_connection = True
@@ -456,6 +391,18 @@ class Handler(BaseHTTPRequestHandler):
         for chunk in answer.chunks():
             self.send_bytes(self.spoil(chunk, at, answer))
             at += len(chunk)
+
+    def send_for_ever(self, answer: Answer) -> None:
+        """Answer with zeros that do not end, in pieces of no announced length."""
+        self.send_response(200)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        while True:
+            self.wfile.write(b"%x\r\n" % CHUNK)
+            self.send_bytes(bytes(CHUNK))
+            self.wfile.write(b"\r\n")
 
     def spoil(self, chunk: bytes, at: int, answer: Answer) -> bytes:
         """Apply a fault of the answer's body to the chunk that starts at byte `at` of the content."""

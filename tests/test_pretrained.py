@@ -6,7 +6,7 @@ import hashlib
 import os
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from hub_server import FlipByte, HubServer
 from safetensors.torch import save_file
 from torch import nn
 
@@ -191,26 +192,50 @@ def test_a_pickle_that_would_run_something_is_refused(server: tuple[str, Path], 
     assert canary.exists(), "the trap works where pickle runs it"
 
 
+def namespace(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, weights: Weights, tensors: Mapping[str, torch.Tensor], folder: Path
+) -> None:
+    """Put tensors into the double of the Hub under the weights' name, and have that namespace asked."""
+    save_file(dict(tensors), folder / "from_hub.safetensors")
+    files = {"model.safetensors": folder / "from_hub.safetensors", "pytorch_model.bin": b"a pickle"}
+    hub.create("model", f"somebody/{weights.name}", files)
+    monkeypatch.setenv(pretrained.NAMESPACE_VARIABLE, "somebody")
+    pretrained.fetch.cache_clear()
+
+
 def test_a_namespace_is_asked_first_and_only_if_set(
-    server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer
 ) -> None:
     source = randomized("seresnet18")
     weights = publish({"state_dict": as_mmpretrain(source)}, *server)
-    asked: list[tuple[str, str]] = []
-
-    def hub(repository: str, filename: str) -> str:
-        asked.append((repository, filename))
-        path = tmp_path / "from_hub.safetensors"
-        save_file({**source.state_dict(), "fc.bias": torch.full((1000,), 7.0)}, path)
-        return str(path)
-
-    monkeypatch.setattr(pretrained, "hf_hub_download", hub)
-    assert not torch.equal(load(weights).fc.bias, torch.full((1000,), 7.0))
-    assert asked == []
-    monkeypatch.setenv(pretrained.NAMESPACE_VARIABLE, "somebody")
-    pretrained.fetch.cache_clear()
+    assert torch.equal(load(weights).fc.bias, source.fc.bias)
+    assert hub.requests == []
+    sevens = {**source.state_dict(), "fc.bias": torch.full((1000,), 7.0)}
+    namespace(hub, monkeypatch, weights, sevens, tmp_path)
     assert torch.equal(load(weights).fc.bias, torch.full((1000,), 7.0))
-    assert set(asked) == {("somebody/seresnet18.test", "model.safetensors")}  # never a pickle
+    assert not any("pytorch_model.bin" in request.path for request in hub.requests)
+
+
+def test_bytes_of_a_namespace_are_compared_with_the_hash_that_the_hub_gives(
+    server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer
+) -> None:
+    """On the way they are fetched once more; those in the cache, too; damaged for ever, the original takes over."""
+    source = randomized("seresnet18")
+    weights = publish({"state_dict": as_mmpretrain(source)}, *server)
+    sevens = {**source.state_dict(), "fc.bias": torch.full((1000,), 7.0)}
+    namespace(hub, monkeypatch, weights, sevens, tmp_path)
+    hub.fault("GET", "/cdn/", FlipByte(-5))
+    wanted = (tmp_path / "from_hub.safetensors").read_bytes()
+    path = pretrained.fetch(weights)
+    assert path.read_bytes() == wanted
+    blob = path.resolve()
+    blob.write_bytes(wanted[:-5] + bytes([wanted[-5] ^ 1]) + wanted[-4:])
+    pretrained.fetch.cache_clear()
+    assert pretrained.fetch(weights).read_bytes() == wanted
+    hub.fault("GET", "/cdn/", FlipByte(-5), times=None)
+    blob.write_bytes(wanted[:-5] + bytes([wanted[-5] ^ 1]) + wanted[-4:])
+    pretrained.fetch.cache_clear()
+    assert torch.equal(load(weights).fc.bias, source.fc.bias)
 
 
 ADAPTATIONS = [{}, {"num_classes": 7}, {"features_only": True}, {"in_chans": 1}]
@@ -219,8 +244,9 @@ ADAPTATIONS = [{}, {"num_classes": 7}, {"features_only": True}, {"in_chans": 1}]
 @pytest.mark.parametrize("kwargs", ADAPTATIONS, ids=str)
 @pytest.mark.parametrize("damage", ["foreign", "missing", "shape"])
 def test_a_file_of_other_tensors_never_leaves_a_random_network(
-    kwargs: dict[str, object], damage: str, server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    kwargs: dict[str, object], damage: str, server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    hub: HubServer,
+) -> None:  # fmt: skip
     """timm loads without strictness where the head differs or only features are wanted: the file must fit before."""
     state = dict(randomized("seresnet18").state_dict())
     if damage == "foreign":
@@ -231,9 +257,7 @@ def test_a_file_of_other_tensors_never_leaves_a_random_network(
         state["layer2.0.conv1.weight"] = torch.ones(3, 3)
     weights = publish({"state_dict": {}}, *server)
     (server[1] / weights.url.rsplit("/", 1)[-1]).unlink()  # the original cannot be had either
-    save_file(state, tmp_path / "from_hub.safetensors")
-    monkeypatch.setattr(pretrained, "hf_hub_download", lambda *_: str(tmp_path / "from_hub.safetensors"))
-    monkeypatch.setenv(pretrained.NAMESPACE_VARIABLE, "somebody")
+    namespace(hub, monkeypatch, weights, state, tmp_path)
     culprit = "conv1.weight" if damage == "foreign" else "layer2.0.conv1.weight"
     with pytest.raises(InputError, match=rf"tried somebody/seresnet18.test on the Hub \(.*{culprit}.*and http.*404"):
         load(weights, **kwargs)

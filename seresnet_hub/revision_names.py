@@ -1,0 +1,51 @@
+"""Check the names of branches and tags before anything is sent, by the rules that git has for them.
+
+Source: git-check-ref-format(1) of git 2.39.
+"""
+
+from __future__ import annotations
+
+import re
+
+from seresnet_hub.errors import InputError
+
+LONGEST = 200  # bytes: git keeps each part of a name as a file name, which has 255, and a lock beside it
+FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
+
+
+def branch_name(given: str) -> str:
+    """Return the name of a branch without git's `refs/heads/`; `InputError` where git allows no such name."""
+    return _checked("branch", given.removeprefix("refs/heads/"), given)
+
+
+def tag_name(given: str) -> str:
+    """Return the name of a tag without git's `refs/tags/`; `InputError` where git allows no such name."""
+    return _checked("tag", given.removeprefix("refs/tags/"), given)
+
+
+def _checked(kind: str, name: str, given: str) -> str:
+    problem = _problem(name)
+    if problem:
+        shown = given if len(given) <= 60 else given[:60] + "…"
+        raise InputError(f"{shown!r} cannot be the name of a {kind}: {problem}")
+    return name
+
+
+def _problem(name: str) -> str:
+    if not name:
+        return "it is empty"
+    if len(name.encode("utf-8", "surrogatepass")) > LONGEST:
+        return f"it has more than {LONGEST} bytes"
+    if name.startswith("refs/"):
+        return "leave out refs/ and what kind it is"
+    if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name):
+        return "it looks like a commit id"
+    if name in ("@", "HEAD"):
+        return "git has its own meaning for it"
+    if (found := FORBIDDEN.search(name)) or not name.isprintable():
+        return f"git forbids {found.group()!r} in it" if found else "it has characters that cannot be printed"
+    if name.startswith(("-", "/")) or name.endswith(("/", ".")):
+        return "git forbids its first or last character"
+    if any(part.startswith(".") or part.endswith(".lock") for part in name.split("/")):
+        return "git forbids parts that start with a dot or end with .lock"
+    return ""
