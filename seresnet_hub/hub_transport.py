@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub import constants
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from seresnet_hub.errors import InputError
@@ -24,7 +25,7 @@ from seresnet_hub.hub_limits import LARGEST_ANSWER, MOST_REQUESTS, check_commit,
 
 # Status codes that may pass.
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
-# Seconds without a byte, where the client sets no limit of its own: to connect, and for an answer. What sends is given
+# Seconds without a byte, where the client's own limit is not shorter: to connect, and for an answer. What sends gets
 # longer, as the Hub may have to work before it answers.
 CONNECT, ANSWER, ANSWER_TO_SENT = 10.0, 30.0, 60.0
 # An answer that drips, so that no timeout ever passes, is given up where it is slower than this after a minute.
@@ -79,9 +80,10 @@ def _before(request: Any) -> None:
         raise InputError(f"the Hub leads from one request to the next, {MOST_REQUESTS} times so far: given up")
     limits = request.extensions.setdefault("timeout", {})
     answer = ANSWER if request.method in ("GET", "HEAD") else ANSWER_TO_SENT
-    for kind, seconds in (("connect", CONNECT), ("pool", CONNECT), ("read", answer), ("write", answer)):
-        if limits.get(kind) is None:
-            limits[kind] = seconds
+    answer = max(answer, constants.HF_HUB_DOWNLOAD_TIMEOUT, constants.HF_HUB_ETAG_TIMEOUT)  # a person may set these
+    for kind, most in (("connect", CONNECT), ("pool", CONNECT), ("read", answer), ("write", answer)):
+        given = limits.get(kind)
+        limits[kind] = most if given is None else min(given, most)
     request.headers["Accept-Encoding"] = "identity"  # so that what is counted is what arrives on the disk
 
 
