@@ -36,7 +36,7 @@ from seresnet_hub.architectures import (
     pad_se_units,
 )
 from seresnet_hub.cards import IMAGENET, card_of, published_result, render
-from seresnet_hub.checkpoints import MAX_FILE_BYTES, Checkpoint, read_checkpoint
+from seresnet_hub.checkpoints import Checkpoint, read_checkpoint
 from seresnet_hub.configs import FACTORY_ARGUMENTS
 from seresnet_hub.conversion_facts import (
     ASSUMED_PLAIN,
@@ -64,6 +64,7 @@ from seresnet_hub.folder import (
 )
 from seresnet_hub.hub_client import licence_on_the_hub, say
 from seresnet_hub.models import list_models
+from seresnet_hub.reading_budget import BUDGET
 from seresnet_hub.references import LAYOUTS, Outputs, Reference
 from seresnet_hub.sizes import Sizes, sizes_of
 from seresnet_hub.sources import Preprocessing, Renamed, Settings, Source, differences, find_source, rename, unwrapped
@@ -236,8 +237,8 @@ def _download(url: str, path: Path) -> None:
             announced = answer.headers.get("Content-Length")
             while chunk := answer.read(DOWNLOAD_CHUNK):
                 file.write(chunk)
-                if file.tell() > MAX_FILE_BYTES:
-                    raise InputError(f"{url} has more than {MAX_FILE_BYTES} bytes")
+                if file.tell() > BUDGET.file_bytes:
+                    raise InputError(f"{url} has more than {BUDGET.file_bytes} bytes")
             if announced is not None and file.tell() != int(announced):
                 raise InputError(f"{url} ended after {file.tell()} of {announced} bytes: try again")
     except (OSError, ValueError, HTTPException) as error:

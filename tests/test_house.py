@@ -15,8 +15,12 @@ import seresnet_hub
 
 FLOORS = [
     {"errors"},
-    {"variants", "weights", "recipe_fields", "terminal", "watcher"},
-    {"recipes"},
+    {"variants", "weights", "recipe_fields", "terminal", "watcher", "reading_budget"},
+    {"recipes", "zip_directory"},
+    {"pickle_values"},
+    {"pickle_machine"},
+    {"torch_files"},
+    {"safetensors_file"},
     {
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
         *("sizes", "environment", "pictures", "classes", "markdown", "snippets", "locks", "history", "photographs"),
