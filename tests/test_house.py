@@ -38,7 +38,7 @@ FLOORS = [
         "gpu_tables",
         "kernel_tables",
     },
-    {"configs", "hub_client"},
+    {"configs", "hub_client", "headers", "limits"},
     {"models", "splits", "starting", "snapshots", "strict"},
     {"data", "loading", "picture_files"},
     {"device", "repeats"},
