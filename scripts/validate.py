@@ -5,7 +5,6 @@ from __future__ import annotations
 import _start  # isort: skip
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +52,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.fusion import fuse
     from seresnet_hub.held_out import allowed_damage, split_for
     from seresnet_hub.loading import load
+    from seresnet_hub.terminal import tell
 
     if options.report is not None:
         require_report(options.report)
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
     if options.compile:
         model = compile_for_inference(model, options.compile)
-        print("compiling the model at its first batch, which takes a minute or more", file=sys.stderr)
+        tell("compiling the model at its first batch, which takes a minute or more")
     workers = loader_workers() if options.workers is None else options.workers
     accuracy = evaluate(
         model, split, batch_size=options.batch_size, input_size=options.input_size, crop_pct=options.crop_pct,

@@ -80,6 +80,11 @@ def check_architecture(path: Path) -> None:
             f"{path}: timm {timm.__version__} has no architecture {architecture!r}: a newer timm may, or a package "
             "that has to be imported first"
         )
+    require_network_arguments(path, arguments)
+
+
+def require_network_arguments(path: Path, arguments: Mapping[str, Any]) -> None:
+    """Raise `InputError` where a config's `model_args` have what says nothing about a network."""
     if forbidden := sorted(FACTORY_ARGUMENTS & set(arguments)):
         raise InputError(f"{path}: 'model_args' has {forbidden[0]!r}, which says nothing about a network")
 

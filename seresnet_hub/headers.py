@@ -24,7 +24,7 @@ def read_header(path: Path) -> Header:
         if MOST_HEADER_BYTES < length <= path.stat().st_size:
             raise InputError(f"{path}: its header has {length:,} bytes, more than any network's")
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
             return {name: (tuple(one.get_shape()), _is_fraction(one.get_dtype())) for name, one in slices.items()}
     except InputError:
         raise

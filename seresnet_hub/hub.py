@@ -6,6 +6,7 @@ looks before it repeats. `load` gets models back, checked.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def push(
 def _checked(directory: Path, repo_id: str) -> dict[str, Path | bytes]:
     """Return the files to push after showing that they are a model that loads and a card that says what is needed."""
     check_repo_id(repo_id)
-    missing = [name for name in REQUIRED_FILES if not (directory / name).is_file()]
+    missing = [name for name in REQUIRED_FILES if not os.path.isfile(directory / name)]
     if missing:
         raise InputError(f"{directory} is no model folder: it lacks {', '.join(missing)}")
     model = load_folder(directory, directory, {}, copy=False)

@@ -67,7 +67,7 @@ def take_snapshot(repo_id: str, revision: str | None, *, names: tuple[str, ...] 
     for _ in range(3):
         commit = _existing(api, repo_id, revision)
         hashes = remote_hashes(api, repo_id, commit)
-        if WEIGHTS_NAME not in hashes:
+        if WEIGHTS_NAME not in hashes and (names is None or WEIGHTS_NAME in names):
             pickles = [name for name in hashes if name.endswith(PICKLES)]
             only = f", only {', '.join(pickles)}, and pickles are not loaded" if pickles else ""
             raise InputError(f"{repo_id} has no {WEIGHTS_NAME}{only}")

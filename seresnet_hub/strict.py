@@ -37,6 +37,8 @@ Build = Callable[..., nn.Module]  # takes `pretrained` and timm's arguments
 Tensors = Mapping[str, torch.Tensor]
 # How much more than its file a network may have until the differences are listed: a wrong number of classes, say.
 MOST_PARAMETERS, MOST_VALUES, SLACK = 10, 4, 2**20
+# Where there is no file to compare with: timm's largest networks have 3,108 tensors, and 2.6 billion values.
+MOST_TENSORS, LARGEST_NETWORK = 10_000, 2**33
 
 
 def load_folder(directory: Path, origin: object, kwargs: Mapping[str, Any], *, copy: bool = True) -> nn.Module:
@@ -51,6 +53,15 @@ def load_folder(directory: Path, origin: object, kwargs: Mapping[str, Any], *, c
     return _load(f"{FOLDER}:{directory}", {}, directory / WEIGHTS_NAME, origin, kwargs, copy=copy)
 
 
+def untrained_folder(directory: Path, origin: object, kwargs: Mapping[str, Any]) -> nn.Module:
+    """Return the network that the folder's config describes, with random weights; its file, if any, is not read."""
+    check_architecture(directory / CONFIG_NAME)
+    build = _builder(f"{FOLDER}:{directory}", {}, origin)
+    with at_most(parameters=MOST_TENSORS, values=LARGEST_NETWORK, seconds=BUILD_SECONDS, what=f"{origin}: the network"):
+        _without_memory(build, kwargs)
+    return build(pretrained=False, **kwargs).eval()
+
+
 def load_weights(name: str, weights: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     """Return timm's model `name` with a file of its weights, as strictly as `load_folder` does."""
     given = dict(kwargs)
@@ -63,15 +74,7 @@ def _load(
     name: str, always: Mapping[str, Any], weights: Path, origin: object, kwargs: Mapping[str, Any], *,
     copy: bool = True,
 ) -> nn.Module:  # fmt: skip
-    def build(**given: Any) -> nn.Module:
-        try:
-            model: nn.Module = timm.create_model(name, **always, **given)
-        except InputError:
-            raise
-        except Exception as error:  # timm, safetensors and torch each raise their own, or assert
-            raise InputError(f"cannot create model {str(origin)!r}: {line_of(error)}") from error
-        return model
-
+    build = _builder(name, always, origin)
     header = read_header(weights)
     values = sum(math.prod(shape) for shape, _ in header.values())
     with at_most(
@@ -102,6 +105,19 @@ def _load(
     model = build(pretrained=True, **kwargs)
     _check_loaded(model, {**tensors, **stem}, asked, origin)
     return model.eval()
+
+
+def _builder(name: str, always: Mapping[str, Any], origin: object) -> Build:
+    def build(**given: Any) -> nn.Module:
+        try:
+            model: nn.Module = timm.create_model(name, **always, **given)
+        except InputError:
+            raise
+        except Exception as error:  # timm, safetensors and torch each raise their own, or assert
+            raise InputError(f"cannot create model {str(origin)!r}: {line_of(error)}") from error
+        return model
+
+    return build
 
 
 def _read(weights: Path) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ import seresnet_hub
 
 FLOORS = [
     {"errors"},
-    {"variants", "weights", "recipe_fields", "terminal", "watcher"},
+    {"variants", "weights", "recipe_fields", "terminal", "watcher", "card_texts"},
     {"recipes"},
     {
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
@@ -39,7 +39,7 @@ FLOORS = [
         "kernel_tables",
     },
     {"configs", "hub_client", "headers", "limits"},
-    {"models", "splits", "starting", "snapshots", "strict"},
+    {"models", "splits", "starting", "snapshots", "strict", "beside"},
     {"data", "loading", "picture_files"},
     {"device", "repeats"},
     {"inference", "evaluation", "conversion", "hub", "held_out", "chance"},
