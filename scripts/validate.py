@@ -52,11 +52,14 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.fusion import fuse
     from seresnet_hub.held_out import allowed_damage, split_for
     from seresnet_hub.loading import load
+    from seresnet_hub.running import check_runs
     from seresnet_hub.terminal import tell
 
     if options.report is not None:
         require_report(options.report)
     model = load(options.model)
+    if options.input_size is None:
+        check_runs(model, options.model)
     split = split_for(model, options.data, options.split, label_column=options.label_column, label_lists=True)
     split = with_real_labels(split, model) if options.real else in_model_order(split, model)
     model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")

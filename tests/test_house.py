@@ -39,7 +39,7 @@ FLOORS = [
         "kernel_tables",
     },
     {"configs", "hub_client", "headers", "limits"},
-    {"models", "splits", "starting", "snapshots", "strict", "beside"},
+    {"models", "splits", "starting", "snapshots", "strict", "beside", "running"},
     {"data", "loading", "picture_files"},
     {"device", "repeats"},
     {"inference", "evaluation", "conversion", "hub", "held_out", "chance"},
