@@ -29,6 +29,7 @@ from torch._inductor import config as inductor
 
 from seresnet_hub.compiling import compiler_errors, require_compiler
 from seresnet_hub.errors import InputError
+from seresnet_hub.names import architecture_of
 
 PLAIN, SE, OWN = NETWORKS
 BATCH_SIZES = {"cpu": (16,), "cuda": (1, 32, 256)}
@@ -126,8 +127,7 @@ def measure_networks(benchmark: Benchmark, options: argparse.Namespace) -> dict[
 
 def named_network(name: str, **kwargs: Any) -> nn.Module:
     """Return one of timm's ResNets with weights that are drawn, none of them zero."""
-    if not timm.is_model(name):
-        raise InputError(f"timm has no model {name!r}")
+    name = architecture_of(name)
     torch.manual_seed(0)
     try:
         network: nn.Module = timm.create_model(name, zero_init_last=False, **kwargs)

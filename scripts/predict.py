@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import _start  # isort: skip
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> _start.Parser:
     parser = _start.command(__doc__)
+    parser.any_bytes = frozenset({"images"})
     parser.usage = "%(prog)s [MODEL] IMAGE [IMAGE ...] [--topk K] [--fuse] [--compile [SETTINGS]] [--json]"
     parser.add_argument(
         "images", metavar="[MODEL] IMAGE", nargs="+",
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.loading import load
     from seresnet_hub.names import is_model_folder, is_model_name
     from seresnet_hub.picture_files import picture_files
+    from seresnet_hub.terminal import tell
     from seresnet_hub.weights import OWN_WEIGHTS
 
     first, *others = options.images
@@ -50,28 +51,28 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     for given in given_images:
         if given == "-":
             names.append("-")
-            pictures.append(sys.stdin.buffer.read())
+            pictures.append(sys.stdin.buffer.read() if sys.stdin else b"")  # closed: there is nothing to read from
             continue
         found, left_out = picture_files(given)
         if left_out:
-            print(f"{given}: {len(left_out)} images left out ({left_out[0]} …), of models, runs and reports in it")
+            tell(f"{given}: {len(left_out)} images left out ({left_out[0]} …), of models, runs and reports in it")
         names += map(str, found)
         pictures += found
     if any(picture == b"" for picture in pictures):
-        raise InputError("-: standard input is empty")
+        raise InputError("-: standard input is empty or closed")
     model = load(model_name)
     default = "" if model_name == first else ", the default, which comes with the package"
-    print(f"model: {model_name}{default} ({model.pretrained_cfg['architecture']}, {model.num_classes} classes)")  # type: ignore[index]
+    tell(f"model: {model_name}{default} ({model.pretrained_cfg['architecture']}, {model.num_classes} classes)")  # type: ignore[index]
     model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
     if options.compile:
         model = compile_for_inference(model, options.compile)
-        print("compiling the model at its first batch, which takes a minute or more", file=sys.stderr)
+        tell("compiling the model at its first batch, which takes a minute or more")
     results = predict(model, pictures, topk=options.topk)
     known = set(class_names(model) or ())
     folders = [Path(name).parent.name for name in names]
     if known.issuperset(folders):
         right = sum(classes[0]["name"] == folder for classes, folder in zip(results, folders, strict=True))
-        print(f"{right} of {len(names)} pictures show what the folder they are in is called")
+        tell(f"{right} of {len(names)} pictures show what the folder they are in is called")
     predictions = [{"image": name, "classes": classes} for name, classes in zip(names, results, strict=True)]
     return {"model": model_name, "predictions": predictions}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import _start  # isort: skip
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,16 +52,20 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.fusion import fuse
     from seresnet_hub.held_out import allowed_damage, split_for
     from seresnet_hub.loading import load
+    from seresnet_hub.running import check_runs
+    from seresnet_hub.terminal import tell
 
     if options.report is not None:
         require_report(options.report)
     model = load(options.model)
+    if options.input_size is None:
+        check_runs(model, options.model)
     split = split_for(model, options.data, options.split, label_column=options.label_column, label_lists=True)
     split = with_real_labels(split, model) if options.real else in_model_order(split, model)
     model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
     if options.compile:
         model = compile_for_inference(model, options.compile)
-        print("compiling the model at its first batch, which takes a minute or more", file=sys.stderr)
+        tell("compiling the model at its first batch, which takes a minute or more")
     workers = loader_workers() if options.workers is None else options.workers
     accuracy = evaluate(
         model, split, batch_size=options.batch_size, input_size=options.input_size, crop_pct=options.crop_pct,

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from seresnet_hub.errors import InputError
+from seresnet_hub.card_texts import CITATIONS, IMAGENET, LIMITATIONS, LIMITED_CLASSES, NO_LICENCE
+from seresnet_hub.errors import InputError, printable
 from seresnet_hub.folder import CONFIG_NAME, CURVES_NAME, FACTS_KEY
-from seresnet_hub.markdown import plain, shell_block, table
+from seresnet_hub.markdown import code, plain, prose, shell_block, table
 from seresnet_hub.recipes import Recipe
 from seresnet_hub.sizes import Sizes
 from seresnet_hub.snippets import FOLDER, Place, usage
 from seresnet_hub.weights import Weights
-
-IMAGENET = "ILSVRC/imagenet-1k"
-
-# What is known of a data set and carries over to every model trained on it.
-LIMITATIONS: dict[str, tuple[str, ...]] = {
-    IMAGENET: (
-        "It knows ImageNet-1k's 1,000 classes and nothing else: it names one of them for any picture, and its scores "
-        "are not calibrated probabilities.",
-        "ImageNet's photographs come from the web, mostly from North America and Europe (arXiv 1711.08536): objects, "
-        "people and places from elsewhere are recognised less well.",
-        "Some of ImageNet's validation labels are wrong or name one of several objects in the picture (arXiv "
-        "2006.07159), so differences of a few tenths of a percent mean little.",
-        "ImageNet's pictures are licensed for non-commercial research; the licence above is that of the weights.",
-        "Do not use it to judge people: several classes are correlated with people's looks and clothes.",
-    )
-}  # fmt: skip
-NO_LICENCE = "No licence is known for these weights: ask whoever made them before you use them or pass them on."
-LIMITED_CLASSES = "It knows the classes it was trained on and nothing else: it names one of them for any picture."
 
 # With as many classes, a network that knows nothing has a top-5 accuracy of 100 %.
 NO_TOP5 = 5
@@ -49,22 +33,6 @@ LISTED_WITH: dict[str, tuple[str, frozenset[str]]] = {
     "scale": ("crop", frozenset({"resized"})),
 }
 DEFAULTS = {field.name: str(field.default) for field in fields(Recipe) if field.default is not MISSING}
-
-CITATIONS = """```bibtex
-@inproceedings{hu2018senet,
-  title = {Squeeze-and-Excitation Networks},
-  author = {Hu, Jie and Shen, Li and Sun, Gang},
-  booktitle = {CVPR},
-  year = {2018},
-  eprint = {1709.01507}
-}
-@misc{wightman2019timm,
-  title = {PyTorch Image Models},
-  author = {Wightman, Ross},
-  year = {2019},
-  doi = {10.5281/zenodo.4414861}
-}
-```"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +91,8 @@ class Card:
 def render(card: Card) -> str:
     """Return the card as Markdown with YAML front matter, which huggingface_hub writes."""
     sections = [
-        f"# {card.title}",
-        card.summary,
+        f"# {plain(card.title)}",
+        prose(card.summary),
         *map(_note, (*card.notes, *([] if card.license else [NO_LICENCE]))),
         "## The model",
         _model_table(card),
@@ -206,10 +174,10 @@ def card_of(config: Mapping[str, Any], sizes: Sizes, *, needs_plugin: bool, has_
     """
     try:
         facts: Mapping[str, Any] = config[FACTS_KEY]
-        hashes = tuple((f"sha256 of `{name}`", f"`{value}`") for name, value in facts["sha256"].items())
+        hashes = tuple((f"sha256 of {code(name)}", code(value)) for name, value in facts["sha256"].items())
         per_class = facts.get("per_class") or {"images": (), "correct": ()}
         provenance = tuple(
-            (name.replace("_", " "), text)
+            (plain(name.replace("_", " ")), plain(text))
             for name, text in facts.get("provenance", {}).items()
             if name != "assumed"  # a note says it
         )
@@ -226,7 +194,7 @@ def card_of(config: Mapping[str, Any], sizes: Sizes, *, needs_plugin: bool, has_
             datasets=tuple(facts.get("datasets", ())),
             results=tuple(Result(**result) for result in facts.get("results", ())),
             notes=tuple(facts.get("notes", ())),
-            recipe=_listed(facts.get("recipe", {})),
+            recipe=tuple((plain(name), plain(text)) for name, text in _listed(facts.get("recipe", {}))),
             command=facts.get("command", ""),
             has_curves=has_curves,
             provenance=(*provenance, *hashes),
@@ -252,18 +220,18 @@ def _listed(recipe: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def _note(note: str) -> str:
-    return f"> {note}" if "**" in note else f"> **{note}**"
+    return f"> {prose(note)}" if "**" in note else f"> **{prose(note)}**"
 
 
 def _front_matter(card: Card) -> str:
     data = ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
-        license=card.license or None,
-        base_model=card.base_model or None,
-        datasets=list(card.datasets) or None,
+        license=printable(card.license) or None,
+        base_model=printable(card.base_model) or None,
+        datasets=list(map(printable, card.datasets)) or None,
         tags=["image-classification", "timm", *_loaders(card), "se-resnet"],
-        model_name=card.title,
+        model_name=printable(card.title),
         eval_results=[line for result in card.results for line in _eval_results(result, card.num_classes)] or None,
     )
     return data.to_yaml().strip()
@@ -282,21 +250,21 @@ def _top5(result: Result, num_classes: int) -> float | None:
 
 def _eval_results(result: Result, num_classes: int) -> list[EvalResult]:
     published = result.origin == "published"
-    how = {"command": result.source, **({"commit": result.commit} if result.commit else {})}
+    how = {"command": printable(result.source), **({"commit": result.commit} if result.commit else {})}
     top5 = _top5(result, num_classes)
     values = [("Top-1", result.top1), *([("Top-5", top5)] if top5 is not None else [])]
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type=result.dataset_id or result.dataset,
-            dataset_name=result.dataset,
-            dataset_split=result.split,
+            dataset_type=printable(result.dataset_id or result.dataset),
+            dataset_name=printable(result.dataset),
+            dataset_split=printable(result.split),
             metric_type="accuracy",
             metric_name=f"{name} accuracy, {result.origin} (%)",
             metric_value=round(value, 4),
             metric_args=None if published else how,
             source_name="the weights' authors" if published else None,
-            source_url=result.source if published else None,
+            source_url=printable(result.source) if published else None,
         )
         for name, value in values
     ]
@@ -307,13 +275,13 @@ def _model_table(card: Card) -> str:
     return table(
         ("", ""),
         [
-            ("Architecture", f"`{card.architecture}`"),
+            ("Architecture", code(card.architecture)),
             ("Parameters (M)", f"{sizes.parameters / 1e6:.3f}"),
             ("Multiply-adds (G)", f"{sizes.multiply_adds / 1e9:.3f}"),
             ("Activations (M)", f"{sizes.activations / 1e6:.2f}"),
             ("Image size", " × ".join(map(str, card.preprocessing["input_size"][1:]))),
             ("Classes", f"{card.num_classes:,}" if card.num_classes else "none: features only"),
-            ("Licence", card.license or "none known"),
+            ("Licence", plain(card.license) or "none known"),
             *([("Papers", ", ".join(_paper(paper) for paper in card.paper_ids))] if card.paper_ids else []),
         ],
     )
@@ -321,6 +289,8 @@ def _model_table(card: Card) -> str:
 
 def _paper(paper: str) -> str:
     number = paper.removeprefix("arXiv:")
+    if not re.fullmatch(r"[\w./-]+", number):
+        return plain(paper)
     return f"[arXiv {number}](https://arxiv.org/abs/{number})"
 
 
@@ -329,7 +299,7 @@ def _accuracy(card: Card) -> str:
         return "No accuracy is known for these weights: none was published for them, and none was measured."
     rows = [
         (
-            f"{result.dataset}, {result.split}",
+            plain(f"{result.dataset}, {result.split}"),
             f"{result.images:,}" if result.images else "",
             str(result.image_size),
             f"{result.top1:.2f}",
@@ -346,9 +316,9 @@ def _accuracy(card: Card) -> str:
 
 def _origin(result: Result, command: str) -> str:
     if result.origin == "published":
-        return f"*published* by the weights' authors: {result.source}"
-    how = "by the training command below" if result.source == command else f"with `{result.source}`"
-    return f"*measured* {how}" + (f" at commit `{result.commit}`" if result.commit else "")
+        return f"*published* by the weights' authors: {plain(result.source)}"
+    how = "by the training command below" if result.source == command else f"with {code(result.source)}"
+    return f"*measured* {how}" + (f" at commit {code(result.commit)}" if result.commit else "")
 
 
 def _classes(card: Card) -> list[str]:
@@ -369,7 +339,7 @@ def _classes(card: Card) -> list[str]:
         ]
 
     header = ("class", "images", "top-1 (%)")
-    where = f"on {card.results[0].dataset}, {card.results[0].split}" if card.results else ""
+    where = plain(f"on {card.results[0].dataset}, {card.results[0].split}") if card.results else ""
     if len(names) <= MOST_CLASSES:
         return ["## Classes", f"Top-1 accuracy of each class {where}:", table(header, rows(range(len(names))))]
     measured = [number for number, (images, _) in enumerate(card.class_counts) if images]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -11,13 +10,13 @@ from typing import Any
 from timm.data import ImageNetInfo, RealLabelsImagenet, infer_imagenet_subset
 from torch import nn
 
-from seresnet_hub.errors import InputError
+from seresnet_hub.errors import InputError, PrintableLog
 
 # How the images of ImageNet's validation set are called; "Are we done with ImageNet?" numbers its labels by it.
 IMAGENET_FILE = r"ILSVRC2012_val_(\d{8})"
 IMAGENET_FILES = 50_000
 
-log = logging.getLogger(__name__)
+log = PrintableLog(__name__)
 
 
 def class_names(model: nn.Module) -> list[str] | None:

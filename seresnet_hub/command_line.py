@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -48,11 +49,18 @@ def run(
             raise
         print(f"error: {known}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except OSError as error:  # of a file that somebody named: no fault of the program's
+        if error.filename is None or error.strerror is None:
+            raise
+        print(f"error: {InputError(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     if _rank() == "0":
         try:
+            if sys.stdout is None:
+                raise OSError(errno.EBADF, "it is closed")
             for_a_person = sys.stdout.isatty() and not as_json
             if for_a_person and isinstance(sys.stdout, io.TextIOWrapper):  # class names in any script, on any terminal
                 sys.stdout.reconfigure(errors="backslashreplace")
@@ -61,7 +69,8 @@ def run(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
             print(f"error: cannot write the result to standard output: {error.strerror}", file=sys.stderr)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if sys.stdout is not None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_BAD_INPUT
     return EXIT_NOT_OK if result.get("ok") is False else exit_code(result)
 

@@ -35,7 +35,9 @@ from seresnet_hub.architectures import (
     find_legacy_architecture,
     pad_se_units,
 )
-from seresnet_hub.cards import IMAGENET, card_of, published_result, render
+from seresnet_hub.beside import FOLDER_SUFFIXES, config_beside, read_labels
+from seresnet_hub.card_texts import IMAGENET
+from seresnet_hub.cards import card_of, published_result, render
 from seresnet_hub.checkpoints import Checkpoint, read_checkpoint
 from seresnet_hub.configs import FACTORY_ARGUMENTS
 from seresnet_hub.conversion_facts import (
@@ -65,6 +67,7 @@ from seresnet_hub.folder import (
 from seresnet_hub.hub_client import licence_on_the_hub, say
 from seresnet_hub.models import list_models
 from seresnet_hub.reading_budget import BUDGET
+from seresnet_hub.names import architecture_of
 from seresnet_hub.references import LAYOUTS, Outputs, Reference
 from seresnet_hub.sizes import Sizes, sizes_of
 from seresnet_hub.sources import Preprocessing, Renamed, Settings, Source, differences, find_source, rename, unwrapped
@@ -74,8 +77,6 @@ from seresnet_hub.weights import WEIGHTS, Weights
 TOLERANCE = 1e-10
 MAX_CLASSES = 10**6
 UNLISTED = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
-# What timm and this project call the weights beside a `config.json`, old and new.
-FOLDER_SUFFIXES = (".safetensors", ".bin")
 HEAD_NAMES = ("fc", "last_linear")
 FRESH_SEED = 0
 DOWNLOAD_CHUNK = 2**20
@@ -141,11 +142,11 @@ def convert(
         if os.path.isdir(target / name):
             raise InputError(f"{target / name} is a folder, where a file is to be written")
     require_licence_id(license)
-    names = _label_names(Path(labels)) if labels is not None else ()
+    names = read_labels(Path(labels)) if labels is not None else ()
     with _located(str(src)) as origin:
         checkpoint = read_checkpoint(origin.path)
         _check_name_against_hash(origin, checkpoint)
-        sibling = _sibling_config(origin.path)
+        sibling = config_beside(origin.path)
     raw = unwrapped(checkpoint.tensors)
     is_timms = sibling is not None and not sibling["architecture"].startswith("legacy_")
     kind = find_source(raw, source or ("timm" if is_timms else None))
@@ -255,36 +256,6 @@ def _check_name_against_hash(origin: Origin, checkpoint: Checkpoint) -> None:
         )
 
 
-def _sibling_config(path: Path) -> dict[str, Any] | None:
-    """Return the `config.json` beside a checkpoint, if it is one that timm and this project write."""
-    beside = path.with_name(CONFIG_NAME)
-    if path.suffix not in FOLDER_SUFFIXES or not beside.is_file():
-        return None
-    try:
-        config = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {beside}: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        return None
-    for name, kind in (("model_args", dict), ("pretrained_cfg", dict), ("label_names", list)):
-        if not isinstance(config.get(name) or kind(), kind):
-            raise InputError(f"{beside}: {name!r} is no {'table' if kind is dict else 'list'}")
-    if forbidden := FACTORY_ARGUMENTS & set(config.get("model_args") or ()):
-        raise InputError(f"{beside}: 'model_args' has {sorted(forbidden)[0]!r}, which says nothing about a network")
-    return config
-
-
-def _label_names(path: Path) -> tuple[str, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the labels {path}: {error}") from error
-    names = tuple(line.strip() for line in lines)
-    if not names or not all(names):
-        raise InputError(f"the labels {path} have an empty line; one class name a line is needed")
-    return names
-
-
 # --- planning ---------------------------------------------------------------------------------------------------------
 
 
@@ -307,7 +278,8 @@ def _planned(
     head = HEAD_NAMES[1] if kind.legacy else HEAD_NAMES[0]
     classes = _classes(renamed, head, num_classes, fresh)
     if model is not None:
-        architecture, model_args = model, _arguments_for(model, renamed)
+        architecture = architecture_of(model)
+        model_args = _arguments_for(architecture, renamed)
     elif kind.name == "timm" and said:
         architecture, model_args = said
     elif kind.legacy:
@@ -348,7 +320,9 @@ def _said_architecture(checkpoint: Checkpoint, sibling: Mapping[str, Any] | None
         arguments = sibling.get("model_args") or {}
         return str(sibling["architecture"]), {k: v for k, v in dict(arguments).items() if k != "num_classes"}
     said = checkpoint.entries.get("arch")
-    return (said, _training_arguments(checkpoint)) if isinstance(said, str) and timm.is_model(said) else None
+    if not isinstance(said, str) or not timm.is_model(said):
+        return None
+    return said.partition(".")[0], _training_arguments(checkpoint)  # without the tag of what training began with
 
 
 def _training_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -439,7 +413,7 @@ def _fresh_se_units(renamed: Renamed) -> list[str]:
 
 def _empty(architecture: str, model_args: Mapping[str, Any], num_classes: int) -> nn.Module:
     """Return the architecture without memory for its tensors; errors where timm has none of that name."""
-    if not timm.is_model(architecture):
+    if "." in architecture or not timm.is_model(architecture):
         raise InputError(f"timm has no architecture {architecture!r}; see timm.list_models('*se*')")
     try:
         with torch.device("meta"):

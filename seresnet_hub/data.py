@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import gc
 import io
-import logging
 import math
 import mmap
 import os
@@ -31,7 +30,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from seresnet_hub.decoding import Decoder, DecoderName, Picture, TransformError
-from seresnet_hub.errors import InputError, of_a_dead_worker
+from seresnet_hub.errors import InputError, PrintableLog, of_a_dead_worker
 from seresnet_hub.images import Transform, reseed, streams_kept, training_transform
 from seresnet_hub.plan import Order, Plan, Reader, Window
 from seresnet_hub.recipe_fields import following
@@ -55,7 +54,7 @@ AHEAD = 2
 # So many images may be undecodable where `corrupt_share` of them would be fewer.
 FEW_DAMAGED = 10
 
-log = logging.getLogger(__name__)
+log = PrintableLog(__name__)
 _named: set[str] = set()  # the pictures left out that were named already
 
 

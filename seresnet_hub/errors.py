@@ -1,9 +1,27 @@
 """What scripts turn into one line: "the input was wrong" (exit code 2), and "another process is gone" (1)."""
 
+import logging
+from collections.abc import MutableMapping
+from typing import Any
+
 
 def printable(text: str) -> str:
     """Return `text` with escapes for what is no character: names out of a stranger's file may hold terminal codes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class PrintableLog(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose messages are `printable`, whatever names they hold: they reach a terminal as well."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(logging.getLogger(name), {})
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        return msg, kwargs
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        if self.isEnabledFor(level):
+            self.logger.log(level, "%s", printable(str(msg) % args if args else str(msg)), stacklevel=3, **kwargs)
 
 
 class InputError(RuntimeError):
@@ -20,7 +38,7 @@ class LostProcessError(RuntimeError):
     """Another process of the same run is gone or out of reach; the message, on one line, says how to go on."""
 
     def __init__(self, message: object) -> None:
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(printable(" ".join(str(message).split())))
 
 
 def of_a_dead_worker(error: RuntimeError) -> InputError | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -22,7 +23,7 @@ from seresnet_hub.classes import IMAGENET_FILE, class_order, imagenet_real_label
 from seresnet_hub.data import Loader, Split, evaluation_loader, require_few_damaged
 from seresnet_hub.device import finish, on_device
 from seresnet_hub.environment import loader_workers
-from seresnet_hub.errors import InputError
+from seresnet_hub.errors import InputError, printable
 from seresnet_hub.folder import CONFUSION_NAME, PER_CLASS_NAME, PICTURE_NAME, fill_folder, replacing
 from seresnet_hub.images import model_transform
 from seresnet_hub.models import eval_mode
@@ -147,7 +148,7 @@ def evaluate(
     finite = torch.tensor(True, device=device)
     start, before_start, rows = time.perf_counter(), 0, 0
     with eval_mode(model):
-        progress = tqdm(batches, desc=f"evaluating {split.name}", disable=rank != 0, leave=False)
+        progress = tqdm(batches, desc=f"evaluating {printable(split.name)}", disable=rank != 0, leave=False)
         # Around all batches: autocast then converts each weight once.
         cast = torch.autocast(device.type, AUTOCAST[precision]) if precision != "no" else nullcontext()
         exact = float32_arithmetic(device.type, "exact")
@@ -275,8 +276,8 @@ def worst_classes(confusion: np.ndarray, names: Sequence[str] | None = None, mos
 
 def require_report(directory: Path) -> None:
     """Raise `InputError` where no report could be written into `directory`, before the work for it is done."""
-    existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
-    if not existing.is_dir():
+    existing = next(folder for folder in (directory, *directory.absolute().parents) if os.path.exists(folder))
+    if not os.path.isdir(existing):
         raise InputError(f"cannot write a report into {directory}: {existing} is no folder")
 
 

@@ -14,7 +14,7 @@ import timm
 from seresnet_hub.errors import InputError
 from seresnet_hub.hub_waiting import is_transient, no_network
 from seresnet_hub.loading import load
-from seresnet_hub.names import resolve_name
+from seresnet_hub.names import architecture_of
 from seresnet_hub.recipe_fields import written
 from seresnet_hub.recipes import AUTO, Recipe
 from seresnet_hub.weights import OWN_WEIGHTS
@@ -45,8 +45,7 @@ def start_of(recipe: Recipe) -> Start:
     Errors: `InputError` as for `load`, with the ways out where it is for want of a network.
     """
     if recipe.weights is None:
-        name = resolve_name(recipe.model or USUAL_MODEL).split(".")[0]  # a tag would be of weights
-        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        config = timm.get_pretrained_cfg(architecture_of(recipe.model or USUAL_MODEL))
         return Start(None, config.to_dict() if config else {})
     try:
         return Start(recipe.weights, load(recipe.weights).pretrained_cfg)  # type: ignore[arg-type]

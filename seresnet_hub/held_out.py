@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from seresnet_hub.errors import InputError
+from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.folder import CONFIG_NAME, FACTS_KEY, read_json
 from seresnet_hub.splits import HELD_OUT, OnlyTrainingError, Split, hold_out, labels_of, open_split, whole_of
 
 RECORD_KEY = "held_out"  # among the facts of config.json
 
-log = logging.getLogger(__name__)
+log = PrintableLog(__name__)
 
 
 def record_of(part: Split, *, share: float, seed: int, corrupt_share: float) -> dict[str, Any]:

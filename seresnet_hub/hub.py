@@ -6,17 +6,16 @@ looks before it repeats. `load` gets models back, checked.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-from torch import nn
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
@@ -27,6 +26,7 @@ from seresnet_hub.loading import Origin, load, origin_of, recorded_hashes, unlik
 from seresnet_hub.names import KINDS, check_repo_id, parse_name, require_model_folder
 from seresnet_hub.pushed_files import PushedFiles, read_pushed_files
 from seresnet_hub.revision_names import branch_name, tag_name
+from seresnet_hub.running import check_runs
 from seresnet_hub.snapshots import Snapshot, take_snapshot
 from seresnet_hub.snippets import on_the_hub
 from seresnet_hub.strict import load_folder
@@ -97,23 +97,10 @@ def _checked(directory: Path, repo_id: str) -> PushedFiles:
     model = load_folder(directory, directory, {}, copy=False)
     if name := next(unlike_recorded(directory), None):
         raise InputError(f"{directory / name} is not the file that {CONFIG_NAME} describes: its sha256 differs")
-    _forward(model, directory)
+    check_runs(model, directory)
     text = _checked_card(directory / CARD_NAME, read.texts[CARD_NAME])
     read.require_unchanged()
     return replace(read, texts={**read.texts, CARD_NAME: on_the_hub(text, repo_id).encode()})
-
-
-@torch.no_grad()
-def _forward(model: nn.Module, origin: object) -> None:
-    """Run the model on one grey image; errors where it does not compute finite numbers."""
-    size = model.pretrained_cfg["input_size"]  # type: ignore[index]
-    dtype = next(model.parameters()).dtype
-    try:
-        logits = model.eval()(torch.zeros(1, *size, dtype=dtype))
-    except Exception as error:  # whatever the model makes of it
-        raise InputError(f"{origin} loads but does not run: {error}") from error
-    if not bool(torch.isfinite(logits).all()):
-        raise InputError(f"{origin} computes NaN or infinite values")
 
 
 def _checked_card(path: Path, content: bytes) -> str:
@@ -317,7 +304,7 @@ def verify(name: str | Path) -> dict[str, Any]:
     ok = not wrong
     if ok:
         try:
-            _forward(load_folder(directory, name, {}, copy=False), name)
+            check_runs(load_folder(directory, name, {}, copy=False), name)
         except InputError as error:
             say(str(error))
             ok = False

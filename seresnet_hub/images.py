@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -78,12 +79,12 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if os.path.isdir(path):  # false of a name that is too long
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not inside:
                 raise InputError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
             files += inside
-        elif path.exists():
+        elif os.path.exists(path):
             files.append(path)
         else:
             raise InputError(f"{path}: no such file or folder")

@@ -39,6 +39,8 @@ def predict(
     names = class_names(model)
     results: list[list[dict[str, Any]]] = []
     for logits in _in_batches(model, images, model):
+        if logits.ndim != 2 or logits.shape[1] != model.num_classes:
+            raise InputError(f"the model gives {tuple(logits.shape)} values for a batch, and not one for each class")
         if not logits.isfinite().all():
             raise InputError(
                 "the model's outputs are not finite numbers: its weights are damaged or were never trained"
@@ -97,7 +99,11 @@ def _in_batches(model: nn.Module, images: Picture | Sequence[Picture], forward: 
         outputs = []
         for start in range(0, len(pictures), BATCH_SIZE):
             batch = _load(pictures[start : start + BATCH_SIZE], transform).to(parameter.device)
-            outputs.append(forward(normalize(batch, mean=config["mean"], std=config["std"], dtype=parameter.dtype)))
+            batch = normalize(batch, mean=config["mean"], std=config["std"], dtype=parameter.dtype)
+            try:
+                outputs.append(forward(batch))
+            except Exception as error:  # whatever the model makes of images of the size that its config names
+                raise InputError(f"the model does not run on images of {tuple(batch.shape[1:])}: {error}") from error
         return outputs
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from seresnet_hub.models import create
 from seresnet_hub.names import ModelName, parse_name, require_model_folder
 from seresnet_hub.pretrained import VerifiedFile
 from seresnet_hub.snapshots import Snapshot, sound, take_snapshot
-from seresnet_hub.strict import load_folder, load_weights
+from seresnet_hub.strict import load_folder, load_weights, untrained_folder
 
 REQUIRED_FILES = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME)
 OPTIONAL_FILES = (SUMMARY_NAME, CURVES_NAME)
@@ -43,7 +43,7 @@ def load(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Modu
     """
     meant = parse_name(name)
     if not pretrained:
-        return create(name, pretrained=False, **kwargs)
+        return _untrained(meant, kwargs)
     if meant.folder is not None:
         require_model_folder(meant.folder)
         if file := next(unlike_recorded(meant.folder), None):
@@ -64,6 +64,16 @@ def load(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Modu
         raise InputError(f"the weights of {meant.name} are published as a pickle only ({cfg.url}): convert them first")
     snapshot = sound(take_snapshot(cfg.hf_hub_id, None, names=(WEIGHTS_NAME,)))
     return load_weights(meant.name, snapshot.paths[WEIGHTS_NAME], kwargs)
+
+
+def _untrained(meant: ModelName, kwargs: Mapping[str, Any]) -> nn.Module:
+    """Return the network that the name means with random weights; a stranger's config is checked all the same."""
+    directory = meant.folder
+    if meant.repo_id:
+        directory = sound(take_snapshot(meant.repo_id, meant.revision, names=(CONFIG_NAME,))).paths[CONFIG_NAME].parent
+    if directory is None:
+        return create(meant.name, pretrained=False, **kwargs)
+    return untrained_folder(directory, meant.name, kwargs)
 
 
 def _repository_snapshot(meant: ModelName) -> Snapshot:

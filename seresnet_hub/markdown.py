@@ -6,6 +6,10 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from seresnet_hub.errors import printable
+
+# What begins markup within a line, or a list or heading with it; a low line does so only at the ends of a word.
+MARKUP = re.compile(r"[\\`*<>\[\]&$~]|(?<![^\W_])_|_(?![^\W_])|^[#+-]")
 COMMAND_WIDTH = 78  # columns that a page shows of a code block without scrolling
 
 
@@ -16,8 +20,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plain(text: str) -> str:
-    """Return `text` so that Markdown shows it as it is, on one line; `table` sees to vertical bars."""
-    return re.sub(r"([\\`*_<>\[\]])", r"\\\1", " ".join(text.split()))
+    """Return `text` so that Markdown shows it as it is, on one line; `table` sees to vertical bars.
+
+    Nothing in it becomes HTML, a picture, a formula, or a change of the direction of what follows.
+    """
+    return MARKUP.sub(r"\\\g<0>", printable(" ".join(text.split())))
+
+
+def code(text: str) -> str:
+    """Return `text` as code within a line, whatever it holds; `table` sees to vertical bars."""
+    shown = printable(" ".join(text.split()))
+    if "`" not in shown:
+        return f"`{shown}`"
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown))))
+    return f"{fence} {shown} {fence}"
+
+
+def prose(text: str) -> str:
+    """Return a sentence that has markup of its own on one line, without HTML and without what is no character."""
+    return printable(" ".join(text.split())).replace("<", "&lt;")
 
 
 def shell_block(command: str) -> str:
@@ -26,7 +47,7 @@ def shell_block(command: str) -> str:
     A line begins with an option where it can, so that options and their values stay together.
     """
     groups: list[list[str]] = []
-    for word in map(shlex.quote, shlex.split(command)):
+    for word in (shlex.quote(printable(word)) for word in shlex.split(command)):
         if word.startswith("-") or not groups:
             groups.append([])
         groups[-1].append(word)

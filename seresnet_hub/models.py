@@ -223,12 +223,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def create(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
-    """Create the model that `name` means with timm, in eval mode, its weights as timm takes them: `load` checks them.
+    """Create the model of a timm name with timm, in eval mode, its weights as timm takes them: `load` checks them.
 
-    `name` is what `load` takes. Errors: `InputError` where there is no such model, folder or repository, or its files
-    cannot be loaded.
+    Errors: `InputError` where timm has no such model, its files cannot be loaded, or the name means a folder or a
+    repository, whose config and weights only `load` checks.
     """
     meant = parse_name(name)
+    if meant.folder is not None or meant.repo_id:
+        raise InputError(f"create makes timm's own models: for {meant.name} use load, which checks what others wrote")
     try:
         model: nn.Module = timm.create_model(meant.name, pretrained=pretrained, **kwargs)
     except Exception as error:  # timm, safetensors, torch and huggingface_hub each raise their own

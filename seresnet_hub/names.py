@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from seresnet_hub.images import SUFFIXES
 from seresnet_hub.weights import WEIGHTS
 
 HUB, FOLDER = "hf-hub", "local-dir"
+# What git refuses in the name of a branch or a tag (git-check-ref-format): the cache has a file of this name, too.
+NO_REVISION = re.compile(r"[\s~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(?:/|$)|^[/.-]|[/.]$|^@$")
+LONGEST_REVISION = 200
 KINDS = (
     f"a timm name (ARCHITECTURE or ARCHITECTURE.TAG), a model folder ({FOLDER}:DIR, or DIR where it exists), "
     f"{HUB}:NS/NAME[@REVISION] or NS/NAME[@REVISION]"
@@ -45,8 +49,10 @@ def parse_name(given: str | Path) -> ModelName:
     """
     if isinstance(given, Path):
         return _folder(str(given))
+    if not given.strip():
+        raise InputError(f"model {given!r} is empty: a model is {KINDS}")
     kind, rest = _kind(given)
-    if kind and not rest:
+    if kind and not rest.strip():
         raise InputError(f"model {given!r}: a name is missing after {given}")
     if kind == FOLDER:
         return _folder(rest)
@@ -67,6 +73,17 @@ def parse_name(given: str | Path) -> ModelName:
             raise InputError(f"{given}: there is no such folder; for the Hub's repository write {HUB}:{given}")
         return _repository(given)
     return ModelName(name=given)  # unknown: timm says so
+
+
+def architecture_of(given: str) -> str:
+    """Return the architecture of timm's that a name of timm's or mmpretrain's means, without the tag of any weights.
+
+    Errors: `InputError` where it means anything else, a folder or a repository too.
+    """
+    name = _timms_name(given)
+    if name is None:
+        raise InputError(f"timm has no architecture {given!r}; see timm.list_models('*se*')")
+    return name.partition(".")[0]
 
 
 def _kind(given: str) -> tuple[str, str]:
@@ -103,22 +120,26 @@ def is_model_name(given: str) -> bool:
 
 def require_model_folder(directory: Path) -> None:
     """Raise `InputError` where the folder is missing, or lacks one of the two files that make a model."""
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # which is false of a name that is too long
         raise InputError(f"{directory}: there is no such folder")
-    if not (directory / WEIGHTS_NAME).is_file():
+    if not os.path.isfile(directory / WEIGHTS_NAME):
         raise InputError(f"{directory} has no {WEIGHTS_NAME}, and pickles are not loaded: convert them first")
-    if not (directory / CONFIG_NAME).is_file():
+    if not os.path.isfile(directory / CONFIG_NAME):
         raise InputError(f"{directory} has no {CONFIG_NAME}, which says what network its {WEIGHTS_NAME} belongs to")
 
 
 def _folder(path: str) -> ModelName:
     path = os.path.expanduser(path)
+    if "\0" in path:
+        raise InputError(f"model folder {path!r}: no path has a zero byte in it")
     return ModelName(name=f"{FOLDER}:{path}", folder=Path(path))
 
 
 def _repository(given: str) -> ModelName:
     repo_id, _, revision = given.partition("@")
     check_repo_id(repo_id)
+    if revision:
+        check_revision(revision)
     name = f"{HUB}:{repo_id}@{revision}" if revision else f"{HUB}:{repo_id}"
     return ModelName(name=name, repo_id=repo_id, revision=revision or None)
 
@@ -131,6 +152,12 @@ def check_repo_id(repo_id: str) -> None:
             raise HFValidationError("it must be NAMESPACE/NAME")
     except HFValidationError as error:
         raise InputError(f"{repo_id!r} is no name of a repository: {error}") from error
+
+
+def check_revision(revision: str) -> None:
+    """Raise `InputError` unless the text may be a commit, a branch or a tag of a repository."""
+    if NO_REVISION.search(revision) or not revision.isprintable() or len(revision) > LONGEST_REVISION:
+        raise InputError(f"{revision!r} is no name of a commit, a branch or a tag")
 
 
 def _timms_name(given: str) -> str | None:

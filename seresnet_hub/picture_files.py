@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def picture_files(given: str | Path) -> tuple[list[Path], list[Path]]:
     """
     found = image_files([given])
     top = Path(given)
-    if not top.is_dir():
+    if not os.path.isdir(top):
         return found, []
 
     @cache

@@ -14,6 +14,10 @@ from seresnet_hub.errors import InputError
 # Marks fields that may be `None` until `finetuning.resolved` gives them the value that fits the weights and the data.
 FOLLOWS = "follows the weights and the data"
 AUTO_TEXT, NONE_TEXT = "auto", "none"
+# The largest images that a model folder may ask for: with more, a stranger's few bytes could fill anybody's memory.
+# timm's largest has 1,024 pixels a side, and the smallest share of a crop there is 0.875.
+LONGEST_SIDE = 2048
+LEAST_CROP_PCT = 0.1
 
 # One line for each field of `Recipe`, in the same order. This is the only place where they are explained.
 FIELDS: dict[str, str] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.recipe_fields import AUTO_TEXT, FOLLOWS, closest, parsed
+from seresnet_hub.recipe_fields import AUTO_TEXT, FOLLOWS, LEAST_CROP_PCT, LONGEST_SIDE, closest, parsed
 
 Value = TypeVar("Value")
 # The type says what a field is where it is used; before, it may be AUTO.
@@ -192,13 +192,13 @@ class Recipe:
             )
         if self.scale is not AUTO and not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise InputError(f"scale={self.scale}: must be a range within 0 and 1, the smaller number first")
-        if self.crop_pct is not AUTO and not 0.01 <= self.crop_pct <= 1:
-            raise InputError(f"crop_pct={self.crop_pct}: must be between 0.01 and 1")
+        if self.crop_pct is not AUTO and not LEAST_CROP_PCT <= self.crop_pct <= 1:
+            raise InputError(f"crop_pct={self.crop_pct}: must be between {LEAST_CROP_PCT} and 1")
         if self.eval_size is not None and self.eval_size < 1:
             raise InputError(f"eval_size={self.eval_size}: must be at least 1")
         for name in ("input_size", "crop_padding", "eval_size"):
-            if (getattr(self, name) or 0) > 4096:
-                raise InputError(f"{name}={getattr(self, name)}: must be at most 4096 pixels")
+            if (getattr(self, name) or 0) > LONGEST_SIDE:
+                raise InputError(f"{name}={getattr(self, name)}: must be at most {LONGEST_SIDE} pixels")
         if self.std is not None and not all(1e-6 < value < math.inf for value in self.std):
             raise InputError(f"std={self.std}: must be greater than 0")
         if self.mean is not None and not all(math.isfinite(value) for value in self.mean):

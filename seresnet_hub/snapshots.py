@@ -73,7 +73,7 @@ def _fresh(api: HfApi, repo_id: str, revision: str, names: tuple[str, ...] | Non
     for _ in range(3):
         commit = _existing(api, repo_id, revision, once=once)
         files = remote_files(api, repo_id, commit, once=once)
-        if WEIGHTS_NAME not in files:
+        if WEIGHTS_NAME not in files and (names is None or WEIGHTS_NAME in names):
             pickles = [name for name in files if name.endswith(PICKLES)]
             only = f", only {', '.join(pickles[:10])}, and pickles are not loaded" if pickles else ""
             raise InputError(f"{repo_id} has no {WEIGHTS_NAME}{only}")

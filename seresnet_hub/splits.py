@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import random
 import re
@@ -31,7 +30,7 @@ from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from seresnet_hub.errors import InputError
+from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.folder import cache_folder, replacing
 from seresnet_hub.photographs import left_out_of, trouble_in
 
@@ -48,7 +47,7 @@ HTTP_CLIENTS = ("httpx", "httpcore", "aiohttp", "requests")
 # fsspec reads this many bytes more than it is asked for, by default five million: bytes of the next row group.
 READ_AHEAD = 1
 
-log = logging.getLogger(__name__)
+log = PrintableLog(__name__)
 Result = TypeVar("Result")
 
 

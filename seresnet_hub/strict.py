@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import threading
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +21,12 @@ import torch
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from seresnet_hub.configs import check_architecture
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import CONFIG_NAME, WEIGHTS_NAME
+from seresnet_hub.headers import Header, line_of, read_header
+from seresnet_hub.limits import BUILD_SECONDS, ExcessError, at_most
 from seresnet_hub.names import FOLDER, require_model_folder
 
 FEATURE_ARGUMENTS = frozenset({"features_only", "out_indices", "feature_cls"})
@@ -35,7 +35,10 @@ STEP_COUNT = (
 )
 Build = Callable[..., nn.Module]  # takes `pretrained` and timm's arguments
 Tensors = Mapping[str, torch.Tensor]
-Header = dict[str, tuple[tuple[int, ...], bool]]  # of each tensor its shape, and whether its values are fractions
+# How much more than its file a network may have until the differences are listed: a wrong number of classes, say.
+MOST_PARAMETERS, MOST_VALUES, SLACK = 10, 4, 2**20
+# Where there is no file to compare with: timm's largest networks have 3,108 tensors, and 2.6 billion values.
+MOST_TENSORS, LARGEST_NETWORK = 10_000, 2**33
 
 
 def load_folder(directory: Path, origin: object, kwargs: Mapping[str, Any], *, copy: bool = True) -> nn.Module:
@@ -50,6 +53,15 @@ def load_folder(directory: Path, origin: object, kwargs: Mapping[str, Any], *, c
     return _load(f"{FOLDER}:{directory}", {}, directory / WEIGHTS_NAME, origin, kwargs, copy=copy)
 
 
+def untrained_folder(directory: Path, origin: object, kwargs: Mapping[str, Any]) -> nn.Module:
+    """Return the network that the folder's config describes, with random weights; its file, if any, is not read."""
+    check_architecture(directory / CONFIG_NAME)
+    build = _builder(f"{FOLDER}:{directory}", {}, origin)
+    with at_most(parameters=MOST_TENSORS, values=LARGEST_NETWORK, seconds=BUILD_SECONDS, what=f"{origin}: the network"):
+        _without_memory(build, kwargs)
+    return build(pretrained=False, **kwargs).eval()
+
+
 def load_weights(name: str, weights: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     """Return timm's model `name` with a file of its weights, as strictly as `load_folder` does."""
     given = dict(kwargs)
@@ -62,28 +74,29 @@ def _load(
     name: str, always: Mapping[str, Any], weights: Path, origin: object, kwargs: Mapping[str, Any], *,
     copy: bool = True,
 ) -> nn.Module:  # fmt: skip
-    def build(**given: Any) -> nn.Module:
-        try:
-            model: nn.Module = timm.create_model(name, **always, **given)
-        except InputError:
-            raise
-        except Exception as error:  # timm, safetensors and torch each raise their own, or assert
-            raise InputError(f"cannot create model {str(origin)!r}: {_line(error)}") from error
-        return model
-
-    tensors: Tensors = _read(weights)
-    with _at_most_parameters(10 * len(tensors), origin):  # far more than a network of this file's ever makes
+    build = _builder(name, always, origin)
+    header = read_header(weights)
+    values = sum(math.prod(shape) for shape, _ in header.values())
+    with at_most(
+        parameters=MOST_PARAMETERS * len(header), values=MOST_VALUES * values + SLACK, seconds=BUILD_SECONDS,
+        what=f"{origin}: the network that it names",
+    ):  # fmt: skip
         plain = _without_memory(build, {})
     _check_classes(plain, origin)
     wanted = plain.state_dict()
-    problem = next(_differences(_header(tensors), _header(wanted)), None)
+    problem = next(_differences(header, _header(wanted)), None)
     if problem is not None:
-        tensors = _renamed(build, tensors, f"{origin} has not the tensors of the network that it names: {problem}")
+        problem = f"{origin} has not the tensors of the network that it names: {problem}"
+        if not _may_be_renamed(header, _header(wanted)):
+            raise InputError(problem)
+    tensors: Tensors = _read(weights)
+    if problem is not None:
+        tensors = _renamed(build, tensors, problem)
     _check_finite(tensors, weights)
     if not kwargs:
         constants = (buffer for name, buffer in plain.named_buffers() if name not in wanted)  # no file has them
         model = build(pretrained=False) if copy or any(buffer.is_meta for buffer in constants) else plain
-        own = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
+        own = tensors if copy else {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
         model.load_state_dict(own, strict=True, assign=not copy)
         return model.eval()
     asked = _check_asked(build, origin, _header(tensors), kwargs)
@@ -94,11 +107,24 @@ def _load(
     return model.eval()
 
 
+def _builder(name: str, always: Mapping[str, Any], origin: object) -> Build:
+    def build(**given: Any) -> nn.Module:
+        try:
+            model: nn.Module = timm.create_model(name, **always, **given)
+        except InputError:
+            raise
+        except Exception as error:  # timm, safetensors and torch each raise their own, or assert
+            raise InputError(f"cannot create model {str(origin)!r}: {line_of(error)}") from error
+        return model
+
+    return build
+
+
 def _read(weights: Path) -> dict[str, torch.Tensor]:
     try:
         tensors: dict[str, torch.Tensor] = load_file(weights)
     except Exception as error:  # safetensors raises its own
-        raise InputError(f"{weights} is no whole safetensors file: {_line(error)}") from error
+        raise InputError(f"{weights} is no whole safetensors file: {line_of(error)}") from error
     return tensors
 
 
@@ -112,29 +138,13 @@ def _header(tensors: Tensors) -> Header:
     return {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in tensors.items()}
 
 
-@contextmanager
-def _at_most_parameters(most: int, origin: object) -> Iterator[None]:
-    """Stop, within the block, the making of a network of more parameters: a config can ask for millions of blocks."""
-    made, thread = 0, threading.get_ident()
-
-    def count(*_: object) -> None:
-        nonlocal made
-        made += threading.get_ident() == thread
-        if made > most:
-            raise InputError(f"{origin}: the network that it names has far more layers than its file has tensors")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _without_memory(build: Build, kwargs: Mapping[str, Any]) -> nn.Module:
     """Return the network on the meta device, or for real where timm cannot make it there."""
     try:
         with torch.device("meta"):
             return build(pretrained=False, **kwargs)
+    except ExcessError:
+        raise
     except InputError:
         return build(pretrained=False, **kwargs)
 
@@ -160,6 +170,13 @@ def _differences(header: Header, wanted: Header, *, but: frozenset[str] = frozen
             yield f"tensor {name!r} has the shape {header[name][0]}, expected {wanted[name][0]}"
         else:
             yield f"tensor {name!r} is of another type"
+
+
+def _may_be_renamed(header: Header, wanted: Header) -> bool:
+    """Return whether a file has a tensor of as many values for each of the network's, whatever they are called."""
+    left = Counter(math.prod(shape) for shape, _ in header.values())
+    left.subtract(math.prod(shape) for name, (shape, _) in wanted.items() if not name.endswith(STEP_COUNT))
+    return min(left.values(), default=0) >= 0
 
 
 def _renamed(build: Build, tensors: Tensors, problem: str) -> Tensors:
@@ -249,7 +266,3 @@ def _adapted(stem: torch.Tensor, in_chans: int, plain: nn.Module, origin: object
 
 def _text(kwargs: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__

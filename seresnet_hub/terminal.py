@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -14,11 +15,16 @@ from seresnet_hub.errors import printable
 MOST_LISTED = 10
 
 
+def tell(line: str) -> None:
+    """Print one line for a person on standard error, with escapes for what is no character."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
 def as_table(result: Mapping[str, Any]) -> str:
     """Return a result as text: one line a value, then a table for each list of records; what is None is left out."""
     single = {key: value for key, value in result.items() if not _records(value) and value is not None}
     width = max(map(len, single), default=0)
-    blocks = ["\n".join(f"{key:{width}}  {_cell(value)}" for key, value in single.items())]
+    blocks = ["\n".join(f"{printable(key):{width}}  {_cell(value)}" for key, value in single.items())]
     for key, value in result.items():
         if records := _records(value):
             blocks.append(f"{key}:\n{_columns(records)}")
@@ -36,7 +42,7 @@ def _records(value: Any) -> list[Mapping[str, Any]]:
 
 def _columns(records: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for record in records for name in record))
-    rows = [names, *([_cell(record.get(name)) for name in names] for record in records)]
+    rows = [[printable(name) for name in names], *([_cell(record.get(name)) for name in names] for record in records)]
     return aligned(rows, width=shutil.get_terminal_size((120, 24)).columns)
 
 
@@ -68,8 +74,8 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, Mapping):
         if {"name", "score"} <= value.keys():  # a class that a picture may show
-            return f"{printable(value['name'])} {100 * value['score']:.1f} %"
-        return ", ".join(f"{key} {_cell(inner)}" for key, inner in value.items())
+            return f"{printable(str(value['name']))} {100 * value['score']:.1f} %"
+        return ", ".join(f"{printable(str(key))} {_cell(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):
         more = f", … ({len(value):,} in all)" if len(value) > MOST_LISTED else ""
         return ", ".join(map(_cell, value[: MOST_LISTED - 2 if more else None])) + more

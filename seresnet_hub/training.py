@@ -16,7 +16,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import timm
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -40,7 +39,7 @@ from seresnet_hub.chance import chance_of
 from seresnet_hub.data import Split, epoch_plan, loader, require_few_damaged
 from seresnet_hub.device import Mixer, finish, on_device
 from seresnet_hub.environment import usable_cpus
-from seresnet_hub.errors import InputError
+from seresnet_hub.errors import InputError, printable
 from seresnet_hub.evaluation import Accuracy, evaluate
 from seresnet_hub.finetuning import resolved, start_of
 from seresnet_hub.folder import OTHER_WEIGHTS_FACTS
@@ -53,7 +52,7 @@ from seresnet_hub.joining import join_again
 from seresnet_hub.loading import load, origin_of
 from seresnet_hub.lost_processes import lost_processes_named, watched
 from seresnet_hub.models import create
-from seresnet_hub.names import resolve_name
+from seresnet_hub.names import architecture_of
 from seresnet_hub.plan import Plan
 from seresnet_hub.profiling import Profile, require_profile
 from seresnet_hub.recipes import AUTO, Recipe
@@ -127,13 +126,13 @@ def _train(
 
     # ------------------------------------------------------------------ arguments
     require_launcher(os.environ)
-    source = data or recipe.data
-    if source is None:
+    source = recipe.data if data is None else data
+    if not source:
         raise InputError(f"recipe {recipe.name!r} has no data set of its own: name one with --data")
     if max_steps is not None and max_steps < 1:
         raise InputError(f"max_steps={max_steps}: must be at least 1")
-    if recipe.model is not AUTO and not timm.is_model(resolve_name(recipe.model).split(".")[0]):
-        raise InputError(f"recipe {recipe.name!r}: timm knows no model {recipe.model!r}")
+    if recipe.model is not AUTO:
+        architecture_of(recipe.model)
     for name in trackers:
         if name not in {str(tracker) for tracker in get_available_trackers()}:
             known = ", ".join(sorted(map(str, LOGGER_TYPE_TO_CLASS)))
@@ -165,7 +164,7 @@ def _train(
 
     def say(line: str) -> None:
         if main:
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(printable(line), file=sys.stderr)
 
     say(f"{world_size} process{'es' if world_size > 1 else ''} on {accelerator.device.type}")
     asked = processes_started(os.environ) or world_size
@@ -323,7 +322,7 @@ def _train(
     with (
         Interruption() as interruption,
         tqdm(
-            total=images_until[last_step], initial=images_until[step], desc=f"training {recipe.model}",
+            total=images_until[last_step], initial=images_until[step], desc=f"training {printable(recipe.model)}",
             unit="images", unit_scale=True, disable=not main,
         ) as bar,
     ):  # fmt: skip
@@ -555,7 +554,7 @@ def _start(recipe: Recipe, num_classes: int) -> nn.Module:
         model = create(recipe.model, pretrained=False, **options)
     else:
         model = load(recipe.weights, **options)
-        found, wanted = model.pretrained_cfg["architecture"], resolve_name(recipe.model).split(".")[0]  # type: ignore[index]
+        found, wanted = model.pretrained_cfg["architecture"], architecture_of(recipe.model)  # type: ignore[index]
         if found != wanted:
             raise InputError(
                 f"weights={recipe.weights} are of {found}, but the recipe trains {wanted}: set model={found}"

@@ -21,6 +21,7 @@ from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, fill_folde
 from seresnet_hub.held_out import RECORD_KEY, record_of
 from seresnet_hub.history import Row, write_summary
 from seresnet_hub.loading import Origin
+from seresnet_hub.markdown import code, plain
 from seresnet_hub.models import list_models
 from seresnet_hub.pictures import draw_curves
 from seresnet_hub.recipe_fields import written
@@ -75,7 +76,7 @@ def facts_of_run(
     data = source if is_hub_id or source == EMBEDDED else Path(source).name  # a machine's folders are its owner's
     notes, begun = [], ""
     if origin is not None:
-        begun = f" from `{origin.name}`"
+        begun = f" from {code(origin.name)}"
         recipe, asked = (dataclasses.replace(one, weights=origin.name) for one in (recipe, asked))
     if split.kept is not None:
         notes.append(
@@ -92,7 +93,7 @@ def facts_of_run(
     if learnt_before:
         notes.append(f"{learnt_before}.")
     if chance is not None and (doubt := chance.doubt(accuracy.top1)):
-        notes.append(f"There is no evidence that it learnt anything: {doubt}.")
+        notes.append(f"There is no evidence that it learnt anything: {plain(doubt)}.")
     named = data if source != RECIPES.get(recipe.name, recipe).data else None
     command, commit = _command(asked, named, max_steps, world_size), code_commit()
     done = f"{step:,} steps" if step == steps else f"{step:,} of its {steps:,} steps"
@@ -102,7 +103,7 @@ def facts_of_run(
         record = record_of(split, share=recipe.holdout, seed=recipe.seed, corrupt_share=recipe.corrupt_share)
     return {
         "title": f"{recipe.model}, trained on {data}",
-        "summary": f"`{recipe.model}` trained{begun} by the recipe `{recipe.name}`: {done}, {seen:,} images."
+        "summary": f"{code(recipe.model)} trained{begun} by the recipe {code(recipe.name)}: {done}, {seen:,} images."
         + KINDS[kind],
         "license": recipe.license or (origin.license if origin else "apache-2.0"),
         "base_model": origin.repo_id if origin else "",

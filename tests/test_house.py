@@ -21,6 +21,8 @@ FLOORS = [
     {"pickle_machine"},
     {"torch_files"},
     {"safetensors_file"},
+    {"variants", "weights", "recipe_fields", "terminal", "watcher", "card_texts"},
+    {"recipes"},
     {
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
         *("sizes", "environment", "pictures", "classes", "markdown", "snippets", "locks", "history", "photographs"),
@@ -48,6 +50,8 @@ FLOORS = [
     {"snapshots"},
     {"pretrained"},
     {"models", "splits", "starting", "strict"},
+    {"configs", "hub_client", "headers", "limits"},
+    {"models", "splits", "starting", "snapshots", "strict", "beside", "running"},
     {"data", "loading", "picture_files"},
     {"device", "repeats"},
     {"inference", "evaluation", "conversion", "hub", "held_out", "chance"},

@@ -80,7 +80,7 @@ CONTRADICTIONS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a million blocks": (lambda f: edit(f, model_args={"layers": [1_000_000, 1, 1]}), "far more layers than"),
     "a million blocks of another network": (
         lambda f: edit(f, architecture="convnext_atto", model_args={"depths": [1_000_000, 1, 1, 1]}),
-        "far more layers than",
+        "far more values than its file",
     ),
     "a billion blocks": (
         lambda f: edit(f, architecture="vit_tiny_patch16_224", model_args={"depth": 1_000_000_000}),

@@ -216,7 +216,7 @@ def test_what_cannot_work_is_refused_and_writes_nothing(tmp_path: Path, numbers:
     out = tmp_path / "run"
     refused("the folder does not exist", data=str(tmp_path / "nowhere"), output=out)
     refused("has no split 'test'", replace(SMALL, eval_split="test"), data=numbers, output=out)
-    refused("timm knows no model 'seresnet9000'", replace(SMALL, model="seresnet9000"), data=numbers, output=out)
+    refused("timm has no architecture 'seresnet9000'", replace(SMALL, model="seresnet9000"), data=numbers, output=out)
     refused("max_steps=0", data=numbers, output=out, max_steps=0)
     refused("num_classes=3, but .* has 10 classes", replace(SMALL, num_classes=3), data=numbers, output=out)
     refused("no data set of its own", replace(SMALL, data=None), output=out)
