@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from timm.data import auto_augment as timms_augmentation
 from timm.data import create_transform, resolve_model_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
@@ -22,9 +22,11 @@ from torch import nn
 from torchvision import transforms
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.opening import open_picture, read_file
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
+log = logging.getLogger(__name__)
 Transform = Callable[[Image.Image], torch.Tensor]
 
 TRIVIAL_AUGMENT = "ta_wide"  # torchvision's name for what timm has not
@@ -35,26 +37,24 @@ def read_image(source: bytes | memoryview | str | Path | Image.Image) -> Image.I
     """Return the picture as 8-bit RGB, as a viewer shows it.
 
     EXIF rotation is applied, transparency is laid over white, 16-bit grey is scaled to 8 bits, CMYK and palettes are
-    converted. Errors: `InputError` where the file is missing, is no image, or ends too early.
+    converted. Errors: `InputError` where the file is missing or no regular one, is no image of `opening.FORMATS`, ends
+    too early, or is too large (`opening.MOST_PIXELS`).
     """
     name = f"{source}: " if isinstance(source, (str, Path)) else ""
     try:
-        data = Path(source).read_bytes() if isinstance(source, (str, Path)) else source
-    except OSError as error:
-        raise InputError(f"{name}{error.strerror or error}") from error
-    try:
+        data = read_file(source) if isinstance(source, (str, Path)) else source
         if isinstance(data, Image.Image):
             return _as_shown(data)
-        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-            image = Image.open(BytesIO(data))
-        with image:
+        with open_picture(data) as image:
             return _as_shown(image)
-    except UnidentifiedImageError as error:
-        raise InputError(f"{name}not an image") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except InputError as error:
+        raise InputError(f"{name}{error}") from error
+    except MemoryError as error:
+        raise InputError(f"{name}not enough memory for a picture of this size") from error
+    except Image.DecompressionBombError as error:  # of a later frame or a tile
         raise InputError(f"{name}too large a picture ({error})") from error
     except Exception as error:  # Pillow's decoders raise almost anything on broken bytes
-        raise InputError(f"{name}not a whole image ({error})") from error
+        raise InputError(f"{name}not a whole image ({error or type(error).__name__})") from error
 
 
 def _as_shown(image: Image.Image) -> Image.Image:
@@ -62,8 +62,8 @@ def _as_shown(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         # Pillow clips 16-bit grey to 255 when it converts; a viewer shows the whole range.
-        levels = np.asarray(image, dtype=np.float64) / 257
-        image = Image.fromarray(np.clip(levels, 0, 255).round().astype(np.uint8))
+        levels = np.asarray(image).clip(0, 65535).astype(np.uint16)
+        image = Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))  # rounded: 257 is odd
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -79,7 +79,7 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = sorted(found for found in _inside(path) if found.suffix.lower() in SUFFIXES)
             if not inside:
                 raise InputError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
             files += inside
@@ -88,6 +88,16 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
         else:
             raise InputError(f"{path}: no such file or folder")
     return files
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and the folders below it; says which of these may not be read."""
+
+    def say(error: OSError) -> None:
+        log.warning("%s: left out, this folder cannot be read (%s)", error.filename, error.strerror)
+
+    for place, _, files in os.walk(folder, onerror=say):
+        yield from (found for name in files if (found := Path(place, name)).is_file())
 
 
 def evaluation_transform(
