@@ -17,7 +17,7 @@ from torchvision.io import ImageReadMode
 from torchvision.transforms import v2
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.images import Transform, read_image
+from seresnet_hub.images import Transform, read_image, require_resizable
 from seresnet_hub.opening import open_picture, takes_too_long
 
 DecoderName = Literal["fast", "pil"]
@@ -77,6 +77,8 @@ class Decoder:
 
         Errors: `TransformError` where the transform fails, `InputError` where it fails for this picture's shape.
         """
+        size = picture.size if isinstance(picture, Image.Image) else (picture.shape[2], picture.shape[1])
+        require_resizable(self.transform, size)
         if isinstance(picture, torch.Tensor):
             with _naming(self._steps[0]):
                 return self._crop(picture, out) if self._crops else self._resize(picture, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from torch import nn
 from torchvision import transforms
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.opening import open_picture, read_file
+from seresnet_hub.opening import MOST_PIXELS, open_picture, read_file
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -105,12 +106,33 @@ def evaluation_transform(
 ) -> Transform:
     """Return timm's evaluation transform, stopped before normalisation: picture to uint8 `(3, height, width)`.
 
-    Takes the keys of `timm.data.resolve_model_data_config` (mean and std are applied later, by `normalize`).
+    Takes the keys of `timm.data.resolve_model_data_config` (mean and std are applied later, by `normalize`). Errors:
+    `InputError` where a picture would be resized to more than `opening.MOST_PIXELS` pixels.
     """
+    height, width = input_size[-2:]
+    if not 0 < crop_pct < math.inf or not 0 < height * width / crop_pct**2 <= MOST_PIXELS:
+        raise InputError(
+            f"input size {width} x {height} with crop_pct={crop_pct:g}: pictures would be resized to sides that long "
+            f"over crop_pct, and may have {MOST_PIXELS:,} pixels at most"
+        )
     transform: Transform = create_transform(
         tuple(input_size), interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, normalize=False
     )
     return transform
+
+
+def require_resizable(transform: Any, size: tuple[int, int]) -> None:
+    """Raise `InputError` where a transform resizes a picture of this width and height to more pixels than there may be.
+
+    A resize of the shorter side makes a very long picture out of a very narrow one.
+    """
+    first = next(iter(getattr(transform, "transforms", [])), None)
+    side = getattr(first, "size", None)
+    side = side[0] if isinstance(side, (list, tuple)) and len(side) == 1 else side
+    if not isinstance(first, transforms.Resize) or not isinstance(side, int):
+        return
+    if side * side * max(size) / max(min(size), 1) > MOST_PIXELS:
+        raise InputError(f"a picture of {size[0]} x {size[1]} pixels: too narrow to be resized to {side} pixels")
 
 
 def training_transform(

@@ -226,7 +226,9 @@ def read_unit(split: Split, unit: int) -> list[Row]:
     try:
         rows = retrying(f"read {place}", read, attempts=ATTEMPTS if split.remote else 1)
     except Exception as error:  # each library raises its own
-        raise InputError(f"cannot read {place}: {error or type(error).__name__}") from error
+        # `datasets` keeps a number in shared memory for each stream.
+        way_out = ": make /dev/shm larger (docker run --shm-size=1g)" if "shared memory" in str(error) else ""
+        raise InputError(f"cannot read {place}: {error or type(error).__name__}{way_out}") from error
     return [row._replace(label=_label(split, row)) for row in rows]
 
 

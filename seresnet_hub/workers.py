@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,11 @@ SAY_AFTER = 60.0  # seconds without an answer, and then each time twice as many
 LONGEST_STOPPED, LONGEST_SILENCE = 300.0, 3600.0
 STATES = {"T": "stopped", "t": "stopped", "D": "waiting for a disk or a network", "Z": "ended", "R": "computing"}
 
+# Two queues' ends and two of a process; what the loader itself and the reading of shards need.
+FILES_OF_A_WORKER, FILES_OF_A_LOADER = 4, 16
+LOCKS_OF_A_WORKER, LOCKS_OF_A_LOADER = 3, 10
+FORK = get_context("fork")
+
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +47,7 @@ class Workers:
         Errors: `InputError` where the limits of this machine do not allow so many processes.
         """
         self._number = number
+        _require_room(number)
         # Shared with the workers: whether nobody needs them any more, and their process numbers.
         self._shared = mmap.mmap(-1, 8 * (number + 1))
         self._leave = partial(self._shared.__setitem__, 0, 1)
@@ -48,15 +55,13 @@ class Workers:
         loader: DataLoader[Any] = loader_of(
             num_workers=number, timeout=LOOK_EVERY if number else 0, generator=torch.Generator(),
             worker_init_fn=partial(_start_worker, self._shared) if number else None,
-            multiprocessing_context="fork" if number else None,
+            multiprocessing_context=FORK if number else None,
         )  # fmt: skip
         try:
             self._answers = iter(loader)
         except OSError as error:
             self.close()
-            raise InputError(
-                f"cannot start {number} loader workers ({error.strerror or error}): {_way_out(error)}, or set workers=0"
-            ) from error
+            raise _cannot_start(number, error) from error
 
     def answer(self) -> Any:
         """Return the next answer. Errors: `InputError` where a worker is gone, or does not answer for too long."""
@@ -90,18 +95,45 @@ class Workers:
                 say_after = 2 * max(say_after, waited)
 
     def close(self) -> None:
-        """Let the workers end; those that are stopped could not, so they are killed."""
+        """Let the workers end; those that somebody stopped go on for it."""
         self._leave()
         atexit.unregister(self._leave)
         for pid, state in self._states().items():
             if state == "stopped":
                 with suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, signal.SIGCONT)
+
+        self._answers = iter(())  # torch's own ends its workers when it goes
 
     def _states(self) -> dict[int, str]:
         """Return what the worker processes do, by their numbers, as far as the system says it."""
         pids = struct.unpack_from(f"{self._number}q", self._shared, 8)
         return {pid: _state(pid) for pid in pids if pid}
+
+
+def _require_room(number: int) -> None:
+    """Raise `InputError` where this process may not have the files and locks that so many workers need.
+
+    Where torch's loader finds that out itself, it leaves workers behind and prints a traceback.
+    """
+    files: list[int] = []
+    locks: list[Any] = []
+    try:
+        for _ in range(FILES_OF_A_WORKER * number + FILES_OF_A_LOADER if number else 0):
+            files.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(LOCKS_OF_A_WORKER * number + LOCKS_OF_A_LOADER if number else 0):
+            locks.append(FORK.Lock())
+    except OSError as error:
+        raise _cannot_start(number, error) from error
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def _cannot_start(number: int, error: OSError) -> InputError:
+    return InputError(
+        f"cannot start {number} loader workers ({error.strerror or error}): {_way_out(error)}, or set workers=0"
+    )
 
 
 def _way_out(error: OSError) -> str:
@@ -126,7 +158,8 @@ def _start_worker(shared: mmap.mmap, number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to report
     # A scheduler signals all processes of a job. A worker serves on while the main process trains to where it saves.
     main = os.getppid()
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(1) if shared[0] or os.getppid() != main else None)
+    # No exit code but 0, of which torch's loader would make an error, whatever the main process does then.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if shared[0] or os.getppid() != main else None)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     torch.set_num_threads(1)
     gc.freeze()  # a collection here would write to, and so copy, the memory inherited from the main process
