@@ -12,6 +12,7 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
@@ -58,7 +59,7 @@ class Workers:
             multiprocessing_context=FORK if number else None,
         )  # fmt: skip
         try:
-            self._answers = iter(loader)
+            self._answers: Iterator[Any] = iter(loader)
         except OSError as error:
             self.close()
             raise _cannot_start(number, error) from error
