@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _start  # isort: skip
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,15 +68,33 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     if options.compile:
         model = compile_for_inference(model, options.compile)
         tell("compiling the model at its first batch, which takes a minute or more")
-    results = predict(model, pictures, topk=options.topk)
+    unreadable: list[dict[str, str]] = []
+
+    def note(number: int, error: InputError) -> None:
+        if len(pictures) == 1:
+            raise error
+        tell(f"unreadable: {error}")
+        unreadable.append({"image": names[number], "error": str(error)})
+
+    results = predict(model, pictures, topk=options.topk, unreadable=note)
+    if not any(results):
+        raise InputError(f"none of the {len(names)} pictures can be read")
+    names, results = [
+        list(kept) for kept in zip(*((n, r) for n, r in zip(names, results, strict=True) if r), strict=True)
+    ]
     known = set(class_names(model) or ())
     folders = [Path(name).parent.name for name in names]
     if known.issuperset(folders):
         right = sum(classes[0]["name"] == folder for classes, folder in zip(results, folders, strict=True))
         tell(f"{right} of {len(names)} pictures show what the folder they are in is called")
     predictions = [{"image": name, "classes": classes} for name, classes in zip(names, results, strict=True)]
-    return {"model": model_name, "predictions": predictions}
+    return {"model": model_name, "predictions": predictions, "unreadable": unreadable}
+
+
+def exit_code(options: argparse.Namespace, result: dict[str, Any]) -> int:
+    """Return 1 where some of the pictures could not be read."""
+    return int(bool(result["unreadable"]))
 
 
 if __name__ == "__main__":
-    _start.start(parser(), main)
+    _start.start(parser(), main, exit_code)

@@ -66,8 +66,8 @@ from seresnet_hub.folder import (
 )
 from seresnet_hub.hub_client import licence_on_the_hub, say
 from seresnet_hub.models import list_models
-from seresnet_hub.reading_budget import BUDGET
 from seresnet_hub.names import architecture_of
+from seresnet_hub.reading_budget import BUDGET
 from seresnet_hub.references import LAYOUTS, Outputs, Reference
 from seresnet_hub.sizes import Sizes, sizes_of
 from seresnet_hub.sources import Preprocessing, Renamed, Settings, Source, differences, find_source, rename, unwrapped

@@ -7,45 +7,30 @@ shared batches that are used again and again.
 
 from __future__ import annotations
 
-import atexit
-import gc
-import io
 import math
 import mmap
-import os
-import signal
-import sys
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, cast
 
-import fsspec
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from seresnet_hub.decoding import Decoder, DecoderName, Picture, TransformError
-from seresnet_hub.errors import InputError, PrintableLog, of_a_dead_worker
+from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.images import Transform, reseed, streams_kept, training_transform
+from seresnet_hub.opening import UnavailableError
 from seresnet_hub.plan import Order, Plan, Reader, Window
 from seresnet_hub.recipe_fields import following
 from seresnet_hub.recipes import Recipe
-from seresnet_hub.splits import (
-    EMBEDDED,
-    Row,
-    Split,
-    open_split,
-    read_unit,
-    require_same_shards,
-    require_unchanged,
-    retrying,
-    shards_now,
-)
+from seresnet_hub.shards import require_unchanged
+from seresnet_hub.splits import EMBEDDED, open_split
+from seresnet_hub.units import Row, Split, read_unit, require_same_shards, shards_now
+from seresnet_hub.workers import Workers
 
 __all__ = ["EMBEDDED", "Batch", "Loader", "Split", "evaluation_loader", "loader", "open_split"]
 
@@ -87,9 +72,12 @@ class _Job(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """A worker's answer, small enough for one write to a pipe; the images are in the ring unless they are here."""
+    """A worker's answer, small enough for one write to a pipe; the images are in the ring unless they are here.
 
-    images: torch.Tensor | None
+    As an array they go through the pipe, where a tensor would need room in /dev/shm.
+    """
+
+    images: np.ndarray | None
     labels: np.ndarray
     mask: np.ndarray
     mirror: np.ndarray
@@ -195,8 +183,8 @@ class _Stream(Dataset[Any]):
             first = (low - self.plan.places(job.batch, Reader(self.rank, self.world_size))[0]) * self.repeats
             images = torch.from_numpy(self.ring.array(job.slot)[first : first + count])
         part = _Part(
-            images if job.slot < 0 else None, np.zeros(count, np.int64), np.zeros(count, bool), np.zeros(count, bool),
-            np.full(count, -1, np.int64), [],
+            images.numpy() if job.slot < 0 else None,
+            np.zeros(count, np.int64), np.zeros(count, bool), np.zeros(count, bool), np.full(count, -1, np.int64), [],
         )  # fmt: skip
         for place, row in rows:
             copies = slice((place - low) * self.repeats, (place - low + 1) * self.repeats)
@@ -215,16 +203,14 @@ class _Stream(Dataset[Any]):
         return part
 
     def _picture(self, row: Row) -> Picture:
-        """Read and decode. Whatever goes wrong here is the picture's fault: `_Undecodable`."""
+        """Read and decode. Errors: `_Undecodable`; `InputError` where a file may not be read or is out of reach."""
         data, path = (row.image.get("bytes"), row.image.get("path")) if row.image else (None, None)
-        if data is None and path is not None and "://" in path:
-            data = _remote_file(path)
         try:
             if data is None and path is None:
                 raise InputError("there is no image in this row")
-            if data is None:
-                data = Path(cast(str, path)).read_bytes()
-            return self.decoder.decode(data)
+            return self.decoder.decode(self.split.row_files.read(cast(str, path)) if data is None else data)
+        except UnavailableError as error:
+            raise InputError(f"{self._name(row)}: {error}") from error
         except (InputError, OSError, TypeError, ValueError) as error:
             raise _Undecodable(f"{self._name(row)}: {error}") from error
 
@@ -251,19 +237,6 @@ class _Stream(Dataset[Any]):
         return label
 
 
-def _remote_file(path: str) -> bytes:
-    """Return the bytes of a file somewhere else. Errors: `InputError`, since what is out of reach is not damaged."""
-
-    def read() -> bytes:
-        with fsspec.open(path, "rb") as handle:
-            return cast(io.BufferedIOBase, handle).read()
-
-    try:
-        return retrying(f"read {path}", read)
-    except Exception as error:  # each library raises its own
-        raise InputError(f"cannot read {path}: {error or type(error).__name__}") from error
-
-
 class _Ring:
     """A few batches in memory that a process shares with its workers; a slot is free again when nobody has its batch.
 
@@ -273,7 +246,13 @@ class _Ring:
     def __init__(self, slots: int, shape: tuple[int, ...]) -> None:
         self.shape = shape
         self._bytes = int(np.prod(shape))
-        self._memory = mmap.mmap(-1, max(slots * self._bytes, 1))
+        try:
+            self._memory = mmap.mmap(-1, max(slots * self._bytes, 1))
+        except (OSError, OverflowError, ValueError) as error:
+            raise InputError(
+                f"not enough memory for {slots} batches of {shape[0]:,} images of {shape[1]} x {shape[2]} pixels "
+                f"({error}): choose a smaller batch or input size"
+            ) from error
         self._free = deque(range(slots))
 
     def array(self, slot: int) -> np.ndarray:
@@ -365,40 +344,25 @@ class Loader:
             slots=AHEAD + 2 if self._workers else 0,
         )  # fmt: skip
         workers = parts if self._workers else 0
-        leaving = mmap.mmap(-1, 1)  # shared with the workers: whether nobody needs them any more
-        leave = partial(leaving.__setitem__, 0, 1)
-        atexit.register(leave)
-        answers = iter(
-            DataLoader(
-                stream,
-                batch_size=None,
-                sampler=_Jobs(stream, self.plan.steps),
-                num_workers=workers,
-                collate_fn=_unchanged,
-                worker_init_fn=partial(_start_worker, leaving) if workers else None,
-                prefetch_factor=AHEAD if workers else None,
-                generator=torch.Generator(),
-                multiprocessing_context="fork" if workers else None,
-            )
-        )
+        loader_of = partial(
+            DataLoader, stream, batch_size=None, sampler=_Jobs(stream, self.plan.steps), collate_fn=_unchanged,
+            prefetch_factor=AHEAD if workers else None,
+        )  # fmt: skip
+        answers = Workers(loader_of, workers)
         try:
             for batch in range(self._start, self.plan.steps):
-                found = [next(answers) for _ in range(parts)]
+                found = [answers.answer() for _ in range(parts)]
                 for part in found:
                     if isinstance(part, InputError):
                         raise part
                 self._next = batch + 1
                 self._count_skipped([text for part in found for text in part.skipped])
+                self.split.contents.keep(self.split.fingerprint)
                 yield self._assembled(batch, found, stream)
                 del found
-        except RuntimeError as error:
-            known = of_a_dead_worker(error)
-            if known is None:
-                raise
-            raise known from error
         finally:
-            leave()
-            atexit.unregister(leave)
+            answers.close()
+            self.split.contents.keep(self.split.fingerprint, now=True)
 
     def _assembled(self, batch: int, parts: list[_Part], stream: _Stream) -> Batch:
         total = self.plan.batch_rows(batch) * self._repeats
@@ -407,7 +371,7 @@ class Loader:
             torch.from_numpy(np.concatenate([part[k] for part in parts])) for k in range(1, 5)
         )
         padding, undecodable = length - len(labels), len(mask) - int(mask.sum())
-        own = [part.images for part in parts if part.images is not None]
+        own = [torch.from_numpy(part.images) for part in parts if part.images is not None]
         if own:
             images = (
                 own[0]
@@ -486,23 +450,6 @@ class _Jobs:
 
 def _unchanged(part: Any) -> Any:
     return part
-
-
-def _start_worker(leaving: mmap.mmap, _: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to report
-    # A scheduler signals all processes of a job. A worker serves on while the main process trains to where it saves.
-    main = os.getppid()
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(1) if leaving[0] or os.getppid() != main else None)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    gc.freeze()  # a collection here would write to, and so copy, the memory inherited from the main process
-    sys.excepthook = _report_unless_hung_up
-
-
-def _report_unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an exception, unless it only says that the main process left while a batch was being handed over."""
-    if not issubclass(kind, (EOFError, ConnectionError)):
-        sys.__excepthook__(kind, error, trace)
 
 
 def epoch_plan(split: Split, recipe: Recipe, *, seed: int, epoch: int) -> Plan:

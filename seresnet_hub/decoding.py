@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import BytesIO
 from typing import Any, Literal
 
 import torch
@@ -18,7 +17,8 @@ from torchvision.io import ImageReadMode
 from torchvision.transforms import v2
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.images import Transform, read_image
+from seresnet_hub.images import Transform, read_image, require_resizable
+from seresnet_hub.opening import open_picture, takes_too_long
 
 DecoderName = Literal["fast", "pil"]
 Buffer = bytes | memoryview
@@ -77,6 +77,8 @@ class Decoder:
 
         Errors: `TransformError` where the transform fails, `InputError` where it fails for this picture's shape.
         """
+        size = picture.size if isinstance(picture, Image.Image) else (picture.shape[2], picture.shape[1])
+        require_resizable(self.transform, size)
         if isinstance(picture, torch.Tensor):
             with _naming(self._steps[0]):
                 return self._crop(picture, out) if self._crops else self._resize(picture, out)
@@ -175,7 +177,9 @@ def _is_plain_jpeg(data: Buffer) -> bool:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in FRAMES:
             height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
-            return data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < height * width <= LARGEST
+            pixels = height * width
+            plain = data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < pixels <= LARGEST
+            return plain and not takes_too_long(data, pixels)
         if marker == EXIF and _may_say_rotated(bytes(data[at + 4 : at + 2 + length])) and _is_rotated(data):
             return False
         if marker == PAGES and data[at + 4 : at + 8] == b"MPF\0":  # several pictures in one file
@@ -191,6 +195,7 @@ def _may_say_rotated(segment: bytes) -> bool:
 
 def _is_rotated(data: Buffer) -> bool:
     try:
-        return Image.open(BytesIO(data)).getexif().get(0x0112, 1) not in (0, 1)
+        with open_picture(data, ("JPEG",)) as image:
+            return image.getexif().get(0x0112, 1) not in (0, 1)
     except Exception:  # Pillow is asked again, and then what it says is reported
         return True

@@ -6,7 +6,6 @@ looks before it repeats. `load` gets models back, checked.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

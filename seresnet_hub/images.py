@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from timm.data import auto_augment as timms_augmentation
 from timm.data import create_transform, resolve_model_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
@@ -22,10 +21,12 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import nn
 from torchvision import transforms
 
-from seresnet_hub.errors import InputError
+from seresnet_hub.errors import InputError, PrintableLog
+from seresnet_hub.opening import MOST_PIXELS, open_picture, read_file
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
+log = PrintableLog(__name__)
 Transform = Callable[[Image.Image], torch.Tensor]
 
 TRIVIAL_AUGMENT = "ta_wide"  # torchvision's name for what timm has not
@@ -36,26 +37,24 @@ def read_image(source: bytes | memoryview | str | Path | Image.Image) -> Image.I
     """Return the picture as 8-bit RGB, as a viewer shows it.
 
     EXIF rotation is applied, transparency is laid over white, 16-bit grey is scaled to 8 bits, CMYK and palettes are
-    converted. Errors: `InputError` where the file is missing, is no image, or ends too early.
+    converted. Errors: `InputError` where the file is missing or no regular one, is no image of `opening.FORMATS`, ends
+    too early, or is too large (`opening.MOST_PIXELS`).
     """
     name = f"{source}: " if isinstance(source, (str, Path)) else ""
     try:
-        data = Path(source).read_bytes() if isinstance(source, (str, Path)) else source
-    except OSError as error:
-        raise InputError(f"{name}{error.strerror or error}") from error
-    try:
+        data = read_file(source) if isinstance(source, (str, Path)) else source
         if isinstance(data, Image.Image):
             return _as_shown(data)
-        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-            image = Image.open(BytesIO(data))
-        with image:
+        with open_picture(data) as image:
             return _as_shown(image)
-    except UnidentifiedImageError as error:
-        raise InputError(f"{name}not an image") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except InputError as error:
+        raise InputError(f"{name}{error}") from error
+    except MemoryError as error:
+        raise InputError(f"{name}not enough memory for a picture of this size") from error
+    except Image.DecompressionBombError as error:  # of a later frame or a tile
         raise InputError(f"{name}too large a picture ({error})") from error
     except Exception as error:  # Pillow's decoders raise almost anything on broken bytes
-        raise InputError(f"{name}not a whole image ({error})") from error
+        raise InputError(f"{name}not a whole image ({error or type(error).__name__})") from error
 
 
 def _as_shown(image: Image.Image) -> Image.Image:
@@ -63,8 +62,8 @@ def _as_shown(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         # Pillow clips 16-bit grey to 255 when it converts; a viewer shows the whole range.
-        levels = np.asarray(image, dtype=np.float64) / 257
-        image = Image.fromarray(np.clip(levels, 0, 255).round().astype(np.uint8))
+        levels = np.asarray(image).clip(0, 65535).astype(np.uint16)
+        image = Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))  # rounded: 257 is odd
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -80,7 +79,7 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if os.path.isdir(path):  # false of a name that is too long
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = sorted(found for found in _inside(path) if found.suffix.lower() in SUFFIXES)
             if not inside:
                 raise InputError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
             files += inside
@@ -91,17 +90,48 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
     return files
 
 
+def _inside(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and the folders below it; says which of these may not be read."""
+
+    def say(error: OSError) -> None:
+        log.warning("%s: left out, this folder cannot be read (%s)", error.filename, error.strerror)
+
+    for place, _, files in os.walk(folder, onerror=say):
+        yield from (found for name in files if (found := Path(place, name)).is_file())
+
+
 def evaluation_transform(
     *, input_size: Sequence[int], interpolation: str, crop_pct: float, crop_mode: str = "center", **_: Any
 ) -> Transform:
     """Return timm's evaluation transform, stopped before normalisation: picture to uint8 `(3, height, width)`.
 
-    Takes the keys of `timm.data.resolve_model_data_config` (mean and std are applied later, by `normalize`).
+    Takes the keys of `timm.data.resolve_model_data_config` (mean and std are applied later, by `normalize`). Errors:
+    `InputError` where a picture would be resized to more than `opening.MOST_PIXELS` pixels.
     """
+    height, width = input_size[-2:]
+    if not 0 < crop_pct < math.inf or not 0 < height * width / crop_pct**2 <= MOST_PIXELS:
+        raise InputError(
+            f"input size {width} x {height} with crop_pct={crop_pct:g}: pictures would be resized to sides that long "
+            f"over crop_pct, and may have {MOST_PIXELS:,} pixels at most"
+        )
     transform: Transform = create_transform(
         tuple(input_size), interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, normalize=False
     )
     return transform
+
+
+def require_resizable(transform: Any, size: tuple[int, int]) -> None:
+    """Raise `InputError` where a transform resizes a picture of this width and height to more pixels than there may be.
+
+    A resize of the shorter side makes a very long picture out of a very narrow one.
+    """
+    first = next(iter(getattr(transform, "transforms", [])), None)
+    side = getattr(first, "size", None)
+    side = side[0] if isinstance(side, (list, tuple)) and len(side) == 1 else side
+    if not isinstance(first, transforms.Resize) or not isinstance(side, int):
+        return
+    if side * side * max(size) / max(min(size), 1) > MOST_PIXELS:
+        raise InputError(f"a picture of {size[0]} x {size[1]} pixels: too narrow to be resized to {side} pixels")
 
 
 def training_transform(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from seresnet_hub.classes import class_names
 from seresnet_hub.errors import InputError
-from seresnet_hub.images import Transform, model_transform, normalize, read_image
+from seresnet_hub.images import Transform, model_transform, normalize, read_image, require_resizable
 from seresnet_hub.loading import load
 from seresnet_hub.models import eval_mode
 
@@ -22,14 +22,19 @@ Picture = str | Path | bytes | Image.Image
 
 
 def predict(
-    model: nn.Module | str | Path, images: Picture | Sequence[Picture], topk: int = 5
+    model: nn.Module | str | Path,
+    images: Picture | Sequence[Picture],
+    topk: int = 5,
+    *,
+    unreadable: Callable[[int, InputError], None] | None = None,
 ) -> list[list[dict[str, Any]]]:
     """Return the `topk` most probable classes of each image, best first, as `{index, name, score}`.
 
     `model` is a model or a name that `load` takes; `images` one picture or a list of them (path, encoded bytes, or
     Pillow image); scores are softmax probabilities in [0, 1]. Works in batches on the model's device, in eval mode,
     with the model's own preprocessing. Errors: `InputError` where a picture cannot be read, the model has no
-    classifier, or its name cannot be loaded.
+    classifier, or its name cannot be loaded. With `unreadable`, it is called with the number and the error of each
+    picture that cannot be read, whose classes are an empty list.
     """
     model = load(model) if isinstance(model, (str, Path)) else model
     if topk < 1:
@@ -38,7 +43,14 @@ def predict(
         raise InputError("the model has no classifier: create it with num_classes > 0, or use extract_features")
     names = class_names(model)
     results: list[list[dict[str, Any]]] = []
-    for logits in _in_batches(model, images, model):
+    left_out: list[int] = []
+
+    def note(number: int, error: InputError) -> None:
+        assert unreadable is not None
+        unreadable(number, error)
+        left_out.append(number)
+
+    for logits in _in_batches(model, images, model, note if unreadable else None):
         if logits.ndim != 2 or logits.shape[1] != model.num_classes:
             raise InputError(f"the model gives {tuple(logits.shape)} values for a batch, and not one for each class")
         if not logits.isfinite().all():
@@ -53,6 +65,8 @@ def predict(
                     for index, score in zip(row_indices, row_scores, strict=True)
                 ]
             )
+    for number in left_out:  # in order, so that each comes to its place
+        results.insert(number, [])
     return results
 
 
@@ -86,8 +100,16 @@ def extract_features(
     return torch.cat(list(_in_batches(model, images, forward)))
 
 
-def _in_batches(model: nn.Module, images: Picture | Sequence[Picture], forward: Any) -> list[torch.Tensor]:
-    """Run `forward` over the images in batches, in eval mode on the model's device; the model's mode is restored."""
+def _in_batches(
+    model: nn.Module,
+    images: Picture | Sequence[Picture],
+    forward: Any,
+    unreadable: Callable[[int, InputError], None] | None = None,
+) -> list[torch.Tensor]:
+    """Run `forward` over the images in batches, in eval mode on the model's device; the model's mode is restored.
+
+    Pictures that cannot be read are left out where `unreadable` is there to be told.
+    """
     pictures: Sequence[Picture] = [images] if isinstance(images, (str, Path, bytes, Image.Image)) else images
     if hasattr(pictures, "shape"):
         raise InputError("an array is no picture here: give Pillow's images (PIL.Image.fromarray), paths or bytes")
@@ -98,7 +120,17 @@ def _in_batches(model: nn.Module, images: Picture | Sequence[Picture], forward: 
     with eval_mode(model), torch.inference_mode():
         outputs = []
         for start in range(0, len(pictures), BATCH_SIZE):
-            batch = _load(pictures[start : start + BATCH_SIZE], transform).to(parameter.device)
+            read: list[torch.Tensor] = []
+            for number, picture in enumerate(pictures[start : start + BATCH_SIZE], start):
+                try:
+                    read.append(_load(picture, transform))
+                except InputError as error:
+                    if unreadable is None:
+                        raise
+                    unreadable(number, error)
+            if not read:
+                continue
+            batch = torch.stack(read).to(parameter.device)
             batch = normalize(batch, mean=config["mean"], std=config["std"], dtype=parameter.dtype)
             try:
                 outputs.append(forward(batch))
@@ -107,5 +139,11 @@ def _in_batches(model: nn.Module, images: Picture | Sequence[Picture], forward: 
         return outputs
 
 
-def _load(pictures: Sequence[Picture], transform: Transform) -> torch.Tensor:
-    return torch.stack([transform(read_image(picture)) for picture in pictures])
+def _load(picture: Picture, transform: Transform) -> torch.Tensor:
+    image = read_image(picture)
+    try:
+        require_resizable(transform, image.size)
+    except InputError as error:
+        name = f"{picture}: " if isinstance(picture, (str, Path)) else ""
+        raise InputError(f"{name}{error}") from error
+    return transform(image)

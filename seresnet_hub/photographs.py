@@ -9,13 +9,15 @@ from pathlib import Path
 
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from seresnet_hub import opening
 from seresnet_hub.errors import InputError
 
-ENDINGS = frozenset(ImageFolder.EXTENSIONS)
+ENDINGS = frozenset(ImageFolder.EXTENSIONS) & opening.ENDINGS
 # What lies beside pictures and is none.
 BESIDE = frozenset(
     {"", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".md", ".pdf", ".txt", ".xml", ".yaml", ".yml"}
 )
+OF_THE_SYSTEM = "lost+found"  # a folder at the top of many disks, which only the system reads
 HOW = "put the pictures of each class into a folder of its own"
 CONVERT = "save them as JPEG or PNG to use them"
 
@@ -54,14 +56,23 @@ def trouble_in(folder: Path) -> str:
     return ""
 
 
+def refuse_unreadable(error: OSError) -> None:
+    """Raise `InputError` for a folder that may not be read: its pictures would silently be missing."""
+    raise InputError(
+        f"{error.filename}: this folder cannot be read ({error.strerror}), so its pictures would be missing: change "
+        "its permissions, or move it elsewhere"
+    ) from error
+
+
 def left_out_of(folder: Path) -> str:
     """Return in one sentence which files in a folder are no pictures that can be read, or nothing if there are none.
 
-    Errors: `InputError` where a class folder has nothing but such files, so that a class would be missing.
+    Errors: `InputError` where a class folder has nothing but such files or may not be read, so that a class would be
+    missing.
     """
     endings: Counter[str] = Counter()
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for place, folders, files in os.walk(folder, onerror=refuse_unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != OF_THE_SYSTEM]
         here = Counter(Path(name).suffix.lower() for name in files if not name.startswith("."))
         others = {ending: count for ending, count in here.items() if ending not in ENDINGS | BESIDE}
         if others and not folders and not ENDINGS & set(here):

@@ -234,7 +234,7 @@ def test_what_a_format_does_not_say_is_counted_once(tmp_path: Path, monkeypatch:
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(numbered_picture(k))
     first = open_split(str(tmp_path / "pictures"), "train")
-    monkeypatch.setattr("seresnet_hub.splits._tables", lambda unit: pytest.fail("counted again"))
+    monkeypatch.setattr("seresnet_hub.splits.tables_of", lambda unit: pytest.fail("counted again"))
     assert open_split(str(tmp_path / "pictures"), "train").unit_rows == first.unit_rows
     monkeypatch.undo()
     (tmp_path / "pictures" / "train" / "class0" / "9.png").write_bytes(numbered_picture(9))

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+from fuzzing import Case, Report, attack
 from PIL import Image
 from safetensors import safe_open
 
 import seresnet_hub
-from fuzzing import Case, Report, attack
 from seresnet_hub.folder import sha256_of, timm_config, write_json, write_weights
 from seresnet_hub.hub import verify
 from seresnet_hub.strict import STEP_COUNT

@@ -120,7 +120,7 @@ def test_what_cannot_be_done_is_said(model: nn.Module, photo: Image.Image) -> No
 def test_the_public_names_are_these() -> None:
     assert seresnet_hub.predict is predict
     assert seresnet_hub.extract_features is extract_features
-    assert list(inspect.signature(predict).parameters) == ["model", "images", "topk"]
+    assert list(inspect.signature(predict).parameters) == ["model", "images", "topk", "unreadable"]
     assert list(inspect.signature(extract_features).parameters) == ["model", "images", "stage"]
 
 

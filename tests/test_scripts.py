@@ -98,7 +98,7 @@ def test_predict_prints_its_result(
     code, out, _ = call("predict", f"local-dir:{trained}", tmp_path, "--topk", 2, capfd=capfd)
     assert code == 0
     result = json.loads(out)
-    assert list(result) == ["model", "predictions"]
+    assert list(result) == ["model", "predictions", "unreadable"]
     assert [Path(p["image"]).name for p in result["predictions"]] == ["a.png", "b.jpg"]
     assert all(list(c) == ["index", "name", "score"] for p in result["predictions"] for c in p["classes"])
     assert all(len(p["classes"]) == 2 for p in result["predictions"])

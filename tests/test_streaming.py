@@ -20,10 +20,11 @@ READ = """
 import hashlib, json, logging, sys
 logging.basicConfig(level=logging.WARNING)
 from dataclasses import replace
+import seresnet_hub.retrying as retrying
 import seresnet_hub.splits as splits
 from seresnet_hub.data import loader
 from seresnet_hub.recipes import get_recipe
-splits.FIRST_DELAY = 0.05
+retrying.FIRST_DELAY = 0.05
 source, workers, world_size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 recipe = replace(get_recipe("digits"), input_size=8, crop_padding=2, batch_size=16, shuffle_window=20)
 split = splits.open_split(source, "train")
