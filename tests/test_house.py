@@ -15,11 +15,11 @@ import seresnet_hub
 
 FLOORS = [
     {"errors"},
-    {"variants", "weights", "recipe_fields", "terminal", "watcher"},
-    {"recipes"},
+    {"variants", "weights", "recipe_fields", "terminal", "watcher", "durability", "sweeping"},
+    {"recipes", "locks"},
     {
         *("blocks", "images", "plan", "folder", "checkpoints", "command_line", "registry", "sources", "references"),
-        *("sizes", "environment", "pictures", "classes", "markdown", "snippets", "locks", "history", "photographs"),
+        *("sizes", "environment", "pictures", "classes", "markdown", "snippets", "history", "photographs"),
         *("joining", "timing", "interruption", "compiling", "backends", "inductor", "updates"),
         "running_statistics",
     },
@@ -34,6 +34,7 @@ FLOORS = [
         "names",
         "conversion_facts",
         "profiling",
+        "state_checks",
         "lost_processes",
         "gpu_tables",
         "kernel_tables",
