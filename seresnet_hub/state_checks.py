@@ -190,7 +190,7 @@ def _same_type(value: Any, wanted: Any) -> bool:
     if _is_number(wanted):
         return _is_number(value)
     if isinstance(wanted, list | tuple):
-        return isinstance(value, list) and len(value) == len(wanted)
+        return isinstance(value, list) and len(value) == len(wanted) and all(map(_same_type, value, wanted))
     if isinstance(wanted, torch.Tensor):
         return isinstance(value, torch.Tensor) and value.shape == wanted.shape
     return type(value) is type(wanted) or (wanted is None and isinstance(value, bool))

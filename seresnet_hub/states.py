@@ -37,9 +37,12 @@ def list_states(output: Path) -> list[Path]:
         return []
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {folder}: {getattr(error, 'strerror', None) or error}") from error
-    found = [(int(match[1]), name) for name in names if (match := STATE_NAME.fullmatch(name))]
-    # A pipe of that name would wait for its writer for ever.
-    return [path for _, name in sorted(found, reverse=True) if (path := folder / name).is_file()]
+    found = sorted(((int(match[1]), name) for name in names if (match := STATE_NAME.fullmatch(name))), reverse=True)
+    for _, name in found:
+        path = folder / name
+        if not path.is_file() and os.path.lexists(path):  # it may have been removed meanwhile
+            raise InputError(f"{path} is no file, or a link to none, where a state is looked for: move it away")
+    return [folder / name for _, name in found]
 
 
 def save_state(output: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path:
