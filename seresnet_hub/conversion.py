@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +58,7 @@ from seresnet_hub.folder import (
     OTHER_WEIGHTS_FACTS,
     WEIGHTS_NAME,
     sha256_of,
+    staging,
     timm_config,
     write_json,
     write_text,
@@ -708,38 +708,26 @@ def _written(
 
     Return the weights' sha256 and the proof's result.
     """
-    place = Path(os.path.abspath(target))
-    # In an existing folder, which may be a file system of its own; else beside the new one.
-    staged = (target if os.path.isdir(target) else place.parent) / f".{place.name[:100]}.{os.getpid()}.staged"
-    created = [folder for folder in place.parents if not os.path.lexists(folder)]
+    created = [folder for folder in Path(os.path.abspath(target)).parents if not os.path.lexists(folder)]
     try:
-        write_weights(staged, plan.tensors, provenance)
-        with ThreadPoolExecutor(1) as hasher:
-            digest = hasher.submit(sha256_of, staged / WEIGHTS_NAME)
-            _check_round_trip(staged / WEIGHTS_NAME, plan.tensors)
-            sha256 = digest.result()
-        difference = proof.result() if proof else None
-        facts = config[FACTS_KEY]
-        summary = f"{facts['summary']} {_proof_line(difference, plan)}"
-        described = {**config, FACTS_KEY: {**facts, "summary": summary, "sha256": {WEIGHTS_NAME: sha256}}}
-        write_json(staged / CONFIG_NAME, described)
-        card = card_of(described, sizes, needs_plugin=plan.architecture in list_models())
-        write_text(staged / CARD_NAME, render(card))
-        if os.path.isdir(target):
-            for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME):
-                os.replace(staged / name, target / name)
-        else:
-            os.replace(staged, target)
-    except (OSError, InputError) as error:
-        shutil.rmtree(staged, ignore_errors=True)
+        with staging(target, (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME)) as staged:
+            write_weights(staged, plan.tensors, provenance)
+            with ThreadPoolExecutor(1) as hasher:
+                digest = hasher.submit(sha256_of, staged / WEIGHTS_NAME)
+                _check_round_trip(staged / WEIGHTS_NAME, plan.tensors)
+                sha256 = digest.result()
+            difference = proof.result() if proof else None
+            facts = config[FACTS_KEY]
+            summary = f"{facts['summary']} {_proof_line(difference, plan)}"
+            described = {**config, FACTS_KEY: {**facts, "summary": summary, "sha256": {WEIGHTS_NAME: sha256}}}
+            write_json(staged / CONFIG_NAME, described)
+            card = card_of(described, sizes, needs_plugin=plan.architecture in list_models())
+            write_text(staged / CARD_NAME, render(card))
+    except InputError:
         for folder in created:
             with suppress(OSError):
                 folder.rmdir()
-        if isinstance(error, InputError):
-            raise InputError(str(error).replace(str(staged), str(target))) from error
-        raise InputError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        raise
     return sha256, difference
 
 

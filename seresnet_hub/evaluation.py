@@ -26,6 +26,7 @@ from seresnet_hub.environment import loader_workers
 from seresnet_hub.errors import InputError, printable
 from seresnet_hub.folder import CONFUSION_NAME, PER_CLASS_NAME, PICTURE_NAME, fill_folder, replacing
 from seresnet_hub.images import model_transform
+from seresnet_hub.locks import only_writer
 from seresnet_hub.models import eval_mode
 from seresnet_hub.pictures import draw_confusion
 from seresnet_hub.splits import Answers, in_class_order
@@ -197,7 +198,7 @@ def evaluate(
         top1=100 * top1 / number,
         top5=100 * top5 / number,
         loss=losses.item() / number if answers is None else None,
-        images_per_second=(rows - before_start) / (time.perf_counter() - start),
+        images_per_second=(rows - before_start) / max(time.perf_counter() - start, 1e-9),  # a clock may stand still
         input_size=size,
         crop_pct=config["crop_pct"],
         precision=precision,
@@ -304,4 +305,5 @@ def write_report(directory: Path, confusion: np.ndarray, names: Sequence[str] | 
         with replacing(folder / PICTURE_NAME) as temporary:
             draw_confusion(confusion, named, temporary)
 
-    fill_folder(directory, fill)
+    with only_writer(directory) if directory.is_dir() else nullcontext():
+        fill_folder(directory, fill)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,10 @@ from timm.models._hub import (
 )  # the writer behind timm's own push: the config stays "as timm writes it"
 from torch import nn
 
+from seresnet_hub.durability import flush_folder, flush_tree, make_folders
 from seresnet_hub.errors import InputError
+from seresnet_hub.locks import only_writer
+from seresnet_hub.sweeping import partial_of, sweep
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -35,8 +36,6 @@ OTHER_WEIGHTS_FACTS = frozenset(
      "origin_url", "paper_name", "paper_ids", "notes", "test_input_size", "test_crop_pct", "test_pool_size",
      "label_names", "label_descriptions", "label_offset"}
 )  # fmt: skip
-# What a killed process leaves of a file or folder that it was writing.
-PARTIAL = re.compile(r"\.(?P<name>.+)\.\d+\.partial")
 
 
 def cache_folder() -> Path:
@@ -49,36 +48,67 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same directory that becomes `path` when the block succeeds, and vanishes when not.
 
     It is on the disk, and not only in the system's memory, before `path` is replaced, and `path` when this returns.
-    Errors: `InputError` where the disk is full or the directory cannot be written.
+    What killed processes left half-written in that directory is removed. Errors: `InputError` where the disk is full or
+    the directory cannot be written.
     """
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.partial")
+    with _named(path):
+        make_folders(path.parent)
+        sweep(path.parent)
+        with partial_of(path) as temporary:
+            try:
+                yield temporary
+                flush_tree(temporary)
+                os.replace(temporary, path)
+                flush_folder(path.parent)
+            except InputError as error:  # from a file inside a new folder: name the folder that a person asked for
+                raise InputError(str(error).replace(str(temporary), str(path))) from error
+
+
+@contextmanager
+def staging(directory: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yield an empty folder to write files `names` into, which go to `directory` when the block succeeds.
+
+    A new directory appears whole; in one that exists, its files are replaced, one right after the other. Until then
+    nothing of it changes, and no training run or other writer is in there. Errors: `InputError` as of `replacing`, and
+    where another process uses the directory.
+    """
+    if not directory.is_dir():
+        with replacing(directory) as temporary:
+            temporary.mkdir()
+            yield temporary
+        return
+    # Inside, since the folder may be a file system of its own.
+    with _named(directory), only_writer(directory), partial_of(directory / directory.resolve().name) as temporary:
+        sweep(directory)
+        temporary.mkdir()
+        try:
+            yield temporary
+            flush_tree(temporary)
+            for name in names:
+                os.replace(temporary / name, directory / name)
+            flush_folder(directory)
+        except InputError as error:
+            raise InputError(str(error).replace(str(temporary), str(directory))) from error
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Make the system's errors an `InputError` with the name; of a NUL in it, they are ValueErrors.
+
+    Names that are no UTF-8 are refused: safetensors writes such a file, and does not read it.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
-            _flush(file)
-        os.replace(temporary, path)
-        with suppress(OSError):  # not every system and file system can do this to a folder
-            _flush(path.parent)
+        os.fsencode(path).decode()
+    except UnicodeError as error:
+        raise InputError(f"cannot write {path}: its name is not valid UTF-8, choose another") from error
+    try:
+        yield
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    except InputError as error:  # from a file inside a new folder: name the folder that a person asked for
-        raise InputError(str(error).replace(str(temporary), str(path))) from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                temporary.unlink()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, would survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except ValueError as error:
+        if "\0" not in str(path):
+            raise
+        raise InputError(f"cannot write {path}: {error}") from error
 
 
 def fill_folder(directory: Path, fill: Callable[[Path], None]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import CONFIG_NAME, CURVES_NAME, PER_CLASS_NAME, PICTURE_NAME, SUMMARY_NAME, WEIGHTS_NAME
 from seresnet_hub.images import image_files
-from seresnet_hub.starting import LOCK_NAME
+from seresnet_hub.locks import LOCK_NAME
 from seresnet_hub.states import STATES_FOLDER
 
 # Files that together show what a folder is: a model, a run in its output folder, or the report of a validation.

@@ -49,6 +49,11 @@ class RunningStatistics:
                 buffer.copy_(value.view_as(buffer))
 
 
+def values_in(model: nn.Module) -> int:
+    """Return how many numbers the running statistics of a model are."""
+    return sum(buffer.numel() for buffer in _buffers(model))
+
+
 def _buffers(model: nn.Module) -> list[torch.Tensor]:
     """Return the buffers that timm's `distribute_bn` takes for running statistics."""
     return [buffer for name, buffer in model.named_buffers() if "running_mean" in name or "running_var" in name]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
-import shutil
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from seresnet_hub.durability import flush_way_to
 from seresnet_hub.errors import InputError
-from seresnet_hub.folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, PARTIAL, SUMMARY_NAME, WEIGHTS_NAME
-from seresnet_hub.locks import acquire
-from seresnet_hub.states import STATES_FOLDER, latest_state, list_states
+from seresnet_hub.folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, SUMMARY_NAME, WEIGHTS_NAME
+from seresnet_hub.locks import RUN_LOCK, acquire
+from seresnet_hub.states import STATE_NAME, STATES_FOLDER, latest_state, list_states
+from seresnet_hub.sweeping import PARTIAL, sweep
 
-LOCK_NAME = "lock.json"
 # Folders within the output: of the moving average's run also the raw weights, and of both the best beside the last.
 BEST, RAW, BEST_RAW = "best", "raw", "best_raw"
 FOLDERS = ("", BEST, RAW, BEST_RAW)
@@ -53,16 +53,22 @@ def begin(
     there, where it holds what a new run would overwrite, and where all states are damaged; nothing was changed then.
     """
     _require_writable(output)
-    _require_ours(output, resume=resume)
-    on_exit.callback(acquire(output / STATES_FOLDER / LOCK_NAME, what=str(output), say=say).release)
-    _require_ours(output, resume=resume)  # another run may have ended while this one waited
+    try:
+        _require_ours(output, resume=resume)
+        lock = acquire(output / RUN_LOCK, what=str(output), say=say)
+        on_exit.callback(lock.release)
+        _require_ours(output, resume=resume)  # another run may have ended while this one waited
+        flush_way_to(output / STATES_FOLDER)
+    except OSError as error:
+        raise InputError(f"cannot use {output}: {error.strerror or error}") from error
     found = None
     if list_states(output):
         _, state, damaged = latest_state(output)
         found = state, damaged
     elif resume:
         say(f"nothing to resume in {output} yet: beginning")
-    _remove_partial(output)
+    for folder in (*(output / name for name in FOLDERS), output / STATES_FOLDER):
+        sweep(folder, everyones=_is_of_a_run if lock.excludes else lambda _: False)
     return found
 
 
@@ -90,7 +96,7 @@ def _kept(output: Path) -> str | None:
 
     Such a run leaves its lock, what it had half written, and whatever its trackers put beside the lock.
     """
-    begun = (output / STATES_FOLDER / LOCK_NAME).is_file()
+    begun = (output / RUN_LOCK).is_file()
     for path in sorted(output.iterdir()):
         if path.name == STATES_FOLDER and path.is_dir():
             if begun or all(_is_partial(inner) for inner in path.iterdir()):
@@ -104,29 +110,24 @@ def _kept(output: Path) -> str | None:
 def _is_partial(path: Path) -> bool:
     """Return whether a file or folder is what `folder.replacing` leaves where a run was killed."""
     match = PARTIAL.fullmatch(path.name)
-    if match is None:
-        return False
-    name = match["name"]
-    return name in (*FILES, *FOLDERS) or re.fullmatch(r"step-\d+\.safetensors", name) is not None
+    return match is not None and _is_of_a_run(match["name"])
 
 
-def _remove_partial(output: Path) -> None:
-    """Remove what killed runs left half-written: under the lock, no other run is writing."""
-    for folder in (*(output / name for name in FOLDERS), output / STATES_FOLDER):
-        for path in [path for path in folder.iterdir() if _is_partial(path)] if folder.is_dir() else []:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+def _is_of_a_run(name: str) -> bool:
+    """Return whether a run writes files or folders of that name."""
+    return name in (*FILES, *FOLDERS) or STATE_NAME.fullmatch(name) is not None
 
 
 def _require_writable(output: Path) -> None:
     """Raise `InputError` where nothing could be written to `output` after an epoch's work."""
     try:
+        os.fsencode(output).decode()
         if output.is_symlink() and not output.exists():
             raise InputError(f"cannot write to {output}: it is a link to nothing")
         existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
-    except OSError as error:
-        raise InputError(f"cannot write to {output}: {error.strerror or error}") from error
+    except UnicodeError as error:  # safetensors writes files of such names, and does not read them
+        raise InputError(f"cannot write to {output}: its name is not valid UTF-8, choose another") from error
+    except (OSError, ValueError) as error:  # a NUL is a ValueError
+        raise InputError(f"cannot write to {output}: {getattr(error, 'strerror', None) or error}") from error

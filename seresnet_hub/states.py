@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,8 +18,10 @@ from safetensors.torch import save_file
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.folder import replacing
+from seresnet_hub.locks import RUN_LOCK, require_held
 
-STATES_FOLDER = "training"
+STATES_FOLDER = RUN_LOCK.parent.name
+STATE_NAME = re.compile(r"step-([0-9]+)\.safetensors")
 
 
 class DamagedState(Exception):
@@ -26,11 +29,20 @@ class DamagedState(Exception):
 
 
 def list_states(output: Path) -> list[Path]:
-    """Return the state files of the run in `output`, the latest step first."""
-    found = [
-        path for path in Path(output, STATES_FOLDER).glob("*") if re.fullmatch(r"step-\d+\.safetensors", path.name)
-    ]
-    return sorted(found, key=lambda path: int(path.stem.partition("-")[2]), reverse=True)
+    """Return the state files of the run in `output`, the latest step first; `InputError` where it cannot be read."""
+    folder = Path(output, STATES_FOLDER)
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {folder}: {getattr(error, 'strerror', None) or error}") from error
+    found = sorted(((int(match[1]), name) for name in names if (match := STATE_NAME.fullmatch(name))), reverse=True)
+    for _, name in found:
+        path = folder / name
+        if not path.is_file() and os.path.lexists(path):  # it may have been removed meanwhile
+            raise InputError(f"{path} is no file, or a link to none, where a state is looked for: move it away")
+    return [folder / name for _, name in found]
 
 
 def save_state(output: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path:
@@ -42,16 +54,21 @@ def save_state(output: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_split(state, "", tensors))
     path = Path(output, STATES_FOLDER, f"step-{state['step']:08d}.safetensors")
+    require_held(output)
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={"state": text, "sha256": _digest(text, tensors)})
         except Exception as error:  # safetensors reports a full disk with a class of its own
             free = shutil.disk_usage(path.parent).free >> 20
             raise OSError(f"{error} ({free} MiB are free there)") from error
-    states = list_states(output)  # later ones are damaged: the run has gone back behind them
+    # The new one is on the disk, under its name. Later ones are damaged: the run has gone back behind them.
+    states = list_states(output)
     place = states.index(path)
     for other in states[:place] + states[place + keep :]:
-        other.unlink(missing_ok=True)
+        try:
+            other.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot remove {other}: {error.strerror or error}") from error
     return path
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,6 +61,7 @@ from seresnet_hub.repeats import dealt, part_rows
 from seresnet_hub.running_statistics import RunningStatistics
 from seresnet_hub.splits import open_splits, require_same_shards
 from seresnet_hub.starting import BEST, BEST_RAW, RAW, begin, processes_started, require_launcher
+from seresnet_hub.state_checks import Run, require_fitting, require_whole
 from seresnet_hub.states import STATES_FOLDER, list_states, load_optimizer, save_state
 from seresnet_hub.timing import Clock
 from seresnet_hub.training_card import facts_of_run, save_run
@@ -77,7 +79,6 @@ DEFAULTS = json.loads(
     json.dumps({f.name: f.default for f in dataclasses.fields(Recipe) if f.default is not dataclasses.MISSING})
 )
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-STATE_KEYS = frozenset({"model", "optimizer", "history", "losses", "scaler", "average"})
 # The steps between two looks at the losses and at signals, for each of which the host waits for the device.
 LOOK_STEPS = 20
 # How long a process waits for the others before it takes them for lost.
@@ -270,16 +271,17 @@ def _train(
         _require_same_run(state, _settings(recipe, train_split), total_steps)
         if state["step"] > last_step:
             raise InputError(f"max_steps={max_steps}: the run in {output} is at step {state['step']:,} already")
-        try:
-            model.load_state_dict(state["model"])
-            load_optimizer(optimizer, state["optimizer"])
-            if accelerator.scaler is not None:
-                accelerator.scaler.load_state_dict(state["scaler"])
-            if average is not None:
-                average.module.load_state_dict(state["average"])
-            statistics.load(state.get("statistics", {}))  # none in states of an older version
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise InputError(f"cannot resume: the state in {output} does not fit {recipe.model} ({error})") from error
+        make = partial(optimizer_of, recipe=recipe, device_type="cpu")
+        shape = (3, recipe.input_size, recipe.input_size)
+        run = Run(model, average.module if average else None, optimizer, make, shape)
+        require_fitting(state, run, what=recipe.model)
+        model.load_state_dict(state["model"])
+        load_optimizer(optimizer, state["optimizer"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        if average is not None:
+            average.module.load_state_dict(state["average"])
+        statistics.load(state.get("statistics", {}))  # none in states of an older version
         if main:  # the others were compared with it, and a copy of a file may have another time of change
             require_same_shards(train_split, state["shards"])
         step, seen = state["step"], state["seen"]
@@ -724,18 +726,16 @@ def _settings(recipe: Recipe, split: Split, *, but: frozenset[str] = NOT_LEARNT)
 
 def _require_same_run(state: Mapping[str, Any], wanted: str, total_steps: int) -> None:
     """Raise `InputError` where a state belongs to another run, or to another version of this code."""
+    require_whole(state)
     try:
         saved = {**DEFAULTS, **json.loads(state["settings"])}
-        whole = state.keys() >= STATE_KEYS and all(isinstance(state[key], int) for key in ("step", "seen", "shards"))
-        if not whole:
-            raise ValueError("something is missing in it")
-        changed = [
-            f"{key} was {saved.get(key)!r}, now {value!r}" if key != "shards" else "the shards are others"
-            for key, value in json.loads(wanted).items()
-            if saved.get(key) != value
-        ]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"cannot resume: the state is not one of this version ({error})") from error
+    changed = [
+        f"{key} was {reprlib.repr(saved.get(key))}, now {value!r}" if key != "shards" else "the shards are others"
+        for key, value in json.loads(wanted).items()
+        if saved.get(key) != value
+    ]
     if changed:
         raise InputError(
             f"cannot resume with another recipe or other data: {'; '.join(changed)}; another run needs another --output"

@@ -21,6 +21,7 @@ from seresnet_hub.folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, fill_folde
 from seresnet_hub.held_out import RECORD_KEY, record_of
 from seresnet_hub.history import Row, write_summary
 from seresnet_hub.loading import Origin
+from seresnet_hub.locks import require_held
 from seresnet_hub.markdown import code, plain
 from seresnet_hub.models import list_models
 from seresnet_hub.pictures import draw_curves
@@ -34,7 +35,11 @@ def save_run(
     output: Path, model: nn.Module, class_names: tuple[str, ...] | None, facts: dict[str, Any],
     history: Sequence[Row],
 ) -> None:  # fmt: skip
-    """Write a model folder with the run's history; a new one appears whole."""
+    """Write a model folder with the run's history; a new one appears whole.
+
+    Errors: `InputError` where the run's folder is gone, or it cannot be written.
+    """
+    require_held(output)
     sizes = sizes_of(copy.deepcopy(model).to("meta").eval(), model.pretrained_cfg["input_size"])  # type: ignore[arg-type, index]
 
     def card(config: Mapping[str, Any]) -> str:

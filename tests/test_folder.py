@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ import timm
 import torch
 
 import seresnet_hub  # noqa: F401
-from seresnet_hub import folder, states
+from seresnet_hub import durability, folder, locks, starting, states
 from seresnet_hub.errors import InputError
 
 
@@ -132,16 +136,86 @@ def test_what_is_written_is_on_the_disk_before_anything_else_goes(
     monkeypatch.setattr(os, "replace", replaced)
     monkeypatch.setattr(Path, "unlink", unlinked)
     states.save_state(tmp_path, {"step": 2})
+    written = calls[0][1]
+    assert re.fullmatch(rf"\.step-00000002\.safetensors\.{os.getpid()}-[0-9a-f]{{8}}-\d+\.partial", written)
     assert calls == [
-        ("fsync", f".step-00000002.safetensors.{os.getpid()}.partial"), ("replace", "step-00000002.safetensors"),
-        ("fsync", "training"), ("unlink", "step-00000001.safetensors"),
+        ("fsync", written), ("replace", "step-00000002.safetensors"), ("fsync", "training"),
+        ("unlink", "step-00000001.safetensors"),
     ]  # fmt: skip
 
 
 def test_a_new_folders_files_are_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the names in it, before it gets its own name, and the names of the folders that were made around it."""
     flushed: list[str] = []
-    monkeypatch.setattr(folder, "_flush", lambda path: flushed.append(path.name))
-    with folder.replacing(tmp_path / "new") as temporary:
+    monkeypatch.setattr(durability, "_flush", lambda path, _: flushed.append(path.name))
+    with folder.replacing(tmp_path / "around" / "new") as temporary:
         (temporary / "inner").mkdir(parents=True)
         (temporary / "inner" / "file").touch()
-    assert {*flushed} == {"inner", "file", tmp_path.name}
+    assert flushed == [tmp_path.name, "file", "inner", temporary.name, "around"]
+
+
+def test_a_disk_that_fails_is_not_taken_for_one_that_cannot_flush_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older state must stay where the new one's name may not be on the disk."""
+    states.save_state(tmp_path, {"step": 1})
+    fsync = os.fsync
+    for code, message in ((errno.EIO, "cannot write .*step-00000002.safetensors"), (errno.EINVAL, None)):
+
+        def fail(descriptor: int, code: int = code) -> None:
+            if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+                raise OSError(code, os.strerror(code))
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(InputError, match=message) if message else nullcontext():
+            states.save_state(tmp_path, {"step": 2})
+        assert (tmp_path / "training" / "step-00000001.safetensors").exists() == bool(message)
+
+
+def test_a_name_with_a_nul_is_one_line(tmp_path: Path) -> None:
+    for write in (folder.write_text, lambda path, _: states.save_state(path, {"step": 1})):
+        with pytest.raises(InputError, match="cannot write"):
+            write(tmp_path / "a\0b", "text")
+
+
+def test_names_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    for name in ("x" * 255, "\u5b57" * 85):
+        folder.write_text(tmp_path / name, "text")
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+
+
+def test_a_name_that_is_no_utf8_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """safetensors writes such a file, but cannot read it: the run could never go on."""
+    output = tmp_path / os.fsdecode(b"\xff\xfe")
+    with pytest.raises(InputError, match="is not valid UTF-8"):
+        states.save_state(output, {"step": 1, "model": {"weight": torch.ones(2)}})
+    with pytest.raises(InputError, match="is not valid UTF-8"), ExitStack() as on_exit:
+        starting.begin(output, resume=True, say=print, on_exit=on_exit)
+    assert list(tmp_path.iterdir()) == []
+
+
+writing = partial(locks.only_writer, patience=0.4)
+
+
+def test_files_are_replaced_together_and_by_one_writer(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with folder.staging(tmp_path / "model", ["a", "b"]) as staged:
+        for name in ("a", "b"):
+            (staged / name).write_text("first")
+        with pytest.raises(InputError, match="model is in use by another process"), writing(tmp_path / "model"):
+            raise AssertionError("two are in there")
+        assert not (tmp_path / "model" / "a").exists()
+    assert {path.name: path.read_text() for path in (tmp_path / "model").iterdir()} == {"a": "first", "b": "first"}
+    with pytest.raises(KeyError), folder.staging(tmp_path / "model", ["a", "b"]) as staged:  # noqa: PT012
+        (staged / "a").write_text("second")
+        raise KeyError
+    assert {path.name: path.read_text() for path in (tmp_path / "model").iterdir()} == {"a": "first", "b": "first"}
+
+
+def test_a_training_run_keeps_others_out_of_its_folder(tmp_path: Path) -> None:
+    lock = locks.acquire(tmp_path / locks.RUN_LOCK, what="run", say=print)
+    with pytest.raises(InputError, match=f"is in use by process {os.getpid()} on "), writing(tmp_path):
+        raise AssertionError("two are in there")
+    lock.release()

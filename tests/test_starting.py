@@ -16,8 +16,9 @@ import torch
 
 from seresnet_hub import starting, states, training
 from seresnet_hub.errors import InputError
+from seresnet_hub.locks import LOCK_NAME
 from seresnet_hub.recipes import Recipe, get_recipe
-from seresnet_hub.starting import LOCK_NAME, begin, processes_started, require_launcher
+from seresnet_hub.starting import begin, processes_started, require_launcher
 
 SMALL = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0)
 SCRIPT = str(Path(__file__).parents[1] / "scripts" / "train.py")
