@@ -73,6 +73,7 @@ from seresnet_hub.weights import WEIGHTS, Weights
 # Two networks that do the same additions in another order differ by rounding; anything structural differs by far more.
 TOLERANCE = 1e-10
 MAX_CLASSES = 10**6
+MAX_LABELS_BYTES = 2**26
 UNLISTED = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
 # What timm and this project call the weights beside a `config.json`, old and new.
 FOLDER_SUFFIXES = (".safetensors", ".bin")
@@ -226,8 +227,13 @@ def _located(src: str) -> Iterator[Origin]:
         return
     if not os.path.isfile(path):
         reason = "is a folder: name the file in it" if os.path.isdir(path) else "no such file"
+        reason = "is a pipe or a device: copy what it has into a file" if _is_special(path) else reason
         raise InputError(f"{src}: {reason}")
     yield Origin(path=path, address=_as_unicode(path.name))
+
+
+def _is_special(path: Path) -> bool:
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def _download(url: str, path: Path) -> None:
@@ -275,6 +281,8 @@ def _sibling_config(path: Path) -> dict[str, Any] | None:
 
 
 def _label_names(path: Path) -> tuple[str, ...]:
+    if os.path.exists(path) and not (os.path.isfile(path) and os.path.getsize(path) <= MAX_LABELS_BYTES):
+        raise InputError(f"the labels {path} are no text file of at most {MAX_LABELS_BYTES} bytes")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
