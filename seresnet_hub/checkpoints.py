@@ -103,13 +103,17 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return read_checkpoint(path).tensors
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a named pipe too, which else is open only when somebody writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _bytes_of(path: Path) -> tuple[torch.Tensor, Future[str]]:
     """Return the whole file as one uint8 tensor, and its sha256 to come; errors where it changes meanwhile."""
-    # Without waiting: a named pipe would be opened when somebody writes to it, which may be never.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
         before = os.fstat(file.fileno())
         if not stat.S_ISREG(before.st_mode):
-            raise Refused("it is no file, but a folder, a pipe or a device: copy what it has into a file")
+            raise Refused("it is no file, but a pipe or a device: copy what it has into a file")
         if not 0 < before.st_size <= BUDGET.file_bytes:
             size = before.st_size
             raise Refused(f"it has {size} bytes, more than {BUDGET.file_bytes}" if size else "it is empty")

@@ -227,8 +227,13 @@ def _located(src: str) -> Iterator[Origin]:
         return
     if not os.path.isfile(path):
         reason = "is a folder: name the file in it" if os.path.isdir(path) else "no such file"
+        reason = "is a pipe or a device: copy what it has into a file" if _is_special(path) else reason
         raise InputError(f"{src}: {reason}")
     yield Origin(path=path, address=_as_unicode(path.name))
+
+
+def _is_special(path: Path) -> bool:
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def _download(url: str, path: Path) -> None:

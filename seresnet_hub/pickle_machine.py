@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from seresnet_hub.pickle_values import (
     CALLS,
     LARGE,
@@ -39,7 +41,11 @@ class _Mark:
 _MARK = _Mark()
 _NOTHING = _Mark()
 # Instructions whose many bytes can stay where they are in the file.
-_WITH_BYTES = frozenset({b"B", b"\x8e", b"X", b"\x8d", b"\x96"})
+_WITH_TEXT = frozenset({b"X", b"\x8d"})
+_WITH_BYTES = _WITH_TEXT | {b"B", b"\x8e", b"\x96"}
+_WIDE = 0xC4  # the least byte of UTF-8 that begins a character beyond Latin-1
+LONGEST_WIDE_TEXT = BUDGET.wide_text_bytes // 4
+_SINGLE = [bytes([value]) for value in range(256)]
 _LINE_PIECE = 256
 
 
@@ -58,14 +64,18 @@ class Window:
         return self._at
 
     def read(self, count: int) -> bytes:
-        start, self._at = self._at, min(self._at + count, self._stop)
-        piece = self._data[start : self._at]
-        if count >= LARGE and self._views and self._last in _WITH_BYTES:
-            return piece  # type: ignore[return-value]  # pickletools only measures and decodes it
-        if count == 1:
-            self._last = bytes(piece)
+        start = self._at
+        if count == 1 and start < self._stop:
+            self._at = start + 1
+            self._last = _SINGLE[self._data[start]]
             return self._last
-        return bytes(piece)
+        self._at = min(start + count, self._stop)
+        piece = self._data[start : self._at]
+        if count < LARGE or self._last not in _WITH_BYTES:
+            return bytes(piece)
+        if count > LONGEST_WIDE_TEXT and self._last in _WITH_TEXT and np.frombuffer(piece, np.uint8).max() >= _WIDE:
+            raise Refused(f"it has a text of {count} bytes beyond Latin-1")
+        return piece if self._views else bytes(piece)  # type: ignore[return-value]  # it is measured and decoded
 
     def readline(self) -> bytes:
         start, pieces = self._at, []
@@ -77,7 +87,7 @@ class Window:
             if end:
                 break
             if self._at - start > BUDGET.line_bytes:
-                raise Refused("it has a line of more than 64 KiB where a name belongs")
+                raise Refused(f"it has a line of more than {BUDGET.line_bytes} bytes where a name belongs")
         return b"".join(pieces)
 
 

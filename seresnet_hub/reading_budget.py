@@ -34,16 +34,16 @@ class Budget:
     tensors: int = 20_000
     dimensions: int = 8
     # Of all the file's pickles together; a SENet-154 with optimizer state takes 120,000.
-    instructions: int = 2_000_000
+    instructions: int = 1_000_000
     # Elements of containers that are copied or passed on by one instruction, however many that one may be.
-    elements: int = 2_000_000
+    elements: int = 1_000_000
     # Keys that are not text: their hashes can be chosen so that each is compared with all others.
     number_keys: int = 32_768
     key_characters: int = 4_096
     key_parts: int = 16
-    # Of a module, a class, a storage.
+    # Of a module, a class, a storage; a line has two of them.
     name_characters: int = 1_000
-    line_bytes: int = 2**16
+    line_bytes: int = 2_100
     # Text beyond Latin-1, which takes up to four times its bytes in memory.
     wide_text_bytes: int = 64 * 2**20
     # Tensors may share a storage (tied weights); a file in which all do it many times over is a bomb.

@@ -182,7 +182,7 @@ class ArrayBytes:
         data, key = array.data, id(array.data)
         if key not in self._made:
             values = data.values if isinstance(data, LongBytes) else np.frombuffer(data, np.uint8)
-            if values.ctypes.data % 8 or not values.flags.writeable:
+            if values.__array_interface__["data"][0] % 8 or not values.flags.writeable:
                 self._account.spend("copied", len(values))
                 values = values.copy()
             self._made[key] = (data, values)
