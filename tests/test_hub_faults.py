@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub_actions import Action, Delay, Drop, Garble, LoseAnswer, Pause, Status, Truncate
+from hub_actions import Action, Delay, Drop, Endless, Garble, LoseAnswer, Pause, Status, Truncate
 from hub_fixtures import REPO, commits, outputs, write_folder
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import constants
@@ -177,6 +177,15 @@ def test_a_commit_whose_answer_cannot_be_read_is_looked_up(
     assert room.push(folder, REPO)["commit"] == hub.history(REPO)[0].oid
     assert commits(hub) == 1
     assert "it had happened, only the answer was lost" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "action", [Endless(), Garble(b"{}"), Garble(b'{"commitOid": "../x", "commitUrl": "a"}')], ids=str
+)
+def test_a_commit_whose_answer_is_refused_is_looked_up(hub: HubServer, folder: Path, action: Action) -> None:
+    hub.fault("POST", "/commit/", action, times=None)
+    assert room.push(folder, REPO)["commit"] == hub.history(REPO)[0].oid
+    assert commits(hub) == 1
 
 
 def test_a_commit_that_is_done_at_the_very_last_try_is_found(hub: HubServer, folder: Path) -> None:
