@@ -208,6 +208,24 @@ def test_where_nobody_can_tell_whether_a_commit_happened_the_message_says_so(hub
     assert commits(hub) == 1
 
 
+def test_a_commit_that_somebody_else_has_built_on_is_found(
+    hub: HubServer, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its answer was lost, and before it could be looked up, there was another on top of it."""
+    hub.create("model", REPO)
+    pause = Pause("done")
+    hub.fault("POST", "/commit/", pause)
+    with ThreadPoolExecutor(1) as pool:
+        pushed = pool.submit(room.push, folder, REPO)
+        assert pause.reached.wait(60)
+        ours = hub.history(REPO)[0].oid
+        theirs = hub.commit(REPO, {"README.md": b"theirs"})
+        pause.abandon()
+        assert pushed.result(60)["commit"] == ours
+    assert [commit.oid for commit in hub.history(REPO)[:2]] == [theirs, ours]
+    assert f"is at {theirs[:12]} since: somebody else pushed on top of {ours[:12]}" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("action", [None, *PASSING], ids=str)
 @pytest.mark.parametrize("equal", [True, False], ids=["equal", "different"])
