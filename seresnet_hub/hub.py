@@ -183,8 +183,11 @@ def _commit(
         now = head_of(api, repo_id, revision)
         if now == parent:
             return None
-        if not changed_files(files, remote_hashes(api, repo_id, now)):
-            return now
+        for since in _commits_since(api, repo_id, now, parent):
+            if not changed_files(files, remote_hashes(api, repo_id, since)):
+                if since != now:
+                    say(f"{repo_id} ({revision}) is at {now[:12]} since: somebody else pushed on top of {since[:12]}")
+                return since
         raise Overtaken(
             f"somebody else pushed to {repo_id} ({revision}) meanwhile: it is at {now[:12]}, and nothing of this push "
             "is in it; look at that commit, then push again to put yours on top"
@@ -197,6 +200,13 @@ def _commit(
             say(f"{repo_id} has these bytes since a moment ago: no second commit")
             return found
         raise explained(error, f"push to {repo_id}") from error
+
+
+def _commits_since(api: HfApi, repo_id: str, now: str, parent: str) -> list[str]:
+    """Return the commits from `now` back to the one on top of `parent`, newest first."""
+    listed = patiently(lambda: api.list_repo_commits(repo_id, revision=now), f"listing the commits of {repo_id}")
+    commits = [check_commit(commit.commit_id, repo_id) for commit in listed]
+    return commits[: commits.index(parent)] if parent in commits else commits[:1]
 
 
 def _uploaded(

@@ -9,13 +9,14 @@ from typing import NamedTuple
 from seresnet_hub.errors import InputError
 
 # Bytes. The Hub's listing says how large each file is; a file that says nothing true is stopped at these sizes too.
-LARGEST_WEIGHTS = 20 * 10**9  # *.safetensors; seresnet152 has 0.27e9
+LARGEST_WEIGHTS = 20 * 10**9  # seresnet152 has 0.27e9, with the state of an optimizer three times as many
 LARGEST_TEXT = 10 * 10**6  # config.json, README.md, …
 LARGEST_OTHER = 10**9
 LARGEST_TOTAL = 50 * 10**9  # of all files that `verify` fetches
 LARGEST_ANSWER = 32 * 10**6  # anything the Hub answers that is no file: a page of a listing has about 0.3e6
 MOST_FILES = 100_000
 MOST_REQUESTS = 1_000  # for one call: a listing of 100,000 files has 100 pages
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
 TEXTS = (".json", ".md", ".txt", ".csv", ".yaml", ".yml", ".gitattributes", ".gitignore")
 
 
@@ -28,7 +29,7 @@ class RemoteFile(NamedTuple):
 
 def most_bytes(name: str) -> int:
     """Return how many bytes a file of this name may have."""
-    if name.endswith(".safetensors"):
+    if name.lower().endswith(WEIGHTS):
         return LARGEST_WEIGHTS
     return LARGEST_TEXT if name.lower().endswith(TEXTS) else LARGEST_OTHER
 

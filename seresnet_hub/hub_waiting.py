@@ -36,7 +36,8 @@ from seresnet_hub.hub_limits import LARGEST_ANSWER
 from seresnet_hub.hub_transport import TRANSIENT, guarded
 
 # Seconds that one call may take with all its tries: where the Hub says that there were too many requests, and where it
-# fails. Its limits count requests in windows of 300 s.
+# fails. Its limits count requests in windows of 300 s. Of a try itself at most the longest wait is counted, so that
+# large files on slow lines are tried again, too.
 TOO_MANY_PATIENCE, FAILING_PATIENCE = 600.0, 180.0
 LONGEST_USUAL_WAIT = 60.0
 MOST_UNREADABLE, MOST_UNANSWERED = 3, 2  # tries, where answers are none of the Hub's, and where nothing answers at all
@@ -103,13 +104,15 @@ def patiently(
         try:
             with guarded(most_bytes):
                 return work()
-        except InputError:
-            raise
+        except InputError as error:
+            if happened is None:
+                raise
+            failure: Exception = error
         except Exception as error:
             if isinstance(error, passing) or (happened and status_of(error) == 412) or (once and may_pass(error)):
                 raise
             failure = error
-        patience.spent += time.monotonic() - start
+        patience.spent += min(time.monotonic() - start, LONGEST_USUAL_WAIT)
         wait = patience.next_wait(failure)
         if wait is not None:
             _wait(wait, f"{what}: {_short(failure)}")
@@ -117,7 +120,7 @@ def patiently(
             say(f"{what}: it had happened, only the answer was lost")
             return found
         if wait is None:
-            raise explained(failure, what) from failure
+            raise failure if isinstance(failure, InputError) else explained(failure, what) from failure
 
 
 def _looked_up(happened: Callable[[], Answer | None], failure: Exception, what: str) -> Answer | None:

@@ -116,10 +116,11 @@ def _cached(repo_id: str, revision: str, names: tuple[str, ...] | None) -> Snaps
 
     The cache names a file's bytes by the hash that the Hub gave for them, so they can be checked without a network.
     """
-    weights = try_to_load_from_cache(repo_id, WEIGHTS_NAME, revision=revision)
-    if not isinstance(weights, str):
+    first = WEIGHTS_NAME if names is None else names[0]
+    path = try_to_load_from_cache(repo_id, first, revision=revision)
+    if not isinstance(path, str):
         return None
-    folder = Path(weights).parent
+    folder = Path(path).parents[first.count("/")]
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     if any(name not in found for name in ((CONFIG_NAME,) if names is None else names)):
         return None

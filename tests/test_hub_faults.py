@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub_actions import Action, Delay, Drop, Garble, LoseAnswer, Pause, Status, Truncate
+from hub_actions import Action, Delay, Drop, Endless, Garble, LoseAnswer, Pause, Status, Truncate
 from hub_fixtures import REPO, commits, outputs, write_folder
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import constants
@@ -179,6 +179,15 @@ def test_a_commit_whose_answer_cannot_be_read_is_looked_up(
     assert "it had happened, only the answer was lost" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "action", [Endless(), Garble(b"{}"), Garble(b'{"commitOid": "../x", "commitUrl": "a"}')], ids=str
+)
+def test_a_commit_whose_answer_is_refused_is_looked_up(hub: HubServer, folder: Path, action: Action) -> None:
+    hub.fault("POST", "/commit/", action, times=None)
+    assert room.push(folder, REPO)["commit"] == hub.history(REPO)[0].oid
+    assert commits(hub) == 1
+
+
 def test_a_commit_that_is_done_at_the_very_last_try_is_found(hub: HubServer, folder: Path) -> None:
     hub.fault("POST", "/commit/", Status(503), times=7)
     hub.fault("POST", "/commit/", LoseAnswer(), after=7, times=None)
@@ -197,6 +206,24 @@ def test_where_nobody_can_tell_whether_a_commit_happened_the_message_says_so(hub
     hub.faults.clear()
     assert room.push(folder, REPO)["changed"] == []
     assert commits(hub) == 1
+
+
+def test_a_commit_that_somebody_else_has_built_on_is_found(
+    hub: HubServer, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its answer was lost, and before it could be looked up, there was another on top of it."""
+    hub.create("model", REPO)
+    pause = Pause("done")
+    hub.fault("POST", "/commit/", pause)
+    with ThreadPoolExecutor(1) as pool:
+        pushed = pool.submit(room.push, folder, REPO)
+        assert pause.reached.wait(60)
+        ours = hub.history(REPO)[0].oid
+        theirs = hub.commit(REPO, {"README.md": b"theirs"})
+        pause.abandon()
+        assert pushed.result(60)["commit"] == ours
+    assert [commit.oid for commit in hub.history(REPO)[:2]] == [theirs, ours]
+    assert f"is at {theirs[:12]} since: somebody else pushed on top of {ours[:12]}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

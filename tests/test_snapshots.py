@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub_actions import Drop, Garble, Pause, Status
+from hub_actions import Drop, FlipByte, Garble, Pause, Status
 from hub_fixtures import REPO, outputs, write_folder
 from hub_server import Handler, HubServer, as_json
 from huggingface_hub import constants
@@ -17,6 +17,7 @@ from seresnet_hub import hub as room
 from seresnet_hub import hub_client, hub_limits, hub_transport
 from seresnet_hub.errors import InputError
 from seresnet_hub.hub_limits import LARGEST_TOTAL, RemoteFile, check_listing
+from seresnet_hub.snapshots import sound, take_snapshot
 
 FAILING = [
     ("GET", "/api/models/"), ("GET", "/tree/"), ("HEAD", "/resolve/.*config.json"), ("HEAD", "/resolve/.*safetensors"),
@@ -77,6 +78,17 @@ def test_a_hub_that_hangs_leaves_the_cache(
         monkeypatch.setattr(constants, name, 0.1)
     hub.fault("GET", "/api/models/", Pause("before"), times=None)
     assert torch.equal(outputs(room.load(REPO)), outputs(published))
+
+
+def test_any_one_file_can_be_fetched_and_is_compared(
+    hub: HubServer, published: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.commit(REPO, {"a/checkpoint.pth": b"a checkpoint" * 1000})
+    hub.fault("GET", "/cdn/", FlipByte(-5))
+    snapshot = sound(take_snapshot(REPO, None, names=("a/checkpoint.pth",)))
+    assert snapshot.paths["a/checkpoint.pth"].read_bytes() == b"a checkpoint" * 1000
+    hub.fault("GET", "/api/models/", Status(500), times=None)
+    assert take_snapshot(REPO, None, names=("a/checkpoint.pth",)).wrong() == []
 
 
 # --- listings ---------------------------------------------------------------------------------------------------------
