@@ -182,7 +182,7 @@ def _is_integer(value: Any, least: int) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) >= LARGEST
+    return isinstance(value, float) or (isinstance(value, int) and _is_integer(value, -LARGEST))
 
 
 def _same_type(value: Any, wanted: Any) -> bool:
