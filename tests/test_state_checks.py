@@ -130,7 +130,7 @@ def change(*way: Any) -> Callable[[dict[str, Any]], None]:
         (change("optimizer", "param_groups", 0, "weight_decay", 9.0), "optimizer group 0: weight_decay is 9.0"),
         (change("optimizer", "param_groups", 0, "lr", float("nan")), "optimizer group 0: lr is nan"),
         (change("optimizer", "param_groups", 0, "lr", torch.zeros(2)), "optimizer group 0: lr is tensor"),
-        (lambda state: state["optimizer"]["param_groups"].append({}), "optimizer: it has 2 groups of parameters, the run has 1"),
+        (lambda state: state["optimizer"]["param_groups"].append({}), "optimizer: it has 2 groups of parameters"),
         (change("optimizer", "state", 10**6, {}), "it has state of parameter 1000000"),
         (lambda state: state["optimizer"]["state"].pop(3), "optimizer: it lacks 3"),
         (change("optimizer", "state", 3, "momentum_buffer", torch.zeros(1)), "parameter 3, momentum_buffer is"),
