@@ -111,7 +111,8 @@ def _require_optimizer(given: Mapping[str, Any], run: Run, *, after_steps: bool,
     groups, states = given["param_groups"], given["state"]
     own = run.optimizer.state_dict()["param_groups"]
     _require(isinstance(states, dict), "optimizer: its state is no mapping")
-    _require(isinstance(groups, list) and len(groups) == len(own), f"optimizer: it has not {len(own)} groups")
+    number = len(groups) if isinstance(groups, list) else "no list of"
+    _require(number == len(own), f"optimizer: it has {number} groups of parameters, the run has {len(own)}")
     for number, (group, wanted) in enumerate(zip(groups, own, strict=True)):
         place = f"optimizer group {number}"
         _require(isinstance(group, dict), f"{place} is no mapping")
@@ -182,7 +183,7 @@ def _is_integer(value: Any, least: int) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) >= LARGEST
+    return isinstance(value, float) or (isinstance(value, int) and _is_integer(value, -LARGEST))
 
 
 def _same_type(value: Any, wanted: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -147,3 +148,45 @@ def test_what_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot write \S+/file/lock: "):
         acquire(tmp_path / "file" / "lock", what="it", say=print)
     assert time.monotonic() - start < locks.PATIENCE_SECONDS / 2
+
+
+def test_a_clock_that_stands_still_ends_the_waiting_all_the_same(
+    tmp_path: Path, hold: Callable[[Path], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(tmp_path / "lock")
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    with pytest.raises(InputError, match="is in use by process"):
+        acquire(tmp_path / "lock", what="it", say=lambda _: None, patience=0.5)
+
+
+@pytest.mark.parametrize("way", ["removed", "moved", "replaced", "linked"])
+def test_a_folder_that_is_gone_is_noticed(tmp_path: Path, way: str) -> None:
+    """Written on, it would come into being anew, and another run may be in there."""
+    output = tmp_path / "run"
+    if way == "linked":  # the states lie on another disk, which is gone then
+        (tmp_path / "disk").mkdir()
+        output.mkdir()
+        (output / "training").symlink_to(tmp_path / "disk")
+    lock = acquire(output / locks.RUN_LOCK, what="it", say=print, patience=0)
+    locks.require_held(output / "best")
+    locks.require_held(tmp_path / "other")
+    if way == "removed":
+        shutil.rmtree(output)
+    elif way == "linked":
+        shutil.rmtree(tmp_path / "disk")
+    else:
+        output.rename(tmp_path / "elsewhere")
+    if way == "replaced":
+        (output / "training").mkdir(parents=True)
+        (output / locks.RUN_LOCK).touch()
+    with pytest.raises(InputError, match="run is no longer the folder of this run"):
+        locks.require_held(output / "best")
+    locks.require_held(tmp_path / "other")
+    lock.release()
+
+
+def test_folders_that_are_rings_of_links_or_no_names_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "ring").symlink_to(tmp_path / "ring")
+    for path in (tmp_path / "ring" / "lock", tmp_path / "a\0b" / "lock"):
+        with pytest.raises(InputError, match="cannot write"):
+            acquire(path, what="it", say=print, patience=0)
