@@ -307,6 +307,7 @@ def test_many_mutated_pictures(tmp_path: Path, ghostscript: Path) -> None:
 
 @pytest.mark.slow
 def test_pictures_as_large_as_may_be(tmp_path: Path, ghostscript: Path) -> None:
-    report = attack(looked_at(tmp_path), large_pictures(), batch=1)
+    # Each is decoded three times and more, in some ten seconds of a core that has nothing else to do.
+    report = attack(looked_at(tmp_path), large_pictures(), batch=1, seconds=120)
     print("large:", report.summary())
     assert report.findings == []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import random
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from seresnet_hub.images import (
     seeded,
     training_transform,
 )
+from seresnet_hub.photographs import left_out_of
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -113,6 +117,27 @@ def test_folders_give_their_images_in_order(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no images in this folder"):
         image_files([tmp_path / "empty"])
+
+
+def test_folders_that_cannot_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("open", "shut"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(encode(Image.new("RGB", (9, 9))))
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("shut"):  # as to a person who has no right to it; root has
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    with caplog.at_level(logging.WARNING):
+        assert image_files([tmp_path]) == [tmp_path / "open" / "a.png"]
+    assert f"{tmp_path / 'shut'}: left out, this folder cannot be read (Permission denied)" in caplog.text
+    with pytest.raises(InputError, match=r"shut: this folder cannot be read \(Permission denied\)"):
+        left_out_of(tmp_path)
 
 
 def test_evaluation_pixels_are_timms(photo: Image.Image) -> None:

@@ -61,6 +61,18 @@ def test_one_picture_or_many_in_any_form(model: nn.Module, photo: Image.Image, t
     assert [b[0]["index"] for b in batched] == [s[0]["index"] for s in single]
 
 
+def test_pictures_that_cannot_be_read_keep_their_places(model: nn.Module, photo: Image.Image) -> None:
+    bad = {0, 5, BATCH_SIZE + 1}
+    pictures = [b"no picture" if k in bad else photo for k in range(BATCH_SIZE + 2)]
+    told: list[int] = []
+    found = predict(model, pictures, topk=1, unreadable=lambda number, error: told.append(number))
+    assert told == sorted(bad)
+    assert [bool(classes) for classes in found] == [k not in bad for k in range(len(pictures))]
+    assert predict(model, [b""] * 3, unreadable=lambda *_: None) == [[], [], []]
+    with pytest.raises(InputError, match="not an image"):
+        predict(model, pictures)
+
+
 def test_features_are_timms(imagenet_model: nn.Module, photo: Image.Image) -> None:
     x = reference_input(imagenet_model, photo)
     with torch.no_grad():

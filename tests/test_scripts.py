@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -102,6 +103,29 @@ def test_predict_prints_its_result(
     assert [Path(p["image"]).name for p in result["predictions"]] == ["a.png", "b.jpg"]
     assert all(list(c) == ["index", "name", "score"] for p in result["predictions"] for c in p["classes"])
     assert all(len(p["classes"]) == 2 for p in result["predictions"])
+
+
+def test_a_bad_picture_among_others_costs_no_prediction(
+    trained: Path, tmp_path: Path, photo: Image.Image, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "c.png"):
+        photo.save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    arguments = [f"local-dir:{trained}", str(tmp_path)]
+    code = run(script("predict").main, arguments, exit_code=partial(script("predict").exit_code, None))
+    out, err = capfd.readouterr()
+    result = json.loads(out)
+    assert code == 1
+    assert [Path(p["image"]).name for p in result["predictions"]] == ["a.png", "c.png"]
+    assert result["predictions"][0]["classes"] == result["predictions"][1]["classes"]
+    (bad,) = result["unreadable"]
+    assert Path(bad["image"]).name == "b.png"
+    assert f"unreadable: {tmp_path / 'b.png'}: not a whole image" in err
+    for name in ("a.png", "c.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    code, out, err = call("predict", f"local-dir:{trained}", tmp_path, capfd=capfd)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == "error: none of the 3 pictures can be read"
 
 
 def test_compiled_models_say_the_same(
