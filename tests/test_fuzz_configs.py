@@ -18,6 +18,7 @@ from safetensors import safe_open
 import seresnet_hub
 from seresnet_hub.folder import sha256_of, timm_config, write_json, write_weights
 from seresnet_hub.hub import verify
+from seresnet_hub.hub_client import say
 from seresnet_hub.strict import STEP_COUNT
 
 SMALL, LARGE = 250, 10_000
@@ -230,6 +231,7 @@ def assert_harmless(report: Report) -> None:
 def warmed(folders: dict[str, Path], place: Path) -> Callable[[tuple[Path, bytes]], str]:
     """Return `acting`, after the originals went through it here: what Python and timm load once is loaded."""
     act = acting(place)
+    say("\x1b")  # tqdm makes a lock, and Python loads the codec of escapes
     for folder in folders.values():
         assert act((folder, (folder / "config.json").read_bytes())) == "verified: True"
     return act
