@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
         for text, before in zip(given, ["", *given], strict=False):
             option, equals, value = text.partition("=") if text.startswith("--") else (before, "=", text)
             if equals and not value.strip() and option != "--message":
-                self.error(f"argument {option if option.startswith('-') else text!r}: it is empty")
+                self.error(f"argument {option if option.startswith('-') else repr(text)}: it is empty")
         options = super().parse_args(args, namespace)
         for name, value in vars(options).items():
             for text in _texts(value) if name not in self.free else ():
@@ -53,7 +53,8 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        super().error(repr(message)[1:-1].replace("\\'", "'"))  # names that were given may hold terminal codes
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)  # names may hold terminal codes
+        super().error(shown)
 
 
 def _texts(value: Any) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
@@ -65,7 +66,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):  # readers differ in which of the two they take
-        raise ValueError(f"{reprlib.repr(next(key for key, value in pairs if table[key] is not value))} is there twice")
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"{reprlib.repr(key)} is there twice")
     return table
 
 

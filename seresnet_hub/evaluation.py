@@ -29,6 +29,7 @@ from seresnet_hub.images import model_transform
 from seresnet_hub.locks import only_writer
 from seresnet_hub.models import eval_mode
 from seresnet_hub.pictures import draw_confusion
+from seresnet_hub.recipe_fields import LEAST_CROP_PCT, LONGEST_SIDE
 from seresnet_hub.splits import Answers, in_class_order
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -122,8 +123,8 @@ def evaluate(
         raise InputError(
             f"a confusion matrix of {num_classes:,} classes is too large: {MOST_CONFUSED_CLASSES:,} at most"
         )
-    if crop_pct is not None and not 0 < crop_pct <= 1:
-        raise InputError(f"crop_pct={crop_pct}: must be above 0 and at most 1")
+    if crop_pct is not None and not LEAST_CROP_PCT <= crop_pct <= 1:
+        raise InputError(f"crop_pct={crop_pct}: must be between {LEAST_CROP_PCT} and 1")
     if workers is not None and workers < 0:
         raise InputError(f"workers={workers}: must be at least 0")
     if precision != "no" and precision not in AUTOCAST:
@@ -211,6 +212,8 @@ def _require_size(model: nn.Module, size: int) -> None:
     """Raise `InputError` where the model cannot take images of `size` pixels; computes shapes only."""
     stages = getattr(model, "feature_info", None)
     reduction = stages[-1].get("reduction", 1) if isinstance(stages, list) and stages else 1
+    if size > LONGEST_SIDE:
+        raise InputError(f"input size {size}: must be at most {LONGEST_SIDE} pixels")
     if size < reduction:
         raise InputError(f"input size {size}: the model makes one value of {reduction} pixels, so it takes no fewer")
     try:

@@ -30,6 +30,14 @@ def test_bad_input_is_one_line_and_code_2(capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr() == ("", "error: first second\n")
 
 
+def test_a_file_that_cannot_be_had_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    def main(_: object) -> None:
+        open("a" * 300 + "\x1b[31m")  # noqa: SIM115
+
+    assert run(main, []) == 2
+    assert capfd.readouterr().err.endswith("\\x1b[31m: File name too long\n")
+
+
 def test_ctrl_c_is_one_line_and_code_130(capfd: pytest.CaptureFixture[str]) -> None:
     def main(_: object) -> None:
         raise KeyboardInterrupt

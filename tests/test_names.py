@@ -8,7 +8,7 @@ import pytest
 
 import seresnet_hub
 from seresnet_hub.errors import InputError
-from seresnet_hub.names import ModelName, is_model_name, parse_name
+from seresnet_hub.names import ModelName, architecture_of, is_model_name, parse_name
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +84,17 @@ def test_a_name_means_one_thing(
         ),
         ("hf-hub:", "a name is missing after hf-hub:"),
         ("LOCAL-DIR:", "a name is missing after LOCAL-DIR:"),
+        ("", "model '' is empty"),
+        (" ", "model ' ' is empty"),
+        ("local-dir: ", "a name is missing"),
+        ("local-dir:a\0b", "no path has a zero byte in it"),
+        ("someone/model@../../x", "'../../x' is no name of a commit, a branch or a tag"),
+        ("someone/model@a b", "'a b' is no name of a commit"),
+        ("someone/model@-d", "'-d' is no name of a commit"),
+        ("hf-hub:someone/model@refs//x", "is no name of a commit"),
+        ("hf-hub:someone/model@a\u202eb", "is no name of a commit"),
+        ("someone/model@" + "a" * 201, "is no name of a commit"),
+        ("local-dir:" + "a" * 300, "there is no such folder"),
         ("hf-hub:someone", "'someone' is no name of a repository"),
         ("a b/c", "'a b/c' is no name of a repository"),
         ("https://example.org/a.pth", "is an address"),
@@ -124,3 +135,20 @@ def test_what_can_mean_nothing_is_one_line(given: str, message: str) -> None:
 )
 def test_models_are_told_from_pictures(given: str, is_model: bool) -> None:
     assert is_model_name(given) is is_model
+
+
+@pytest.mark.parametrize(
+    ("given", "architecture"),
+    [("seresnet50", "seresnet50"), ("seresnet50.ra2_in1k", "seresnet50"), ("seresnet50_8xb32_in1k", "seresnet50")],
+)
+def test_an_architecture_is_named_like_weights(given: str, architecture: str) -> None:
+    assert architecture_of(given) == architecture
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "resnet18.other/model", "runs/digits", "./resnet18", "LOCAL-DIR:runs/digits", "hf-hub:a/b", "resnet18.x"],
+)
+def test_what_is_no_architecture_is_refused(given: str) -> None:
+    with pytest.raises(InputError, match="timm has no (architecture|weights)"):
+        architecture_of(given)

@@ -250,7 +250,20 @@ def test_recipes_are_listed_and_explained(capfd: pytest.CaptureFixture[str]) -> 
         ("validate", ["local-dir:./nowhere", "--data", "digits"], "nowhere: there is no such folder"),
         ("validate", ["local-dir:MODEL", "--data", "digits", "--real"], "1,000 classes of ImageNet-1k, the model 10"),
         ("validate", ["local-dir:MODEL", "--data", "digits", "--input-size", "2"], "input size 2: the model makes one"),
-        ("validate", ["local-dir:MODEL", "--data", "digits", "--crop-pct", "2"], "crop_pct=2.0: must be above 0"),
+        ("validate", ["local-dir:MODEL", "--data", "digits", "--crop-pct", "2"], "crop_pct=2.0: must be between 0.1"),
+        ("validate", ["local-dir:MODEL", "--data", "digits", "--crop-pct", "1e-9"], "crop_pct=1e-09: must be between"),
+        (
+            "validate",
+            ["local-dir:MODEL", "--data", "digits", "--input-size", "100000"],
+            "size 100000: must be at most 2048",
+        ),
+        ("train", ["--set", "model=resnet18.some/one"], "timm has no architecture 'resnet18.some/one'"),
+        (
+            "convert",
+            ["local", "--output", "o", "--labels", "/dev/zero"],
+            "cannot read the labels /dev/zero: it is no file",
+        ),
+        ("convert", ["x", "--output", "o", "--model", "hf-hub:a/b"], "x: no such file"),
         ("validate", ["local-dir:MODEL", "--data", "digits", "--label-column", "real"], "no column 'real'"),
         ("validate", ["local-dir:MODEL", "--data", "digits", "--report", "TEXT"], "notes.txt is no folder"),
         ("predict", ["seresnet20_cifar", "missing.png"], "missing.png: no such file or folder"),
@@ -326,6 +339,58 @@ def test_help_loads_nothing_heavy(path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "--json" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", ""], "argument --data: it is empty"),
+        (["train", "--output="], "argument --output: it is empty"),
+        (["train", "--output", " "], "argument --output: it is empty"),
+        (["train", "--recipe", "a" * 256], "is longer than the name of a file can be"),
+        (["train", "--output", "\udcff"], r"'\udcff' is no UTF-8"),
+        (["push", "m", "--repo-id", "a/b", "--branch", ""], "argument --branch: it is empty"),
+        (["push", "m", "--repo-id", "a/b", "--tag="], "argument --tag: it is empty"),
+        (["push", "", "--repo-id", "a/b"], "argument '': it is empty"),
+        (["validate", "m", "--data", "digits", "--report", ""], "argument --report: it is empty"),
+        (["predict", "m", "a" * 300 + ".png"], "is longer than the name of a file can be"),
+        (["verify", "a/" * 2100], "is longer than the name of a file can be"),
+        (["convert", "a\0b", "--output", "o"], "has a zero byte in it"),
+        (["cards", "--directory", ""], "argument --directory: it is empty"),
+        (["benchmark", "loader", "--source", ""], "argument --source: it is empty"),
+        (["verify", "m", "--\x1b[31m"], r"unrecognized arguments: --\x1b[31m"),
+    ],
+)
+def test_what_can_name_nothing_ends_at_the_command_line(
+    arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(arguments[0]).parser().parse_args(arguments[1:])
+    out, err = capfd.readouterr()
+    assert (caught.value.code, out) == (2, "")
+    assert message in err
+    assert err.replace("\n", "").isprintable()
+
+
+def test_texts_that_may_be_anything_pass_the_command_line() -> None:
+    parse = importlib.import_module("push").parser().parse_args
+    assert parse(["m", "--repo-id", "a/b", "--message", "a" * 1000]).message == "a" * 1000
+    assert importlib.import_module("train").parser().parse_args(["--show-recipe"]).show_recipe == ""
+    assert importlib.import_module("predict").parser().parse_args(["\udcff.png"]).images == ["\udcff.png"]
+    url = "https://example.org/" + "a" * 300
+    assert importlib.import_module("convert").parser().parse_args([url, "--output", "o"]).source_file == url
+
+
+@pytest.mark.parametrize("closed", ["0<&-", ">&-"])
+def test_a_closed_stream_is_one_line(trained: Path, tmp_path: Path, photo: Image.Image, closed: str) -> None:
+    photo.save(tmp_path / "a.png")
+    picture = "-" if closed == "0<&-" else str(tmp_path / "a.png")
+    script = f'"$0" "$1" "$2" "$3" {closed}'
+    command = ["bash", "-c", script, sys.executable, str(SCRIPTS / "predict.py"), str(trained), picture]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "closed" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_a_wrong_option_is_told_before_anything_is_loaded() -> None:

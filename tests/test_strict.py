@@ -385,3 +385,73 @@ def test_verify_is_as_strict(folder: Path) -> None:
     assert verify(str(folder))["ok"]
     edit(folder, num_classes=5, model_args={"num_classes": 4})
     assert not verify(folder)["ok"]
+
+
+def test_no_tensor_is_read_before_the_header_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("seresnet_hub.strict.load_file", lambda path: (read.append(path), load_file(path))[1])
+    edit(folder, num_classes=5)
+    with pytest.raises(InputError, match="expected"):
+        seresnet_hub.load(folder)
+    assert not read
+    edit(folder, num_classes=4)
+    seresnet_hub.load(folder)
+    assert read
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"layers": [1_000_000, 1, 1]}, {"checkpoint_path": "/etc/passwd"}],
+    ids=str,
+)
+def test_a_network_without_its_weights_is_checked_as_well(
+    folder: Path, arguments: dict[str, Any], pretrained: bool
+) -> None:
+    assert seresnet_hub.load(folder, pretrained=False, num_classes=7).num_classes == 7
+    edit(folder, model_args=arguments)
+    with pytest.raises(InputError, match="far more|checkpoint_path"):
+        seresnet_hub.load(folder, pretrained=pretrained)
+
+
+def test_a_network_that_takes_forever_to_describe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TinyViT pairs all positions of a window in a loop of Python's own."""
+    monkeypatch.setattr("seresnet_hub.strict.BUILD_SECONDS", 1.0)
+    model = timm.create_model("tiny_vit_5m_224", num_classes=4)
+    write_weights(tmp_path, model.state_dict())
+    write_json(tmp_path / "config.json", timm_config(model, pretrained_cfg={}))
+    edit(tmp_path, model_args={"window_sizes": [256, 256, 256, 256]})
+    with pytest.raises(InputError, match="takes more than 1 seconds to make"):
+        seresnet_hub.load(tmp_path)
+
+
+def test_create_leaves_strangers_folders_to_load(folder: Path) -> None:
+    for name in (folder, str(folder), f"LOCAL-DIR:{folder}", "hf-hub:someone/model"):
+        with pytest.raises(InputError, match="use load, which checks"):
+            seresnet_hub.create(name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:-1] + b', "num_classes": 4}', "'num_classes' is there twice"),
+        (lambda text: b"\xef\xbb\xbf" + text, "cannot read"),
+        (lambda text: text.decode().encode("utf-16"), "cannot read"),
+        (lambda text: text[:-1] + b" " * 2**24 + b"}", "it has more than 16,777,216 bytes"),
+        (
+            lambda text: text.replace(b"seresnet20_cifar", b"seresnet20_cifar.c10"),
+            "no architecture 'seresnet20_cifar.c10'",
+        ),
+    ],
+)
+def test_a_config_of_another_form_is_one_line(folder: Path, damage: Callable[[bytes], bytes], message: str) -> None:
+    path = folder / "config.json"
+    path.write_bytes(damage(path.read_bytes().strip()))
+    with pytest.raises(InputError, match=message):
+        seresnet_hub.load(folder)
+
+
+def test_a_model_that_gives_maps_has_no_classes_to_name(folder: Path, photo: Image.Image) -> None:
+    edit(folder, model_args={"global_pool": ""}, seresnet_hub={"sha256": {}})
+    with pytest.raises(InputError, match="not one for each class|does not run|cannot create"):
+        seresnet_hub.predict(folder, photo)

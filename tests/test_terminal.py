@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from seresnet_hub.command_line import run
-from seresnet_hub.terminal import as_table
+from seresnet_hub.errors import LostProcessError, PrintableLog
+from seresnet_hub.terminal import as_table, tell
 
 RESULT = {"top1": 99.5, "steps": 12345, "stopped": None}
 
@@ -65,6 +66,22 @@ def test_lists_of_records_become_tables() -> None:
 def test_long_lists_are_cut() -> None:
     assert as_table({"fresh": list("abcdefghij")}) == "fresh  a, b, c, d, e, f, g, h, i, j"
     assert as_table({"fresh": list("abcdefghijk")}) == "fresh  a, b, c, d, e, f, g, h, … (11 in all)"
+
+
+def test_keys_that_a_file_names_are_escaped() -> None:
+    args = {"\x1b[2J": 1, "a\u202eb": {"\x07": [1]}}
+    text = as_table({"model_args": args, "files": {"\x1b[1m": {"\x1b[2m": "x"}}})
+    assert all(character.isprintable() for character in text.replace("\n", ""))
+
+
+def test_what_is_logged_and_told_is_escaped(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    PrintableLog("seresnet_hub.data").warning("left out: %s of %d", "a\x1b[31m\n\u202e", 3)
+    assert caplog.messages == [r"left out: a\x1b[31m\n\u202e of 3"]
+    tell("a\x1b[31m\u202e")
+    assert capfd.readouterr().err == "a\\x1b[31m\\u202e\n"
+    assert str(LostProcessError("a\x1b[31m")) == r"a\x1b[31m"
 
 
 def test_terminal_codes_in_names_are_escaped() -> None:
