@@ -122,7 +122,7 @@ def patiently(
 
 def _looked_up(happened: Callable[[], Answer | None], failure: Exception, what: str) -> Answer | None:
     try:
-        return happened()
+        return patiently(happened, f"{what}: looking whether it happened")
     except Overtaken:
         raise
     except InputError as error:
