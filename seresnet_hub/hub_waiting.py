@@ -39,6 +39,8 @@ from seresnet_hub.hub_transport import TRANSIENT, guarded
 # fails. Its limits count requests in windows of 300 s.
 TOO_MANY_PATIENCE, FAILING_PATIENCE = 600.0, 180.0
 LONGEST_USUAL_WAIT = 60.0
+# So much of a try counts at most: a large upload that breaks after an hour is tried again.
+MOST_OF_A_TRY = 60.0
 MOST_UNREADABLE, MOST_UNANSWERED = 3, 2  # tries, where answers are none of the Hub's, and where nothing answers at all
 
 Answer = TypeVar("Answer")
@@ -54,7 +56,7 @@ def say(line: str) -> None:
 
 @dataclass
 class Patience:
-    """How long one call has taken with its tries, of what it may; `tried` counts the tries."""
+    """How long one call has waited and failed, of what it may; `tried` counts the tries."""
 
     spent: float = 0.0
     tried: int = 0
@@ -109,7 +111,7 @@ def patiently(
             if isinstance(error, passing) or (happened and status_of(error) == 412) or (once and may_pass(error)):
                 raise
             failure = error
-        patience.spent += time.monotonic() - start
+        patience.spent += min(time.monotonic() - start, MOST_OF_A_TRY)
         wait = patience.next_wait(failure)
         if wait is not None:
             _wait(wait, f"{what}: {_short(failure)}")
