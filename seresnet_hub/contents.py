@@ -6,9 +6,10 @@ So each unit's pictures and labels are hashed when they are read, at gigabytes a
 
 from __future__ import annotations
 
+import json
 import mmap
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,7 +29,9 @@ class Contents:
     The hash (XXH3) tells damage and changes, not an attacker who looks for another unit of the same hash.
     """
 
-    def __init__(self, units: int) -> None:
+    def __init__(self, units: int, *, columns: Sequence[str] = (), folder: str = "") -> None:
+        """`columns` are those that are read of the shards, which lie in `folder`: paths in it count from there."""
+        self._columns, self._folder = json.dumps(columns), f"{folder}/" if folder else ""
         self._hashes = np.frombuffer(mmap.mmap(-1, max(8 * units, 1)), np.uint64, units)
         self._kept = np.zeros(units, np.uint64)
         self._next = time.monotonic() + SECONDS_BETWEEN
@@ -40,6 +43,8 @@ class Contents:
             data, path = (image.get("bytes"), image.get("path")) if image is not None else (None, None)
             if data is not None:
                 state.update(data)
+            if path is not None and self._folder:
+                path = path.replace(self._folder, "")  # a data set that was moved or copied is the same
             lengths.append((None if data is None else len(data), path, label))
         state.update(repr(lengths).encode())
         found = np.uint64(state.intdigest() or 1)
@@ -65,12 +70,14 @@ class Contents:
         known = np.where(self._hashes == 0, before, self._hashes)
         with suppress(InputError):  # without a cache folder they are known to this run alone
             if not np.array_equal(known, before):
-                write_record(kept_file(fingerprint, SUFFIX), {"units": [f"{number:x}" for number in known.tolist()]})
+                path = kept_file(fingerprint, SUFFIX)
+                others = read_record(path) or {}
+                write_record(path, {**others, self._columns: [f"{number:x}" for number in known.tolist()]})
             self._kept = self._hashes.copy()
 
     def _read(self, fingerprint: int) -> np.ndarray:
         nothing = np.zeros(len(self._hashes), np.uint64)
-        found = (read_record(kept_file(fingerprint, SUFFIX)) or {}).get("units")
+        found = (read_record(kept_file(fingerprint, SUFFIX)) or {}).get(self._columns)
         if not isinstance(found, list) or len(found) != len(nothing):
             return nothing
         try:

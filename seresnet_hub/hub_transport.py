@@ -62,7 +62,6 @@ def guarded(most_bytes: int = LARGEST_ANSWER) -> Iterator[None]:
     for kind, hook in (("request", _before), ("response", _after)):
         if hook not in hooks[kind]:
             hooks[kind].append(hook)
-    most = max(most_bytes, LARGEST_ANSWER) if most_bytes > LARGEST_ANSWER else most_bytes
     most = max(most_bytes, LARGEST_ERROR)
     token = _CALL.set(_Call(most_bytes=most, bytes_left=2 * most + RESENT))
     try:
@@ -101,6 +100,8 @@ def _after(response: Any) -> None:
     if "X-Repo-Commit" in headers:
         check_commit(headers["X-Repo-Commit"], response.request.url.host)
         etag = headers.get("X-Linked-Etag") or headers.get("ETag")
+        if response.status_code >= 400:  # that of the error's text
+            etag = None
         if etag is not None and not is_hash(re.sub(r'^(W/)?"(.*)"$', r"\2", etag)):
             raise InputError(f"{response.request.url.host} gives a file {etag[:60]!r} for its hash, which is none")
 

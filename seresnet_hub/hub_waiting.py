@@ -55,7 +55,7 @@ def say(line: str) -> None:
 
 @dataclass
 class Patience:
-    """How long one call has taken with its tries, of what it may; `tried` counts the tries."""
+    """How long one call has waited and failed, of what it may; `tried` counts the tries."""
 
     spent: float = 0.0
     tried: int = 0
@@ -125,7 +125,7 @@ def patiently(
 
 def _looked_up(happened: Callable[[], Answer | None], failure: Exception, what: str) -> Answer | None:
     try:
-        return happened()
+        return patiently(happened, f"{what}: looking whether it happened")
     except Overtaken:
         raise
     except InputError as error:

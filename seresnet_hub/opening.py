@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import warnings
 from io import BytesIO
@@ -33,7 +34,12 @@ MOST_PIXELS = 2**30 // 12
 MOST_BYTES = 2**30
 # A progressive JPEG is decoded anew in each of its scans, of which usual files have about ten.
 MOST_SCANNED = 2**31
-START_OF_SCAN, LEAST_SCAN = b"\xff\xda", 10  # its marker, and the bytes that a scan has at least
+LEAST_SCAN = 10  # bytes
+# Usual files have a few dozen segments besides those of 64 KiB each that hold more than one takes.
+MOST_SEGMENTS = 100_000
+# The markers that a length follows, and the one that ends the picture (ITU T.81, table B.1).
+MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
+START_OF_SCAN, END_OF_PICTURE = b"\xda", b"\xd9"
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
@@ -71,7 +77,17 @@ def takes_too_long(jpeg: bytes | memoryview, pixels: int) -> bool:
     """Return whether a JPEG file has so many scans that decoding it would take minutes."""
     if len(jpeg) * pixels < LEAST_SCAN * MOST_SCANNED:  # as most have; their scans need not be counted
         return False
-    return bytes(jpeg).count(START_OF_SCAN) * pixels > MOST_SCANNED
+    # Behind its end phones put videos, whose bytes look like many scans.
+    at, scans = 2, 0
+    for _ in range(MOST_SEGMENTS):
+        found = MARKER.search(jpeg, at)
+        if found is None or found[1] == END_OF_PICTURE:
+            return False
+        scans += found[1] == START_OF_SCAN
+        if scans * pixels > MOST_SCANNED:
+            return True
+        at = found.end() + int.from_bytes(jpeg[found.end() : found.end() + 2], "big")
+    return True
 
 
 def read_file(path: str | Path, *, most: int = MOST_BYTES) -> bytes:
@@ -82,7 +98,7 @@ def read_file(path: str | Path, *, most: int = MOST_BYTES) -> bytes:
     """
     try:
         _require_regular(os.stat(path), most)  # opening some devices does something
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb", buffering=0) as file:
             before = os.fstat(descriptor)
             _require_regular(before, most)  # it may be another file by now

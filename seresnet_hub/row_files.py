@@ -22,6 +22,12 @@ from seresnet_hub.retrying import retrying
 ARCHIVES = ("zip://",)  # how `datasets` names a file in an archive: zip://cat/1.jpg::/data/train.zip
 
 
+def folder_of(files: Sequence[str]) -> str:
+    """Return the innermost folder that all these files lie in or below."""
+    prefix = os.path.commonprefix([file.rpartition("/")[0] + "/" for file in files])  # noqa: RUF071  # cut here
+    return prefix.rpartition("/")[0]
+
+
 class ForeignFileError(UnavailableError):
     """A row names a file that does not belong to its data set."""
 
@@ -43,8 +49,7 @@ class RowFiles:
         if os.path.isdir(source):
             return cls(os.path.abspath(source), lists_pictures)
         containers = [file.rpartition("::")[2] for file in files]
-        folder = os.path.commonprefix([file.rpartition("/")[0] + "/" for file in containers])  # noqa: RUF071
-        folder = folder.rpartition("/")[0]
+        folder = folder_of(containers)
         if "://" in folder:
             named = folder.partition("://")[2]
             return cls(folder if named else "", lists_pictures)

@@ -18,6 +18,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.folder import cache_folder, replacing
 from seresnet_hub.opening import read_file
 from seresnet_hub.retrying import ATTEMPTS, retrying
+from seresnet_hub.row_files import folder_of
 
 # fsspec reads this many bytes more than it is asked for, by default five million: bytes of the next row group.
 READ_AHEAD = 1
@@ -38,8 +39,7 @@ def shard_states(files: Sequence[str]) -> tuple[Shard, ...]:
     The etag of a local parquet shard is the hash of its end, where it says what it holds, so that a copy is the same
     shard; of other local files it is the time of the last change.
     """
-    prefix = os.path.commonprefix([file.rpartition("/")[0] + "/" for file in files])  # noqa: RUF071  # cut below
-    common = len(prefix.rpartition("/")[0]) + 1
+    common = len(folder_of(files)) + 1
     with ThreadPoolExecutor(16) as pool:
         folders = {file.rpartition("/")[0] for file in files if file.startswith("hf://")}
         listed = {key: info for infos in pool.map(_hub_folder, folders) for key, info in infos.items()}

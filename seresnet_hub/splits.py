@@ -22,7 +22,7 @@ from seresnet_hub.contents import Contents
 from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.photographs import ENDINGS, left_out_of, trouble_in
 from seresnet_hub.retrying import OPENING_ATTEMPTS, retrying
-from seresnet_hub.row_files import RowFiles
+from seresnet_hub.row_files import RowFiles, folder_of
 from seresnet_hub.shards import (
     READ_AHEAD,
     Shard,
@@ -119,7 +119,7 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
         unit_shards=unit_shards,
         files=files,
         row_files=RowFiles.of(path, files, lists_pictures=isinstance(builder, ImageFolder)),
-        contents=Contents(len(unit_rows)),
+        contents=Contents(len(unit_rows), columns=(image_column, label_column), folder=folder_of(files)),
         dataset=stream,
         siblings=tuple(streams),
     )

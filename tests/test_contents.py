@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 from conftest import WriteSplit, numbered_picture, numbers_in
 
@@ -82,6 +84,41 @@ def test_a_copy_is_the_same_data(shard: Path, tmp_path: Path) -> None:
     other = open_split(str(copy), "train")
     require_same_shards(other, split.fingerprint)
     assert len(list(loader(other, None, RECIPE))) == 4
+
+
+def test_a_folder_of_pictures_may_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows have no bytes, but whole paths."""
+    monkeypatch.setenv("SERESNET_HUB_CACHE", str(tmp_path / "cache"))
+    for k in range(12):
+        path = tmp_path / "one" / ("cat", "dog")[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(numbered_picture(k))
+    split = open_split(str(tmp_path / "one"), "train")
+    list(loader(split, None, RECIPE))
+    (tmp_path / "one").rename(tmp_path / "two")
+    moved = open_split(str(tmp_path / "two"), "train")
+    require_same_shards(moved, split.fingerprint)
+    (batch, _) = loader(moved, None, replace(RECIPE, batch_size=6))
+    assert batch.mask.all()
+
+
+def test_what_was_read_of_another_column_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERESNET_HUB_CACHE", str(tmp_path / "cache"))
+    labels = datasets.ClassLabel(names=["a", "b"])
+    features = datasets.Features({"image": datasets.Image(), "label": labels, "other": labels})
+    images = [{"bytes": numbered_picture(k), "path": None} for k in range(12)]
+    columns = {"image": images, "label": [0, 1] * 6, "other": [1, 0] * 6}
+    (tmp_path / "data").mkdir()
+    table = pyarrow.table(columns, features.arrow_schema)
+    pyarrow.parquet.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet")
+    splits = [open_split(str(tmp_path / "data"), "train", label_column=name) for name in ("label", "other")]
+    for split in splits:
+        list(loader(split, None, RECIPE))
+    for name in ("label", "other"):
+        again = open_split(str(tmp_path / "data"), "train", label_column=name)
+        require_same_shards(again, splits[0].fingerprint)
+        assert again.contents._hashes.all()  # what was read of its own column is known
+        assert sum(int(batch.mask.sum()) for batch in loader(again, None, RECIPE)) == 12
 
 
 def test_labels_count_too() -> None:

@@ -226,6 +226,24 @@ def test_a_commit_that_somebody_else_has_built_on_is_found(
     assert f"is at {theirs[:12]} since: somebody else pushed on top of {ours[:12]}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("action", [Status(503), Drop(), Garble()], ids=str)
+@pytest.mark.parametrize("times", [1, None])
+def test_looking_for_a_pull_request_whose_answer_was_lost_is_bounded_too(
+    hub: HubServer, folder: Path, action: Action, times: int | None
+) -> None:
+    """The list of pull requests is asked for a second time then, and may fail as any request."""
+    hub.create("model", REPO)
+    hub.fault("POST", "/commit/", LoseAnswer())
+    hub.fault("GET", "/discussions", action, times=times, after=1)
+    end, result = call(lambda: room.push(folder, REPO, pr=True))
+    if times:
+        assert end == "done", result
+    else:
+        assert "whether it was done cannot be found out" in result
+    hub.faults.clear()
+    assert room.push(folder, REPO, pr=True)["url"].endswith("/discussions/1")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("action", [None, *PASSING], ids=str)
 @pytest.mark.parametrize("equal", [True, False], ids=["equal", "different"])

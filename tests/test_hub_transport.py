@@ -179,6 +179,18 @@ def test_headers_that_name_files_in_the_cache_hold_hashes_alone(
     assert after == before
 
 
+def test_a_file_that_is_gone_meanwhile_is_said_to_be(
+    hub: HubServer, published: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub names the commit then, and the text of the error has an ETag of its own."""
+    gone = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": "a" * 40, "ETag": 'W/"f-0123456789abcdefghijklmnop"'}
+    change_answers(
+        monkeypatch, "/resolve/main/config.json", lambda _: Answer(status=404, headers=gone, body=b"Entry not found")
+    )
+    with pytest.raises(InputError, match="fetching config.json of someone/model: the Hub answered 404"):
+        room.load(REPO)
+
+
 @pytest.mark.parametrize("spoil", [Garble(), Garble(b""), Truncate(10)], ids=["a page", "nothing", "cut"])
 @pytest.mark.parametrize("path", ["/resolve/.*config.json", "/cdn/"])
 def test_a_file_that_arrives_as_something_else_is_fetched_again(

@@ -6,6 +6,7 @@ import sys
 import time
 from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_actions import Drop, Garble, Status
@@ -14,6 +15,7 @@ from hub_server import Handler, HubServer
 from huggingface_hub import HfApi
 
 from seresnet_hub import hub as room
+from seresnet_hub import hub_waiting
 from seresnet_hub.errors import InputError
 from seresnet_hub.hub_client import head_of
 from seresnet_hub.hub_waiting import FAILING_PATIENCE, TOO_MANY_PATIENCE, patiently
@@ -98,6 +100,29 @@ def test_all_waits_together_have_an_end(
     assert patience / 2 < sum(pauses) <= patience
     assert pauses[:6] == [1, 2, 4, 8, 16, 32]
     assert max(pauses) <= 60
+
+
+@pytest.mark.parametrize(("breaks", "tries"), [(2, 3), (1000, 3)])
+def test_what_breaks_after_an_hour_is_tried_again_and_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch, breaks: int, tries: int
+) -> None:
+    now, seen = [0.0], []
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.append(now.pop() + seconds))
+    monkeypatch.setattr(hub_waiting, "time", clock)
+
+    def work() -> str:
+        seen.append(now[0])
+        now[0] += 3600
+        if len(seen) <= breaks:
+            raise ConnectionResetError("cut off")
+        return "done"
+
+    if breaks < tries:
+        assert patiently(work, "uploading") == "done"
+    else:
+        with pytest.raises(InputError, match="uploading: cut off"):
+            patiently(work, "uploading")
+    assert len(seen) == tries
 
 
 def test_what_does_not_pass_is_not_waited_for(hub: HubServer, pauses: list[float]) -> None:

@@ -102,6 +102,32 @@ def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
         decoder.decode(hostile)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_lies_behind_a_jpeg_is_no_scan_of_it(progressive: bool) -> None:
+    """Phones put a video there; so may a thumbnail in front have scans of its own."""
+    thumbnail = encode(Image.new("RGB", (16, 16)), "JPEG") * 40
+    picture = encode(Image.new("RGB", (4000, 4000)), "JPEG", progressive=progressive, exif=b"Exif\0\0" + thumbnail)
+    video = b"\xff\xda\x00\x0c" * 5000
+    for data in (picture + video, memoryview(picture + video)):
+        assert not takes_too_long(data, 4000 * 4000)
+        assert read_image(data).size == (4000, 4000)
+
+
+def test_a_jpeg_of_a_million_empty_segments_is_refused() -> None:
+    whole = encode(Image.new("RGB", (4000, 4000)), "JPEG")
+    hostile = whole[:-2] + b"\xff\xfe\x00\x02" * 1_000_000 + whole[-2:]
+    assert takes_too_long(hostile, 4000 * 4000)
+
+
+@pytest.mark.parametrize("hidden", [b"\xff\xd8", b"\xff\x05\xff\xff", b"\xff\xd0", b"\xff\x00\xff\xff\xff", b"abc"])
+def test_no_scan_hides_behind_bytes_that_a_decoder_passes_over(hidden: bytes) -> None:
+    whole = encode(Image.new("RGB", (4000, 4000)), "JPEG", progressive=True)
+    scan = whole.rindex(b"\xff\xda")
+    length = int.from_bytes(whole[scan + 2 : scan + 4], "big")
+    hostile = whole[:-2] + hidden + whole[scan : scan + 2 + length] * 5000 + b"\xff\xd9"
+    assert takes_too_long(hostile, 4000 * 4000)
+
+
 def test_grey_of_32_bits_is_scaled_as_16_bits_are() -> None:
     levels = np.array([[0, 128, 129, 65535, 70000, -5]], dtype=np.int32)
     shown = np.asarray(read_image(Image.fromarray(levels)))[0, :, 0]
