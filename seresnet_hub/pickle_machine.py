@@ -231,10 +231,10 @@ class Machine:
                 values = self._pop_mark()
                 self._set_items(self._top(), values)
             case "GLOBAL":
-                push(named(*argument.split(" ", 1)))
+                push(named(self._account, *argument.split(" ", 1)))
             case "STACK_GLOBAL":
                 attribute, module = self._pop(), self._pop()
-                push(named(module, attribute))
+                push(named(self._account, module, attribute))
             case "REDUCE":
                 arguments, function = self._pop(), self._pop()
                 push(called(self._account, function, arguments))
@@ -247,7 +247,7 @@ class Machine:
                 self._instantiate(kind, tuple(rest))
             case "INST":
                 arguments = tuple(self._pop_mark())
-                self._instantiate(named(*argument.split(" ", 1)), arguments)
+                self._instantiate(named(self._account, *argument.split(" ", 1)), arguments)
             case "BUILD":
                 state = self._pop()
                 self._build(self._top(), state)

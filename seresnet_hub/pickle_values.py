@@ -335,8 +335,9 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
-def named(module: Any, name: Any) -> Global:
+def named(account: Account, module: Any, name: Any) -> Global:
     """Return the name of something outside the stream. Errors: `Refused` where naming it is reason enough."""
+    account.spend("names", 1)
     if not isinstance(module, str) or not isinstance(name, str):
         raise Refused("it names something with what is no text")
     if len(module) > BUDGET.name_characters or len(name) > BUDGET.name_characters:
