@@ -78,12 +78,13 @@ class RowFiles:
     def _own_file(self, path: str) -> Path:
         if not self.folder or "://" in self.folder or "\0" in path:
             raise self._foreign()
-        file = os.path.normpath(os.path.join(self.folder, path))
-        if not Path(file).is_relative_to(self.folder):
+        file = Path(os.path.normpath(os.path.join(self.folder, path)))
+        real = os.path.realpath(self.folder)  # which `datasets` names where the folder is, or lies behind, a link
+        if not any(file.is_relative_to(folder) for folder in (self.folder, real)):
             raise self._foreign()
-        if not self.lists_pictures and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(self.folder)):
+        if not self.lists_pictures and not Path(os.path.realpath(file)).is_relative_to(real):
             raise self._foreign()
-        return Path(file)
+        return file
 
     def _foreign(self) -> ForeignFileError:
         return ForeignFileError(

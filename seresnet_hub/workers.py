@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,7 +33,6 @@ STATES = {"T": "stopped", "t": "stopped", "D": "waiting for a disk or a network"
 # Two queues' ends and two of a process; what the loader itself and the reading of shards need.
 FILES_OF_A_WORKER, FILES_OF_A_LOADER = 4, 16
 LOCKS_OF_A_WORKER, LOCKS_OF_A_LOADER = 3, 10
-FORK = get_context("fork")
 
 log = PrintableLog(__name__)
 
@@ -55,7 +54,7 @@ class Workers:
         loader: DataLoader[Any] = loader_of(
             num_workers=number, timeout=LOOK_EVERY if number else 0, generator=torch.Generator(),
             worker_init_fn=partial(_start_worker, self._shared) if number else None,
-            multiprocessing_context=FORK if number else None,
+            multiprocessing_context=get_context("fork") if number else None,
         )  # fmt: skip
         try:
             self._answers: Iterator[Any] = iter(loader)
@@ -116,13 +115,17 @@ def _require_room(number: int) -> None:
 
     Where torch's loader finds that out itself, it leaves workers behind and prints a traceback.
     """
+    if not number:
+        return
+    if "fork" not in get_all_start_methods():
+        raise InputError(f"workers={number}: this system cannot fork processes; set workers=0")
     files: list[int] = []
     locks: list[Any] = []
     try:
-        for _ in range(FILES_OF_A_WORKER * number + FILES_OF_A_LOADER if number else 0):
+        for _ in range(FILES_OF_A_WORKER * number + FILES_OF_A_LOADER):
             files.append(os.open(os.devnull, os.O_RDONLY))
-        for _ in range(LOCKS_OF_A_WORKER * number + LOCKS_OF_A_LOADER if number else 0):
-            locks.append(FORK.Lock())
+        for _ in range(LOCKS_OF_A_WORKER * number + LOCKS_OF_A_LOADER):
+            locks.append(get_context("fork").Lock())
     except OSError as error:
         raise _cannot_start(number, error) from error
     finally:

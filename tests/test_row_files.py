@@ -108,6 +108,26 @@ def test_links_of_a_persons_own_folder_are_followed(tmp_path: Path) -> None:
         RowFiles(str(folder)).read(linked)
 
 
+@pytest.mark.parametrize("linked", ["folder", "above"])
+def test_a_folder_that_is_or_lies_behind_a_link_is_read(tmp_path: Path, linked: str) -> None:
+    """As data on another disk often are: the library that lists the pictures says where they really are."""
+    for name in ("cat", "dog"):
+        (tmp_path / "disk" / "folder" / name).mkdir(parents=True)
+        (tmp_path / "disk" / "folder" / name / "1.png").write_bytes(numbered_picture(1))
+    source = tmp_path / "link" / "folder" if linked == "above" else tmp_path / "link"
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / ("" if linked == "above" else "folder"))
+    (batch,) = loader(str(source), "train", RECIPE)
+    assert batch.mask.all()
+    (tmp_path / "disk" / "secret.png").write_bytes(numbered_picture(2))
+    for path in (
+        tmp_path / "disk" / "secret.png",
+        source / ".." / "secret.png",
+        source / "cat" / "../../../secret.png",
+    ):
+        with pytest.raises(ForeignFileError):
+            RowFiles(str(source), lists_pictures=True).read(str(path))
+
+
 def test_addresses_must_begin_with_the_data_sets_own() -> None:
     own = RowFiles("hf://datasets/ns/name@main/train")
     for path in (

@@ -117,6 +117,32 @@ def test_batches_that_memory_cannot_hold_are_refused() -> None:
         _Ring(4, (10_000_000, 9000, 9000, 3))
 
 
+def test_a_system_that_cannot_fork_trains_without_workers(write_split: WriteSplit) -> None:
+    """As Windows, which has no such flag of `os.open` either."""
+    code = """
+import multiprocessing.context, os, sys
+del multiprocessing.context._concrete_contexts["fork"]
+multiprocessing.context.DefaultContext.get_all_start_methods = lambda self: ["spawn"]
+import multiprocessing
+multiprocessing.get_all_start_methods = lambda: ["spawn"]
+del os.O_CLOEXEC
+"""
+    imports, rest = CODE.replace("BEFORE", "pass").split("def main", 1)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"{code}{imports}def main{rest}", str(write_split([[64] * 2])), "0"],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, '{"batches": 2}\n'), done.stderr
+
+
+def test_workers_on_a_system_that_cannot_fork_are_refused(
+    write_split: WriteSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(InputError, match="workers=2: this system cannot fork processes; set workers=0"):
+        next(iter(loader(str(write_split([[200] * 10])), "train", RECIPE, workers=2)))
+
+
 def test_states_of_processes() -> None:
     assert module._state(os.getpid()) == "computing"
     assert module._state(2**22 + 1) == "unknown"
