@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.inference import predict
     from seresnet_hub.loading import load
     from seresnet_hub.names import is_model_folder, is_model_name
+    from seresnet_hub.opening import MOST_BYTES
     from seresnet_hub.picture_files import picture_files
     from seresnet_hub.terminal import tell
     from seresnet_hub.weights import OWN_WEIGHTS
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     for given in given_images:
         if given == "-":
             names.append("-")
-            pictures.append(sys.stdin.buffer.read() if sys.stdin else b"")  # closed: there is nothing to read from
+            pictures.append(sys.stdin.buffer.read(MOST_BYTES + 1) if sys.stdin else b"")  # closed: there is nothing to read from
             continue
         found, left_out = picture_files(given)
         if left_out:

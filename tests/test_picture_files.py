@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -57,3 +58,19 @@ def test_the_command_says_what_it_leaves_out(capfd: pytest.CaptureFixture[str]) 
     ]  # fmt: skip
     said = capfd.readouterr().out
     assert ".: 5 images left out (runs/begun/training/log.png …), of models, runs and reports in it" in said
+
+
+def test_standard_input_without_an_end_is_not_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    import predict
+
+    from seresnet_hub import opening
+
+    class Endless:
+        def read(self, most: int = -1) -> bytes:
+            assert 0 <= most <= 1001, "it reads all there is"
+            return bytes(most)
+
+    monkeypatch.setattr(opening, "MOST_BYTES", 1000)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Endless()))
+    with pytest.raises(InputError, match=r"too large a picture \(1,001 bytes"):
+        predict.main(["-"])
