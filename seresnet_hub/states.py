@@ -48,8 +48,9 @@ def list_states(output: Path) -> list[Path]:
 def save_state(output: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path:
     """Write `state` whole or not at all, then delete all but it and the `keep - 1` before it; return the file.
 
-    A state is a tree of mappings and lists over tensors, numbers, texts and None; `state["step"]` numbers it. Tensors
-    lose their memory layout, tuples become lists. Errors: `InputError` where the disk is full or read-only.
+    A state is a tree of mappings and lists over tensors, their types, numbers, texts and None; `state["step"]` numbers
+    it. Tensors lose their memory layout, tuples become lists. Errors: `InputError` where the disk is full or read-only,
+    the run's folder is gone, or the state has something else in it.
     """
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_split(state, "", tensors))
@@ -133,7 +134,11 @@ def _split(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
         return {"items": [[key, _split(item, f"{name}/{key}".lstrip("/"), tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         return [_split(item, f"{name}/{index}", tensors) for index, item in enumerate(value)]
-    return value
+    if isinstance(value, torch.dtype):  # some optimisers have one among their settings
+        return {"dtype": str(value).removeprefix("torch.")}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise InputError(f"cannot save a state: its {name} is a {type(value).__name__}; choose another optimizer")
 
 
 def _join(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -142,6 +147,11 @@ def _join(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if isinstance(value, dict):
         if "tensor" in value:
             return tensors[value["tensor"]]
+        if "dtype" in value:
+            dtype = getattr(torch, value["dtype"])
+            if not isinstance(dtype, torch.dtype):
+                raise DamagedState(f"{value['dtype']!r} is no type of torch's")
+            return dtype
         return {key: _join(item, tensors) for key, item in value["items"]}
     return value
 
