@@ -72,6 +72,8 @@ def parse_name(given: str | Path) -> ModelName:
         if os.path.isdir(repo_id.partition("/")[0]):  # rather a folder misspelt than a repository
             raise InputError(f"{given}: there is no such folder; for the Hub's repository write {HUB}:{given}")
         return _repository(given)
+    if timm.is_model(given.partition(".")[0]):  # and a slash after an "@"
+        raise InputError(f"timm has no weights {given!r}")
     return ModelName(name=given)  # unknown: timm says so
 
 

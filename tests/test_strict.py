@@ -420,7 +420,7 @@ def test_a_network_that_takes_forever_to_describe_is_refused(tmp_path: Path, mon
     model = timm.create_model("tiny_vit_5m_224", num_classes=4)
     write_weights(tmp_path, model.state_dict())
     write_json(tmp_path / "config.json", timm_config(model, pretrained_cfg={}))
-    edit(tmp_path, model_args={"window_sizes": [256, 256, 256, 256]})
+    edit(tmp_path, model_args={"window_sizes": [64, 64, 64, 64]})
     with pytest.raises(InputError, match="takes more than 1 seconds to make"):
         seresnet_hub.load(tmp_path)
 
