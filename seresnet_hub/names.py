@@ -131,9 +131,9 @@ def require_model_folder(directory: Path) -> None:
 
 
 def _folder(path: str) -> ModelName:
-    path = os.path.expanduser(path)
     if "\0" in path:
         raise InputError(f"model folder {path!r}: no path has a zero byte in it")
+    path = os.path.expanduser(path)
     return ModelName(name=f"{FOLDER}:{path}", folder=Path(path))
 
 

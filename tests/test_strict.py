@@ -437,6 +437,7 @@ def test_create_leaves_strangers_folders_to_load(folder: Path) -> None:
         (lambda text: text[:-1] + b', "num_classes": 4}', "'num_classes' is there twice"),
         (lambda text: b"\xef\xbb\xbf" + text, "cannot read"),
         (lambda text: text.decode().encode("utf-16"), "cannot read"),
+        (lambda text: text[:-1] + b', "a": [' + b"[]," * 300_000 + b"0]}", "it has more than 500,000 entries"),
         (lambda text: text[:-1] + b" " * 2**24 + b"}", "it has more than 16,777,216 bytes"),
         (
             lambda text: text.replace(b"seresnet20_cifar", b"seresnet20_cifar.c10"),
