@@ -26,7 +26,8 @@ FACTORY_ARGUMENTS = frozenset(
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
 NEVER_NULL = ("model_args", "pretrained_cfg", FACTS_KEY)  # timm and we read in them
-MOST_BYTES = 2**24  # twice the names and descriptions of ImageNet-21k's 21,843 classes take 3 MB
+# The names and descriptions of ImageNet-21k's 21,843 classes take 2 MB. A config is parsed several times, by timm too.
+MOST_BYTES, MOST_ENTRIES = 2**24, 500_000
 MOST_CLASSES = 10_000_000
 LARGEST_ARGUMENT = 1_000_000
 
@@ -55,6 +56,8 @@ def _read(path: Path) -> dict[str, Any]:
             text = file.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+        if sum(map(text.count, (b",", b"[", b"{"))) > MOST_ENTRIES:  # before millions of lists are made of them
+            raise ValueError(f"it has more than {MOST_ENTRIES:,} entries")
         config = json.loads(text.decode("utf-8"), object_pairs_hook=_table)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}") from error

@@ -72,6 +72,8 @@ def parse_name(given: str | Path) -> ModelName:
         if os.path.isdir(repo_id.partition("/")[0]):  # rather a folder misspelt than a repository
             raise InputError(f"{given}: there is no such folder; for the Hub's repository write {HUB}:{given}")
         return _repository(given)
+    if timm.is_model(given.partition(".")[0]):  # and a slash after an "@"
+        raise InputError(f"timm has no weights {given!r}")
     return ModelName(name=given)  # unknown: timm says so
 
 
@@ -129,9 +131,9 @@ def require_model_folder(directory: Path) -> None:
 
 
 def _folder(path: str) -> ModelName:
-    path = os.path.expanduser(path)
     if "\0" in path:
         raise InputError(f"model folder {path!r}: no path has a zero byte in it")
+    path = os.path.expanduser(path)
     return ModelName(name=f"{FOLDER}:{path}", folder=Path(path))
 
 

@@ -29,8 +29,8 @@ PREFIXES = [
     "hf-hub::", "hf-hub://", "hub:", "file:", "file://", "http://", "HTTPS://", "data:", "C:", " hf-hub:",
 ]  # fmt: skip
 STEMS = [
-    "seresnet20_cifar", "seresnet20_cifar.c10", "SEResNet20_cifar.c10", "seresnet50.mm_in1k",
-    "seresnet50_8xb32_in1k", "test_resnet", "test_resnet.r160_in1k", "model", "./model", "../place/model", "model/",
+    "seresnet20_cifar", "seresnet20_cifar.c10", "SEResNet20_cifar.c10",
+    "test_resnet", "test_resnet.r160_in1k", "model", "./model", "../place/model", "model/",
     "model/.", "model/../model", "test_vit", "someone/model", "a/b/c", "/etc/passwd", "/dev/zero", "~/model",
     "~root", "..", ".", "/", "-", "--help", "", " ", "test_resnet.evil/name", "seresnet20_cifar.c10/../model",
     "model\0", "mod\nel", "\x1b[2Jmodel", "\u202emodel", "mödel", "ｍodel", "model.safetensors", "runs",

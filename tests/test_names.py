@@ -84,6 +84,8 @@ def test_a_name_means_one_thing(
         ),
         ("hf-hub:", "a name is missing after hf-hub:"),
         ("LOCAL-DIR:", "a name is missing after LOCAL-DIR:"),
+        ("seresnet20_cifar.c10@../../x", "timm has no weights 'seresnet20_cifar.c10@../../x'"),
+        ("~\0/a", "no path has a zero byte in it"),
         ("", "model '' is empty"),
         (" ", "model ' ' is empty"),
         ("local-dir: ", "a name is missing"),

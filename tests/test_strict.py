@@ -420,7 +420,7 @@ def test_a_network_that_takes_forever_to_describe_is_refused(tmp_path: Path, mon
     model = timm.create_model("tiny_vit_5m_224", num_classes=4)
     write_weights(tmp_path, model.state_dict())
     write_json(tmp_path / "config.json", timm_config(model, pretrained_cfg={}))
-    edit(tmp_path, model_args={"window_sizes": [256, 256, 256, 256]})
+    edit(tmp_path, model_args={"window_sizes": [64, 64, 64, 64]})
     with pytest.raises(InputError, match="takes more than 1 seconds to make"):
         seresnet_hub.load(tmp_path)
 
@@ -437,6 +437,7 @@ def test_create_leaves_strangers_folders_to_load(folder: Path) -> None:
         (lambda text: text[:-1] + b', "num_classes": 4}', "'num_classes' is there twice"),
         (lambda text: b"\xef\xbb\xbf" + text, "cannot read"),
         (lambda text: text.decode().encode("utf-16"), "cannot read"),
+        (lambda text: text[:-1] + b', "a": [' + b"[]," * 300_000 + b"0]}", "it has more than 500,000 entries"),
         (lambda text: text[:-1] + b" " * 2**24 + b"}", "it has more than 16,777,216 bytes"),
         (
             lambda text: text.replace(b"seresnet20_cifar", b"seresnet20_cifar.c10"),
