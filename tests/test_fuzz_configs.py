@@ -40,14 +40,15 @@ TEXTS = [
     "http://127.0.0.1:9/x.pth", "resnet18.a1_in1k", "se", "eca", "cbam", "Bottleneck", "\0", "ü",
 ]  # fmt: skip
 ARGUMENTS = [
-    "layers", "block", "channels", "block_args", "depths", "depth", "dims", "embed_dim", "num_heads", "img_size", "act_layer",
-    "norm_layer", "global_pool", "in_chans", "num_classes", "drop_rate", "drop_path_rate", "output_stride", "stem_type",
-    "stem_width", "cardinality", "base_width", "avg_down", "aa_layer", "patch_size", "pretrained", "pretrained_cfg",
-    "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only", "out_indices", "feature_cls", "kwargs_filter",
-    "pretrained_strict", "pretrained_filter_fn", "model_cls", "scriptable", "exportable", "no_jit", "device", "dtype",
-    "cfg", "block_types", "window_size", "mlp_ratio", "init_values", "class_token", "pos_embed", "dynamic_img_size",
-    "strict_img_size", "stem_chs", "width_factor", "attn_layer", "replace_stride_with_dilation", "zero_init_last",
-    "pruned", "model_name", "self", "weight_init", "fix_init", "use_abs_pos_emb", "reduce_first", "down_kernel_size",
+    "layers", "block", "channels", "block_args", "depths", "depth", "dims", "embed_dim", "num_heads", "img_size",
+    "act_layer", "norm_layer", "global_pool", "in_chans", "num_classes", "drop_rate", "drop_path_rate",
+    "output_stride", "stem_type", "stem_width", "cardinality", "base_width", "avg_down", "aa_layer", "patch_size",
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only",
+    "out_indices", "feature_cls", "kwargs_filter", "pretrained_strict", "pretrained_filter_fn", "model_cls",
+    "scriptable", "exportable", "no_jit", "device", "dtype", "cfg", "block_types", "window_size", "mlp_ratio",
+    "init_values", "class_token", "pos_embed", "dynamic_img_size", "strict_img_size", "stem_chs", "width_factor",
+    "attn_layer", "replace_stride_with_dilation", "zero_init_last", "pruned", "model_name", "self", "weight_init",
+    "fix_init", "use_abs_pos_emb", "reduce_first", "down_kernel_size",
 ]  # fmt: skip
 
 
