@@ -1,4 +1,4 @@
-"""No config of a stranger's may run anything, hang, fill the memory, end in a traceback, or change what the file says."""
+"""No config of a stranger's may run anything, hang, fill the memory, end in a traceback, or change a tensor."""
 
 from __future__ import annotations
 
