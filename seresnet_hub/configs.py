@@ -22,6 +22,7 @@ FACTORY_ARGUMENTS = frozenset(
     {"cache_dir", "checkpoint_path", "exportable", "model_name", "no_jit", "pretrained", "pretrained_cfg"}
     | {"pretrained_cfg_overlay", "scriptable", "kwargs_filter", "pretrained_strict", "pretrained_filter_fn"}
     | {"pretrained_model_args", "feature_cfg", "features_only", "model_cfg", "variant", "model_cls"}
+    | {"device", "dtype"}  # the network would be made in memory before it is held against its file
 )
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
@@ -157,9 +158,14 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
-def _is_arguments(value: Any) -> bool:
-    """Return whether no number in a table is absurd: a network of a million blocks takes hours to make."""
-    return isinstance(value, dict) and all(abs(number) <= LARGEST_ARGUMENT for number in _numbers_in(value))
+def is_arguments(value: Any) -> bool:
+    """Return whether the numbers in a table are no absurd ones: a network of a million blocks takes hours to make.
+
+    Their sum counts: timm makes lists as long as the depths of all stages together before it makes any layer.
+    """
+    if not isinstance(value, dict) or not all(abs(number) <= LARGEST_ARGUMENT for number in _numbers_in(value)):
+        return False
+    return sum(map(abs, _numbers_in(value))) <= LARGEST_ARGUMENT
 
 
 def _numbers_in(value: Any) -> Iterator[Any]:
@@ -190,7 +196,7 @@ TOP: Rules = {
     "global_pool": (lambda value: _is_text(value) or _is_flag(value), "a name"),
     "label_names": NAMES,
     "label_descriptions": DESCRIPTIONS,
-    "model_args": (_is_arguments, f"a table without numbers over {LARGEST_ARGUMENT:,}"),
+    "model_args": (is_arguments, f"a table whose numbers are at most {LARGEST_ARGUMENT:,} together"),
     "pretrained_cfg": (_is_table, "a table"),
     FACTS_KEY: (_is_table, "a table"),
 }

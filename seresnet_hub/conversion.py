@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import reprlib
 import tempfile
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ from seresnet_hub.beside import FOLDER_SUFFIXES, config_beside, read_labels
 from seresnet_hub.card_texts import IMAGENET
 from seresnet_hub.cards import card_of, published_result, render
 from seresnet_hub.checkpoints import Checkpoint, read_checkpoint
-from seresnet_hub.configs import FACTORY_ARGUMENTS
+from seresnet_hub.configs import FACTORY_ARGUMENTS, is_arguments
 from seresnet_hub.conversion_facts import (
     ASSUMED_PLAIN,
     assumed_preprocessing,
@@ -65,12 +66,14 @@ from seresnet_hub.folder import (
     write_weights,
 )
 from seresnet_hub.hub_client import licence_on_the_hub, say
+from seresnet_hub.limits import BUILD_SECONDS, at_most
 from seresnet_hub.models import list_models
 from seresnet_hub.names import architecture_of
 from seresnet_hub.reading_budget import BUDGET
 from seresnet_hub.references import LAYOUTS, Outputs, Reference
 from seresnet_hub.sizes import Sizes, sizes_of
 from seresnet_hub.sources import Preprocessing, Renamed, Settings, Source, differences, find_source, rename, unwrapped
+from seresnet_hub.strict import LARGEST_NETWORK, MOST_TENSORS
 from seresnet_hub.weights import WEIGHTS, Weights
 
 # Two networks that do the same additions in another order differ by rounding; anything structural differs by far more.
@@ -340,6 +343,8 @@ def _training_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
     if options.get("gp"):
         arguments["global_pool"] = options["gp"]
     arguments.pop("num_classes", None)
+    if not is_arguments(arguments):
+        raise InputError(f"the file's args have absurd numbers for the architecture: {reprlib.repr(arguments)}")
     plain = (str, int, float, type(None))
     for name, value in arguments.items():
         items = value if isinstance(value, (list, tuple)) else [value]
@@ -420,11 +425,15 @@ def _empty(architecture: str, model_args: Mapping[str, Any], num_classes: int) -
     """Return the architecture without memory for its tensors; errors where timm has none of that name."""
     if "." in architecture or not timm.is_model(architecture):
         raise InputError(f"timm has no architecture {architecture!r}; see timm.list_models('*se*')")
+    what = f"{architecture} with {reprlib.repr(dict(model_args))}"
+    limits = at_most(parameters=MOST_TENSORS, values=LARGEST_NETWORK, seconds=BUILD_SECONDS, what=what)
     try:
-        with torch.device("meta"):
+        with limits, torch.device("meta"):
             return timm.create_model(architecture, pretrained=False, num_classes=num_classes, **model_args).eval()
+    except InputError:
+        raise
     except Exception as error:  # timm's builders assert and raise as they please
-        raise InputError(f"cannot make {architecture} with {dict(model_args)}: {error}") from error
+        raise InputError(f"cannot make {what}: {error}") from error
 
 
 # --- proving ----------------------------------------------------------------------------------------------------------

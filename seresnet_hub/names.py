@@ -74,6 +74,8 @@ def parse_name(given: str | Path) -> ModelName:
         return _repository(given)
     if timm.is_model(given.partition(".")[0]):  # and a slash after an "@"
         raise InputError(f"timm has no weights {given!r}")
+    if not re.fullmatch(r"[\w.-]+", given):  # older versions of timm find one of its prefixes in " local-dir:x", too
+        raise InputError(f"model {given!r} is no name of a model: a model is {KINDS}")
     return ModelName(name=given)  # unknown: timm says so
 
 
@@ -128,6 +130,14 @@ def require_model_folder(directory: Path) -> None:
         raise InputError(f"{directory} has no {WEIGHTS_NAME}, and pickles are not loaded: convert them first")
     if not os.path.isfile(directory / CONFIG_NAME):
         raise InputError(f"{directory} has no {CONFIG_NAME}, which says what network its {WEIGHTS_NAME} belongs to")
+
+
+def timms_name_of(directory: Path) -> str:
+    """Return timm's name of a folder. Errors: `InputError` where its version takes another folder than is named."""
+    name = f"{FOLDER}:{directory}"
+    if timm.models.parse_model_name(name) != (FOLDER, str(directory)):  # older ones read it as an address
+        raise InputError(f"timm {timm.__version__} cannot read a folder named {str(directory)!r}: rename it")
+    return name
 
 
 def _folder(path: str) -> ModelName:

@@ -188,7 +188,8 @@ def as_key(account: Account, value: Any) -> Any:
         for item in value:
             if isinstance(item, (tuple, Opaque)):
                 break
-            as_key(account, item)
+            if isinstance(as_key(account, item), (str, bytes)):  # "a" and b"a" have one hash, and so do tuples of them
+                account.spend("number_keys", 1)
         else:
             return value
     raise Refused(f"a dictionary has a key of type {kind_of(value)}")

@@ -27,7 +27,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.folder import CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.headers import Header, line_of, read_header
 from seresnet_hub.limits import BUILD_SECONDS, ExcessError, at_most
-from seresnet_hub.names import FOLDER, require_model_folder
+from seresnet_hub.names import require_model_folder, timms_name_of
 
 FEATURE_ARGUMENTS = frozenset({"features_only", "out_indices", "feature_cls"})
 STEP_COUNT = (
@@ -50,13 +50,13 @@ def load_folder(directory: Path, origin: object, kwargs: Mapping[str, Any], *, c
     """
     require_model_folder(directory)
     check_architecture(directory / CONFIG_NAME)
-    return _load(f"{FOLDER}:{directory}", {}, directory / WEIGHTS_NAME, origin, kwargs, copy=copy)
+    return _load(timms_name_of(directory), {}, directory / WEIGHTS_NAME, origin, kwargs, copy=copy)
 
 
 def untrained_folder(directory: Path, origin: object, kwargs: Mapping[str, Any]) -> nn.Module:
     """Return the network that the folder's config describes, with random weights; its file, if any, is not read."""
     check_architecture(directory / CONFIG_NAME)
-    build = _builder(f"{FOLDER}:{directory}", {}, origin)
+    build = _builder(timms_name_of(directory), {}, origin)
     with at_most(parameters=MOST_TENSORS, values=LARGEST_NETWORK, seconds=BUILD_SECONDS, what=f"{origin}: the network"):
         _without_memory(build, kwargs)
     return build(pretrained=False, **kwargs).eval()

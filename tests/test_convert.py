@@ -196,6 +196,23 @@ def test_options_of_timm_training_files(tmp_path: Path, options: dict[str, Any],
         convert(saved(content, tmp_path / "b.pth.tar"), tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("architecture", "options", "message"),
+    [
+        ("seresnet18", {"layers": [900_000, 1, 1, 1]}, "far more layers than its file has tensors"),
+        ("convnext_atto", {"depths": [10**9, 1, 1, 1]}, "absurd numbers"),
+        ("seresnet18", {"device": "cpu"}, "'device'"),
+    ],
+)
+def test_options_that_no_network_has(tmp_path: Path, architecture: str, options: dict[str, Any], message: str) -> None:
+    """Protects time and memory: a network of a million blocks takes hours to make."""
+    state = timm.create_model("seresnet18", num_classes=5).state_dict()
+    content = {"arch": architecture, "state_dict": state, "args": Namespace(model_kwargs=options)}
+    with pytest.raises(InputError, match=message):
+        convert(saved(content, tmp_path / "a.pth.tar"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_this_projects_own_folders(tmp_path: Path) -> None:
     """Protects the architecture, arguments and preprocessing that the config beside the weights names."""
     original = networks.randomise(timm.create_model("seresnet20_cifar_pre", num_classes=4))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 
 import seresnet_hub
 from seresnet_hub.errors import InputError
-from seresnet_hub.names import ModelName, architecture_of, is_model_name, parse_name
+from seresnet_hub.names import ModelName, architecture_of, is_model_name, parse_name, timms_name_of
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +105,11 @@ def test_a_name_means_one_thing(
         ("local-dir:nowhere", "nowhere: there is no such folder"),
         ("photos/cats", "photos/cats has no model.safetensors"),
         ("a" * 300, "cannot create model 'a+': Unknown model"),
-        ("a\0b", "cannot create model 'a.*b': Unknown model"),
+        ("a\0b", r"model 'a\\x00b' is no name of a model"),
+        # Older versions of timm find the prefix in them, and load pickles from the folder.
+        (" local-dir:nowhere", "' local-dir:nowhere' is no name of a model"),
+        ("local-\tdir:nowhere", r"'local-\\tdir:nowhere' is no name of a model"),
+        ("local_dir:nowhere", "'local_dir:nowhere' is no name of a model"),
     ],
 )
 def test_what_can_mean_nothing_is_one_line(given: str, message: str) -> None:
@@ -154,3 +159,16 @@ def test_an_architecture_is_named_like_weights(given: str, architecture: str) ->
 def test_what_is_no_architecture_is_refused(given: str) -> None:
     with pytest.raises(InputError, match="timm has no (architecture|weights)"):
         architecture_of(given)
+
+
+@pytest.mark.parametrize(
+    "name", ["runs/digits", "runs/a b", "runs/ü", "runs/run#3", "runs/what?", "//runs/x", "runs/a\tb"]
+)
+def test_timm_reads_the_folder_that_is_named_or_none(name: str) -> None:
+    """timm 1.0.26 takes a folder's name for an address, and reads `runs/run` where `runs/run#3` is named."""
+    odd = bool(set(name) & set("#?\t")) or name.startswith("//")
+    if odd and timm.models.parse_model_name(f"local-dir:{name}")[1] != name:
+        with pytest.raises(InputError, match="rename it"):
+            timms_name_of(Path(name))
+        return
+    assert timm.models.parse_model_name(timms_name_of(Path(name))) == ("local-dir", name)

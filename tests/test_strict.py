@@ -77,15 +77,20 @@ CONTRADICTIONS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no such architecture": (lambda f: edit(f, architecture="seresnet9000"), "has no architecture 'seresnet9000'"),
     "no architecture": (lambda f: edit(f, architecture=None), "names no architecture"),
-    "a million blocks": (lambda f: edit(f, model_args={"layers": [1_000_000, 1, 1]}), "far more layers than"),
-    "a million blocks of another network": (
-        lambda f: edit(f, architecture="convnext_atto", model_args={"depths": [1_000_000, 1, 1, 1]}),
+    "very many blocks": (lambda f: edit(f, model_args={"layers": [900_000, 1, 1]}), "far more layers than"),
+    "very many blocks of another network": (
+        lambda f: edit(f, architecture="convnext_atto", model_args={"depths": [900_000, 1, 1, 1]}),
         "far more values than its file",
     ),
     "a billion blocks": (
         lambda f: edit(f, architecture="vit_tiny_patch16_224", model_args={"depth": 1_000_000_000}),
-        "expected a table without numbers over 1,000,000",
+        "expected a table whose numbers are at most 1,000,000 together",
     ),
+    "a billion blocks in many stages": (
+        lambda f: edit(f, architecture="convnext_atto", model_args={"depths": [1_000_000] * 1000}),
+        "expected a table whose numbers are at most 1,000,000 together",
+    ),
+    "another device": (lambda f: edit(f, model_args={"device": "cpu"}), "has 'device'"),
     "not a number": (
         lambda f: change(f, lambda t: t["layer1.0.conv1.weight"].view(-1)[:1].fill_(float("nan"))),
         "tensor 'layer1.0.conv1.weight' has NaN or infinite values",
