@@ -53,9 +53,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     for given in given_images:
         if given == "-":
             names.append("-")
-            pictures.append(
-                sys.stdin.buffer.read(MOST_BYTES + 1) if sys.stdin else b""
-            )  # closed: there is nothing to read from
+            # Closed, there is nothing to read from.
+            pictures.append(sys.stdin.buffer.read(MOST_BYTES + 1) if sys.stdin else b"")
             continue
         found, left_out = picture_files(given)
         if left_out:

@@ -56,7 +56,7 @@ def test_the_command_says_what_it_leaves_out(capfd: pytest.CaptureFixture[str]) 
     assert [prediction["image"] for prediction in found["predictions"]] == [
         "photos/cats/1.png", "photos/cats/training/2.png"
     ]  # fmt: skip
-    said = capfd.readouterr().out
+    said = capfd.readouterr().err
     assert ".: 5 images left out (runs/begun/training/log.png …), of models, runs and reports in it" in said
 
 
