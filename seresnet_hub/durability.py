@@ -12,7 +12,7 @@ CANNOT_FLUSH_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, 
 
 def flush_file(path: Path) -> None:
     """Wait until a file's bytes would survive a loss of power; `OSError` where the disk fails."""
-    _flush(path, os.O_RDWR)
+    _flush(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)  # some mounts allow no second opening for writing
 
 
 def flush_folder(path: Path) -> None:

@@ -283,6 +283,9 @@ def require_report(directory: Path) -> None:
     existing = next(folder for folder in (directory, *directory.absolute().parents) if os.path.exists(folder))
     if not os.path.isdir(existing):
         raise InputError(f"cannot write a report into {directory}: {existing} is no folder")
+    if directory.is_dir():
+        with only_writer(directory, patience=0):
+            pass
 
 
 def write_report(directory: Path, confusion: np.ndarray, names: Sequence[str] | None = None) -> None:

@@ -81,7 +81,7 @@ def acquire(path: Path, *, what: str, say: Callable[[str], None], patience: floa
     if isinstance(held_by, Lock):
         return held_by
     raise InputError(
-        f"{what} is in use by {held_by or 'another process'}: wait until it ends, or choose another --output"
+        f"{what} is in use by {held_by or 'another process'}: wait until it ends, or choose another folder"
     )
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -16,6 +17,8 @@ from pathlib import Path
 # The name that the whole file will have, its process, and where that runs.
 PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)(-(?P<place>[0-9a-f]{8})-[0-9]+)?\.partial", re.DOTALL)
 LONGEST_NAME = 150  # in bytes: file systems allow 255
+# What nobody has written to for so long is nobody's; of other machines nothing else tells it.
+ABANDONED_SECONDS = 7 * 24 * 3600.0
 _numbers = count()
 _being_written: set[str] = set()
 
@@ -41,6 +44,8 @@ def partial_of(path: Path) -> Iterator[Path]:
 def sweep(folder: Path, *, everyones: Callable[[str], bool] = lambda _: False) -> None:
     """Remove from `folder` what processes of this package left half-written which ran here and are gone.
 
+    Of other machines, and of the time before this one was started, it is removed once nobody has written to it in
+    `ABANDONED_SECONDS`.
     `everyones` says of a whole file's name whether what is half-written of it goes, whoever left it: for a folder that
     no other process can be writing to.
     """
@@ -51,7 +56,8 @@ def sweep(folder: Path, *, everyones: Callable[[str], bool] = lambda _: False) -
     for name in names:
         match = PARTIAL.fullmatch(name)
         if match and name not in _being_written:
-            left = match["place"] == _place() and _is_gone(int(match["process"]))
+            here = match["place"] == _place()
+            left = _is_gone(int(match["process"])) if here else bool(match["place"]) and _is_abandoned(folder / name)
             if left or everyones(match["name"]):
                 _remove(folder / name)
 
@@ -66,12 +72,22 @@ def _remove(path: Path) -> None:
 
 @cache
 def _place() -> str:
-    """Return a name for what gives process ids: a machine, and on it a container."""
+    """Return a name for what gives process ids: a machine since its start, and on it a container.
+
+    Machines may share a host name, and all of Linux the number of their outermost namespace.
+    """
     try:
-        namespace = os.readlink("/proc/self/ns/pid")
+        start, namespace = Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")
     except OSError:  # not Linux
-        namespace = ""
-    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
+        start, namespace = "", ""
+    return hashlib.sha256(f"{socket.gethostname()} {start} {namespace}".encode()).hexdigest()[:8]
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        return time.time() - path.lstat().st_mtime > ABANDONED_SECONDS
+    except OSError:
+        return False
 
 
 def _is_gone(process: int) -> bool:

@@ -39,6 +39,7 @@ from seresnet_hub.evaluation import (
     worst_classes,
     write_report,
 )
+from seresnet_hub.locks import only_writer
 
 ROWS = [[20, 9], [1], [17]]  # 47 images
 
@@ -512,3 +513,10 @@ def test_a_compiled_model_has_the_same_accuracy(
 def test_a_negative_number_of_workers_is_refused(model: nn.Module, split: Split) -> None:
     with pytest.raises(InputError, match="workers=-1: must be at least 0"):
         evaluate(model, split, workers=-1)
+
+
+def test_a_report_into_a_folder_in_use_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    """Protects the work of an evaluation, which would be lost where its report cannot be written at the end."""
+    with only_writer(tmp_path), pytest.raises(InputError, match="is in use by another process"):
+        require_report(tmp_path)
+    require_report(tmp_path)

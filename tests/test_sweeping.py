@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from seresnet_hub.sweeping import PARTIAL, partial_of, sweep
 # Writes half a file and half a folder, says their names, and waits to be killed.
 WRITER = """
 import sys
+import time
 from pathlib import Path
 from seresnet_hub.sweeping import partial_of
 with partial_of(Path(sys.argv[1], "file")) as file, partial_of(Path(sys.argv[1], "folder")) as folder:
@@ -74,6 +76,16 @@ def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
     sweep(tmp_path, everyones=lambda name: name == "model")
     assert names(tmp_path) == ["kept"]
     assert (tmp_path / "kept" / "file").exists()
+
+
+def test_what_another_machine_left_is_removed_after_a_week(tmp_path: Path) -> None:
+    """Nobody here can see whether its process lives; a file that is being written changes."""
+    for name in ("old", "new"):
+        (tmp_path / f".{name}.4194304-00000000-0.partial").touch()
+    week = time.time() - 8 * 24 * 3600
+    os.utime(tmp_path / ".old.4194304-00000000-0.partial", (week, week))
+    sweep(tmp_path)
+    assert names(tmp_path) == [".new.4194304-00000000-0.partial"]
 
 
 def test_two_threads_never_have_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
