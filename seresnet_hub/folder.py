@@ -72,7 +72,7 @@ def staging(directory: Path, names: Sequence[str]) -> Iterator[Path]:
     nothing of it changes, and no training run or other writer is in there. Errors: `InputError` as of `replacing`, and
     where another process uses the directory.
     """
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # no error where the name is too long
         with replacing(directory) as temporary:
             temporary.mkdir()
             yield temporary
