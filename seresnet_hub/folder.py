@@ -72,7 +72,9 @@ def staging(directory: Path, names: Sequence[str]) -> Iterator[Path]:
     nothing of it changes, and no training run or other writer is in there. Errors: `InputError` as of `replacing`, and
     where another process uses the directory.
     """
-    if not os.path.isdir(directory):  # no error where the name is too long
+    with _named(directory):
+        exists = directory.is_dir()  # an error where the name is too long
+    if not exists:
         with replacing(directory) as temporary:
             temporary.mkdir()
             yield temporary
@@ -113,7 +115,9 @@ def _named(path: Path) -> Iterator[None]:
 
 def fill_folder(directory: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write into `directory`, file by file where it exists; a new folder appears whole."""
-    if directory.is_dir():
+    with _named(directory):
+        exists = directory.is_dir()
+    if exists:
         fill(directory)
         return
     with replacing(directory) as temporary:

@@ -3,8 +3,8 @@
 The client itself waits for ever for most answers (its transport has no timeout but for downloads), sleeps as long as a
 `Retry-After` says without an end, reads whatever an answer holds into memory, and names files in the cache after
 headers. Hooks of its transport, which are part of that library's interface, see each request and answer of a call made
-within `guarded`; other calls of the same client stay as they are. Files that the library moves by Xet (`hf_xet`) go past
-its transport: of those, only the size in the listing and the hash afterwards are checked.
+within `guarded`; other calls of the same client stay as they are. Files that the library moves by Xet (`hf_xet`) go
+past its transport: of those, only the size in the listing and the hash afterwards are checked.
 """
 
 from __future__ import annotations

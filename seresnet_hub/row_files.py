@@ -89,7 +89,7 @@ class RowFiles:
     def _foreign(self) -> ForeignFileError:
         return ForeignFileError(
             f"the data set names a file that is not in its own folder ({self.folder or 'it has none'}), so it is not "
-            "read: copy the picture there, or its bytes into the data set (of a data set in the Hub's cache: hf download "
+            "read: copy the picture there, or its bytes into the data set (of one in the Hub's cache: use hf download "
             "--local-dir)"
         )
 

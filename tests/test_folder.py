@@ -173,6 +173,16 @@ def test_a_disk_that_fails_is_not_taken_for_one_that_cannot_flush_folders(
         assert (tmp_path / "training" / "step-00000001.safetensors").exists() == bool(message)
 
 
+def test_names_that_are_too_long_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot write .*File name too long"):
+        folder.fill_folder(tmp_path / ("x" * 256), lambda _: None)
+    with (
+        pytest.raises(InputError, match="cannot write .*File name too long"),
+        folder.staging(tmp_path / ("x" * 256), []) as staged,
+    ):
+        raise AssertionError(staged)
+
+
 def test_a_name_with_a_nul_is_one_line(tmp_path: Path) -> None:
     for write in (folder.write_text, lambda path, _: states.save_state(path, {"step": 1})):
         with pytest.raises(InputError, match="cannot write"):

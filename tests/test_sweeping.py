@@ -85,7 +85,7 @@ def test_what_another_machine_left_is_removed_after_a_week(tmp_path: Path) -> No
     week = time.time() - 8 * 24 * 3600
     os.utime(tmp_path / ".old.4194304-00000000-0.partial", (week, week))
     sweep(tmp_path)
-    assert names(tmp_path) == [".new.4194304-00000000-0.partial"]
+    assert names(tmp_path) == ["half new"]
 
 
 def test_two_threads_never_have_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
