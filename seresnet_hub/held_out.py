@@ -114,7 +114,9 @@ def split_for(
     try:
         name, share, seed = str(record["split"]), float(record["holdout"]), int(record["seed"])
         images, of, _ = int(record["images"]), int(record["of"]), str(record["fingerprint"])
-    except (KeyError, TypeError, ValueError) as error:
+        if not 0 < share < 1 or seed < 0:
+            raise ValueError(f"a share of {share} by the seed {seed}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"the model's {CONFIG_NAME} does not say how images were held out: {error}") from error
     whole = open_split(source, name, label_column=label_column)
     if not _is_recorded(whole, record):

@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,10 +166,16 @@ def test_a_model_without_held_out_images_says_so(tmp_path: Path, write_split: Wr
     assert split_for(model, data).name == "validation"
 
 
-def test_a_damaged_record_is_one_line(trained: Path, photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"of": None}, {"seed": "x"}, {"seed": float("inf")}, {"seed": -1}, {"holdout": 5}, {"holdout": float("nan")}],
+    ids=str,
+)
+def test_a_damaged_record_is_one_line(changes: dict[str, Any], trained: Path, photos: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(trained, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
-    config["seresnet_hub"]["held_out"] = {"split": "train", "seed": "x"}
+    record = {**config["seresnet_hub"]["held_out"], **changes}
+    config["seresnet_hub"]["held_out"] = {key: value for key, value in record.items() if value is not None}
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="does not say how images were held out"):
         split_for(seresnet_hub.load(f"local-dir:{copy}"), str(photos), "held-out")
