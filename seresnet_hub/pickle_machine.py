@@ -43,6 +43,8 @@ _NOTHING = _Mark()
 # Instructions whose many bytes can stay where they are in the file.
 _WITH_TEXT = frozenset({b"X", b"\x8d"})
 _WITH_BYTES = _WITH_TEXT | {b"B", b"\x8e", b"\x96"}
+# What `BUDGET.numbers` counts: each makes one small value.
+_NUMBERS = frozenset({"BINFLOAT", "BININT", "BININT1", "BININT2", "LONG1", "NONE", "NEWTRUE", "NEWFALSE"})
 _WIDE = 0xC4  # the least byte of UTF-8 that begins a character beyond Latin-1
 LONGEST_WIDE_TEXT = BUDGET.wide_text_bytes // 4
 _SINGLE = [bytes([value]) for value in range(256)]
@@ -114,11 +116,16 @@ class Machine:
 
     def read(self, stream: Window) -> Any:
         """Return the value of the pickle that starts at the stream's position, and leave the stream behind it."""
-        left = self._account.left("instructions")
-        instructions = pickletools.genops(stream)  # type: ignore[arg-type]  # what it uses of a file is there
-        for taken, (operation, argument, _) in enumerate(instructions, 1):
-            if taken > left or operation.name == "STOP":
+        left, numbers_left = self._account.left("instructions"), self._account.left("numbers")
+        taken = numbers = 0
+        for operation, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]  # what it uses of a file is there
+            if operation.name in _NUMBERS:
+                numbers += 1
+            else:
+                taken += 1
+            if taken > left or numbers > numbers_left or operation.name == "STOP":
                 self._account.spend("instructions", taken)
+                self._account.spend("numbers", numbers)
                 return self._pop()
             self._step(operation.name, argument)
         raise Refused("its pickle has no end")

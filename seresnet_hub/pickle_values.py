@@ -179,6 +179,8 @@ def as_key(account: Account, value: Any) -> Any:
         if len(value) > BUDGET.key_characters:
             raise Refused(f"a dictionary has a key of {len(value)} characters")
         return value
+    if type(value) is int and -(2**31) <= value < 2**31:  # too few of these share their last bits
+        return value
     account.spend("number_keys", 1)
     if value is None or isinstance(value, (float, Opaque)):
         return value

@@ -125,6 +125,14 @@ def instructions_without_end() -> bytes:
     return b"\x80\x02" + b"N0" * 50 * MILLION + b"N."
 
 
+def numbers_without_end() -> bytes:
+    return b"\x80\x02(" + (b"G" + bytes(8)) * 20 * MILLION + b"l."
+
+
+def numbers_as_keys_without_end() -> bytes:
+    return b"\x80\x02}(" + b"".join(b"J" + (k << 8).to_bytes(4, "little") + b"N" for k in range(3 * MILLION)) + b"u."
+
+
 def empty_lists_without_end() -> bytes:
     return b"\x80\x02(" + b"]" * 100 * MILLION + b"l."
 
@@ -187,6 +195,7 @@ PICKLES: dict[str, Callable[[], bytes]] = {
         million_arguments_of_a_subclass, shared_arrays, million_element_keys, long_equal_keys, colliding_keys,
         colliding_tuples, colliding_places, far_places, wide_text, one_wide_text, wide_short_texts, large_numbers,
         one_large_number_as_key, long_names, long_lines, long_decimals, one_table_under_many_names,
+        numbers_without_end, numbers_as_keys_without_end,
         instructions_without_end, empty_lists_without_end, empty_tables_without_end, records_without_end,
         records_by_name_without_end, storages_without_end, tensors_without_end, arrays_without_end, deep_lists,
         deep_tuples, deep_tables, doubled_tuples, list_in_itself, table_in_itself,

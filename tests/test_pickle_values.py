@@ -23,5 +23,5 @@ def test_keys_of_texts_with_one_hash_are_few(tmp_path: Path, keys: int, is_read:
     if is_read:
         assert "weights" in read_checkpoint(path).tensors
         return
-    with pytest.raises(InputError, match="keys that are no text"):
+    with pytest.raises(InputError, match="keys that are neither text nor small"):
         read_checkpoint(path)

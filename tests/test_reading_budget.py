@@ -51,6 +51,15 @@ def test_a_large_checkpoint_fits_many_times() -> None:
     assert ROOM * sum(header[: 8 + size].count(sign) for sign in (b"{", b"[", b",")) < BUDGET.header_parts
 
 
+def test_a_long_history_is_read(tmp_path: Path) -> None:
+    """Protects runs of 90 epochs of ImageNet that keep two values of each step, one of them by its number."""
+    steps = 90 * 5_004
+    path = tmp_path / "a.pth"
+    history = {"loss": [k / 7 for k in range(steps)], "rate": {k: 0.1 + k / steps for k in range(steps)}}
+    torch.save({"state_dict": {"w": torch.ones(2)}, "history": history}, path)
+    assert read_checkpoint(path).entries["history"] == history
+
+
 def test_each_limit_holds() -> None:
     """Protects the account: it pays to the last, then refuses with the limit's number and a way out."""
     size = 1000
