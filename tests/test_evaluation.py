@@ -215,7 +215,7 @@ def test_sizes_that_cannot_be_are_refused(model: nn.Module, split: Split) -> Non
     with pytest.raises(InputError, match="input size 32: the model cannot take images of this size"):
         evaluate(timm.create_model("test_vit", num_classes=10, dynamic_img_size=False), split, input_size=32)
     for share in (0.0, -1.0, 1.01, float("nan")):
-        with pytest.raises(InputError, match="crop_pct=.*: must be above 0"):
+        with pytest.raises(InputError, match="crop_pct=.*: must be between 0.1 and 1"):
             evaluate(model, split, crop_pct=share)
 
 
