@@ -50,7 +50,11 @@ class Conflict(OSError):
 
 
 def say(line: str) -> None:
-    tqdm.write(printable(line), file=sys.stderr)
+    """Show a line above all progress bars."""
+    try:
+        tqdm.write(printable(line), file=sys.stderr)
+    except RuntimeError:  # tqdm looks through its bars first, and one of another thread began or ended meanwhile
+        print(printable(line), file=sys.stderr)
 
 
 @dataclass

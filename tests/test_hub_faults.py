@@ -273,6 +273,6 @@ def test_four_racing_processes_make_one_commit(tmp_path: Path, action: Action | 
             assert codes == [0, 0, 0, 0]
             assert {json.loads(out)["commit"] for out, *_ in ended} == {hub.history(REPO)[0].oid}
         else:  # a process that looks late puts its commit on top of another, and each commit is somebody's
-            assert commits(hub) == codes.count(0)
+            assert commits(hub) == codes.count(0), ended
             refused = [error for _, error, code in ended if code]
             assert all("somebody else pushed" in error.splitlines()[-1] for error in refused)

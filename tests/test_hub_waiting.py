@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +14,13 @@ from hub_actions import Drop, Garble, Status
 from hub_fixtures import REPO, commits
 from hub_server import Handler, HubServer
 from huggingface_hub import HfApi
+from tqdm import tqdm
 
 from seresnet_hub import hub as room
 from seresnet_hub import hub_waiting
 from seresnet_hub.errors import InputError
 from seresnet_hub.hub_client import head_of
-from seresnet_hub.hub_waiting import FAILING_PATIENCE, TOO_MANY_PATIENCE, patiently
+from seresnet_hub.hub_waiting import FAILING_PATIENCE, TOO_MANY_PATIENCE, patiently, say
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -154,6 +156,18 @@ def test_on_a_terminal_the_seconds_count_down(
     shown = capsys.readouterr().err
     assert [f"trying again in {left} s" in shown for left in (4, 3, 2, 1, 0)] == [False, True, True, True, False]
     assert pauses == [1, 1, 1]
+
+
+def test_a_line_is_shown_once_although_bars_of_other_threads_come_and_go(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bars(list[object]):
+        def __iter__(self) -> Iterator[object]:
+            raise RuntimeError("Set changed size during iteration")
+
+    monkeypatch.setattr(tqdm, "_instances", Bars(), raising=False)
+    say("a line\x1b")
+    assert capsys.readouterr().err == "a line\\x1b\n"
 
 
 def test_a_connection_that_is_always_cut_ends(hub: HubServer, pauses: list[float]) -> None:
