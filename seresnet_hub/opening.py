@@ -34,6 +34,7 @@ MOST_BYTES = 2**30
 # A progressive JPEG is decoded anew in each of its scans, of which usual files have about ten.
 MOST_SCANNED = 2**31
 START_OF_SCAN, LEAST_SCAN = b"\xff\xda", 10  # its marker, and the bytes that a scan has at least
+SEQUENTIAL = frozenset({0xC0, 0xC1})  # frames of baseline and extended files
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
@@ -69,9 +70,22 @@ def open_picture(data: bytes | memoryview, formats: tuple[str, ...] = FORMATS) -
 
 def takes_too_long(jpeg: bytes | memoryview, pixels: int) -> bool:
     """Return whether a JPEG file has so many scans that decoding it would take minutes."""
-    if len(jpeg) * pixels < LEAST_SCAN * MOST_SCANNED:  # as most have; their scans need not be counted
+    if len(jpeg) * pixels < LEAST_SCAN * MOST_SCANNED or _has_one_scan(jpeg):  # as most have: nothing to count
         return False
     return bytes(jpeg).count(START_OF_SCAN) * pixels > MOST_SCANNED
+
+
+def _has_one_scan(jpeg: bytes | memoryview) -> bool:
+    """Return whether a JPEG is sequential with all components in its first scan, after which decoders end."""
+    at, components = 2, 0
+    while at + 10 < len(jpeg) and jpeg[at] == 0xFF:
+        marker = jpeg[at + 1]
+        if marker in SEQUENTIAL:
+            components = jpeg[at + 9]
+        if marker == START_OF_SCAN[1]:
+            return components > 0 and jpeg[at + 4] == components
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return False
 
 
 def read_file(path: str | Path, *, most: int = MOST_BYTES) -> bytes:

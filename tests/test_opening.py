@@ -102,6 +102,15 @@ def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
         decoder.decode(hostile)
 
 
+def test_a_file_of_one_scan_is_not_counted_through(photo: Image.Image) -> None:
+    """Bytes that look like the start of a scan are no scan where decoders end after the first one."""
+    plain = encode(photo.resize((4000, 4000)), "JPEG")
+    assert not takes_too_long(plain + b"\xff\xda" * 5000, 4000 * 4000)
+    read_image(plain + b"\xff\xda" * 5000)
+    progressive = encode(photo.resize((4000, 4000)), "JPEG", progressive=True)
+    assert takes_too_long(progressive + b"\xff\xda" * 5000, 4000 * 4000)
+
+
 def test_grey_of_32_bits_is_scaled_as_16_bits_are() -> None:
     levels = np.array([[0, 128, 129, 65535, 70000, -5]], dtype=np.int32)
     shown = np.asarray(read_image(Image.fromarray(levels)))[0, :, 0]
