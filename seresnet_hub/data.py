@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import sys
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
@@ -348,7 +349,7 @@ class Loader:
             DataLoader, stream, batch_size=None, sampler=_Jobs(stream, self.plan.steps), collate_fn=_unchanged,
             prefetch_factor=AHEAD if workers else None,
         )  # fmt: skip
-        answers = Workers(loader_of, workers)
+        answers, fingerprint, is_finalizing = Workers(loader_of, workers), self.split.fingerprint, sys.is_finalizing
         try:
             for batch in range(self._start, self.plan.steps):
                 found = [answers.answer() for _ in range(parts)]
@@ -357,12 +358,13 @@ class Loader:
                         raise part
                 self._next = batch + 1
                 self._count_skipped([text for part in found for text in part.skipped])
-                self.split.contents.keep(self.split.fingerprint)
+                self.split.contents.keep(fingerprint)
                 yield self._assembled(batch, found, stream)
                 del found
         finally:
-            answers.close()
-            self.split.contents.keep(self.split.fingerprint, now=True)
+            if not is_finalizing():  # at the interpreter's end modules are gone already, and so are the workers
+                answers.close()
+                self.split.contents.keep(fingerprint, now=True)
 
     def _assembled(self, batch: int, parts: list[_Part], stream: _Stream) -> Batch:
         total = self.plan.batch_rows(batch) * self._repeats

@@ -121,7 +121,7 @@ def kept_shards(fingerprint: int) -> list[Shard]:
         return []
 
 
-def kept_file(fingerprint: int, suffix: str = ".json") -> Path:
+def kept_file(fingerprint: int, suffix: str = ".rows.json") -> Path:
     """Return where it is kept what shards of this fingerprint hold."""
     return cache_folder() / "shards" / f"{fingerprint}{suffix}"
 
