@@ -341,46 +341,6 @@ def test_help_loads_nothing_heavy(path: Path) -> None:
     assert "--json" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "--data", ""], "argument --data: it is empty"),
-        (["train", "--output="], "argument --output: it is empty"),
-        (["train", "--output", " "], "argument --output: it is empty"),
-        (["train", "--recipe", "a" * 256], "is longer than the name of a file can be"),
-        (["train", "--output", "\udcff"], r"'\udcff' is no UTF-8"),
-        (["push", "m", "--repo-id", "a/b", "--branch", ""], "argument --branch: it is empty"),
-        (["push", "m", "--repo-id", "a/b", "--tag="], "argument --tag: it is empty"),
-        (["push", "", "--repo-id", "a/b"], "argument '': it is empty"),
-        (["validate", "m", "--data", "digits", "--report", ""], "argument --report: it is empty"),
-        (["predict", "m", "a" * 300 + ".png"], "is longer than the name of a file can be"),
-        (["verify", "a/" * 2100], "is longer than the name of a file can be"),
-        (["convert", "a\0b", "--output", "o"], "has a zero byte in it"),
-        (["cards", "--directory", ""], "argument --directory: it is empty"),
-        (["benchmark", "loader", "--source", ""], "argument --source: it is empty"),
-        (["verify", "m", "--\x1b[31m"], r"unrecognized arguments: --\x1b[31m"),
-    ],
-)
-def test_what_can_name_nothing_ends_at_the_command_line(
-    arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        importlib.import_module(arguments[0]).parser().parse_args(arguments[1:])
-    out, err = capfd.readouterr()
-    assert (caught.value.code, out) == (2, "")
-    assert message in err
-    assert err.replace("\n", "").isprintable()
-
-
-def test_texts_that_may_be_anything_pass_the_command_line() -> None:
-    parse = importlib.import_module("push").parser().parse_args
-    assert parse(["m", "--repo-id", "a/b", "--message", "a" * 1000]).message == "a" * 1000
-    assert importlib.import_module("train").parser().parse_args(["--show-recipe"]).show_recipe == ""
-    assert importlib.import_module("predict").parser().parse_args(["\udcff.png"]).images == ["\udcff.png"]
-    url = "https://example.org/" + "a" * 300
-    assert importlib.import_module("convert").parser().parse_args([url, "--output", "o"]).source_file == url
-
-
 @pytest.mark.parametrize("closed", ["0<&-", ">&-"])
 def test_a_closed_stream_is_one_line(trained: Path, tmp_path: Path, photo: Image.Image, closed: str) -> None:
     photo.save(tmp_path / "a.png")
