@@ -18,8 +18,6 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors import safe_open
 from torch import nn
 
@@ -72,6 +70,7 @@ from seresnet_hub.names import architecture_of
 from seresnet_hub.reading_budget import BUDGET
 from seresnet_hub.references import LAYOUTS, Outputs, Reference
 from seresnet_hub.sizes import Sizes, sizes_of
+from seresnet_hub.snapshots import sound, take_snapshot
 from seresnet_hub.sources import Preprocessing, Renamed, Settings, Source, differences, find_source, rename, unwrapped
 from seresnet_hub.strict import LARGEST_NETWORK, MOST_TENSORS
 from seresnet_hub.weights import WEIGHTS, Weights
@@ -218,15 +217,14 @@ def _located(src: str) -> Iterator[Origin]:
     path = Path(src)
     hub_file = re.fullmatch(r"([\w.-]+/[\w.-]+):(.+)", src)
     if hub_file and not os.path.exists(path):
+        repo_id, name = hub_file.groups()
+        # The network may be one that its tensors alone do not show.
+        beside = (str(PurePosixPath(name).with_name(CONFIG_NAME)),) if name.endswith(FOLDER_SUFFIXES) else ()
         try:
-            path = Path(hf_hub_download(hub_file.group(1), hub_file.group(2)))
-            if path.suffix in FOLDER_SUFFIXES:  # the network may be one that its tensors alone do not show
-                with suppress(RemoteEntryNotFoundError):
-                    hf_hub_download(hub_file.group(1), str(PurePosixPath(hub_file.group(2)).with_name(CONFIG_NAME)))
-        except Exception as error:  # huggingface_hub raises its client's errors, which change with its major version
-            raise InputError(f"cannot get {src} from the Hub: {str(error) or type(error).__name__}") from error
-        address = f"https://huggingface.co/{hub_file.group(1)}/blob/main/{hub_file.group(2)}"
-        yield Origin(path=path, address=address, repo_id=hub_file.group(1))
+            path = sound(take_snapshot(repo_id, None, names=(name,), optional=beside)).paths[name]
+        except InputError as error:
+            raise InputError(f"cannot get {src} from the Hub: {error}") from error
+        yield Origin(path=path, address=f"https://huggingface.co/{repo_id}/blob/main/{name}", repo_id=repo_id)
         return
     if not os.path.isfile(path):
         reason = "is a folder: name the file in it" if os.path.isdir(path) else "no such file"

@@ -41,21 +41,24 @@ class Snapshot:
         ]
 
 
-def take_snapshot(repo_id: str, revision: str | None, *, names: tuple[str, ...] | None) -> Snapshot:
+def take_snapshot(
+    repo_id: str, revision: str | None, *, names: tuple[str, ...] | None, optional: tuple[str, ...] = ()
+) -> Snapshot:
     """Return the wanted files (None: all but pickles) of a repository from the cache, fetching those that lack.
 
+    With them come the `optional` ones that the repository has.
     Where the cache holds them, it serves while the Hub fails or is out of reach, or HF_HUB_OFFLINE is set; as nobody
     says then what the repository has, all files are those that the cache holds. `sound` compares them either way.
     Errors: `InputError`, also where a file is larger than `hub_limits` allows, before anything is fetched.
     """
     revision = revision or constants.DEFAULT_REVISION
-    cached = _cached(repo_id, revision, names)
+    cached = _cached(repo_id, revision, names, optional)
     if constants.HF_HUB_OFFLINE and cached is not None:
         if names is None:
             say(f"{repo_id}: HF_HUB_OFFLINE is set: {CACHE_ALONE}")
         return cached
     try:
-        return _fresh(HfApi(), repo_id, revision, names, once=cached is not None)
+        return _fresh(HfApi(), repo_id, revision, names, optional, once=cached is not None)
     except InputError:
         raise
     except Exception as error:  # the transport's own, raised only where the cache can serve
@@ -68,7 +71,9 @@ def take_snapshot(repo_id: str, revision: str | None, *, names: tuple[str, ...] 
         return cached
 
 
-def _fresh(api: HfApi, repo_id: str, revision: str, names: tuple[str, ...] | None, *, once: bool) -> Snapshot:
+def _fresh(
+    api: HfApi, repo_id: str, revision: str, names: tuple[str, ...] | None, optional: tuple[str, ...], *, once: bool
+) -> Snapshot:
     """Return the files as the Hub has them now; with `once`, errors that pass are raised as they are."""
     for _ in range(3):
         commit = _existing(api, repo_id, revision, once=once)
@@ -80,7 +85,7 @@ def _fresh(api: HfApi, repo_id: str, revision: str, names: tuple[str, ...] | Non
         wanted = [name for name in files if not name.endswith(PICKLES)] if names is None else names
         if missing := [name for name in wanted if name not in files]:
             raise InputError(f"{repo_id} has no {', '.join(missing)} at {commit[:12]}")
-        listed = {name: files[name] for name in wanted}
+        listed = {name: files[name] for name in (*wanted, *optional) if name in files}
         check_listing(repo_id, listed)
         paths = {name: _download(repo_id, name, revision, file.size, once=once) for name, file in listed.items()}
         if all(commit in path.parts for path in paths.values()):
@@ -111,7 +116,7 @@ def _download(repo_id: str, name: str, revision: str, size: int, *, again: bool 
     )
 
 
-def _cached(repo_id: str, revision: str, names: tuple[str, ...] | None) -> Snapshot | None:
+def _cached(repo_id: str, revision: str, names: tuple[str, ...] | None, optional: tuple[str, ...]) -> Snapshot | None:
     """Return what the cache holds of the wanted files, if it is all of them (None: a model's two files and any others).
 
     The cache names a file's bytes by the hash that the Hub gave for them, so they can be checked without a network.
@@ -124,7 +129,8 @@ def _cached(repo_id: str, revision: str, names: tuple[str, ...] | None) -> Snaps
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     if any(name not in found for name in ((CONFIG_NAME,) if names is None else names)):
         return None
-    wanted = [name for name in found if not name.endswith(PICKLES)] if names is None else names
+    wanted = [name for name in found if not name.endswith(PICKLES)] if names is None else list(names)
+    wanted += [name for name in optional if name in found and name not in wanted]
     hashes = {name: found[name].resolve().name for name in wanted}
     if not all(is_hash(value) for value in hashes.values()):
         return None  # a file system without links keeps no hashes

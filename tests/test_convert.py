@@ -21,13 +21,15 @@ from typing import Any
 import pytest
 import timm
 import torch
+from hub_actions import FlipByte
+from hub_server import HubServer
 from references import networks
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 import seresnet_hub
-from seresnet_hub import conversion, references
+from seresnet_hub import conversion, hub_limits, references
 from seresnet_hub.conversion import convert, float64_outputs
 from seresnet_hub.conversion_facts import licence_of, published_file
 from seresnet_hub.errors import InputError
@@ -688,7 +690,7 @@ def test_preprocessing_is_kept_where_only_a_part_can_be_read(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_the_config_beside_the_weights_decides(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_config_beside_the_weights_decides(tmp_path: Path, name: str, hub: HubServer) -> None:
     """Protects from anti-aliased networks, whose tensors are those of plain ones; from the Hub as well."""
     original = networks.randomise(timm.create_model("seresnetaa50d", layers=[1, 1, 1, 1], num_classes=5))
     (tmp_path / "in").mkdir()
@@ -697,20 +699,32 @@ def test_the_config_beside_the_weights_decides(tmp_path: Path, name: str, monkey
     else:
         save_file(original.state_dict(), tmp_path / "in" / name)
     config = {"architecture": "seresnetaa50d", "model_args": {"layers": [1, 1, 1, 1]}}
-    (tmp_path / "hub").mkdir()
-
-    def hub(repository: str, file: str) -> str:
-        (tmp_path / "hub" / file).write_bytes((tmp_path / "in" / file).read_bytes())
-        return str(tmp_path / "hub" / file)
-
     assert convert(tmp_path / "in" / name, tmp_path / "plain")["architecture"] == "seresnet152d"
     assert "anti-aliasing" in (tmp_path / "plain" / "README.md").read_text()
     (tmp_path / "in" / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(conversion, "hf_hub_download", hub)
+    hub.create("model", "timm/anything", {file.name: file.read_bytes() for file in (tmp_path / "in").iterdir()})
     for number, src in enumerate((tmp_path / "in" / name, f"timm/anything:{name}")):
         result = convert(src, tmp_path / str(number))
         assert (result["architecture"], result["max_abs_diff"]) == ("seresnetaa50d", None)
         assert_same(tmp_path / str(number), original, 64, 64)
+
+
+def test_a_file_of_the_hub_is_what_its_listing_says(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects from other bytes than those that were published, and from a disk that is filled."""
+    path = saved(small(), tmp_path / "a.pth")
+    hub.create("model", "timm/anything", {"sub/a.pth": path.read_bytes()})
+    hub.fault("GET", "a.pth", FlipByte(-5), times=None)
+    with pytest.raises(InputError, match="cannot get timm/anything:sub/a.pth from the Hub"):
+        convert("timm/anything:sub/a.pth", tmp_path / "out")
+    hub.faults.clear()
+    with pytest.raises(InputError, match=r"has no sub/b\.pth"):
+        convert("timm/anything:sub/b.pth", tmp_path / "out")
+    assert convert("timm/anything:sub/a.pth", tmp_path / "out")["source"] == "mmpretrain"
+    monkeypatch.setattr(hub_limits, "LARGEST_WEIGHTS", path.stat().st_size - 1)
+    with pytest.raises(InputError, match="bytes"):
+        convert("timm/anything:sub/a.pth", tmp_path / "other")
 
 
 def test_a_folder_of_a_legacy_network_is_converted(tmp_path: Path) -> None:
