@@ -45,7 +45,6 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     from seresnet_hub.errors import InputError
-    from seresnet_hub.interruption import end_with_training
     from seresnet_hub.recipe_fields import described
     from seresnet_hub.recipes import get_recipe, listed, override
     from seresnet_hub.training import train
@@ -58,7 +57,6 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         return {"recipe": recipe.name, "fields": described(recipe)}
     if not 0 <= options.stopped_exit_code <= 255:
         raise InputError(f"--stopped-exit-code {options.stopped_exit_code}: must be between 0 and 255")
-    end_with_training()
     return train(
         recipe,
         output=options.output or f"runs/{recipe.name}",
@@ -75,5 +73,12 @@ def exit_code(options: argparse.Namespace, result: dict[str, Any]) -> int:
     return int(options.stopped_exit_code) if stopped_by_a_signal else 0
 
 
+def _as_script(arguments: Sequence[str]) -> dict[str, Any]:
+    from seresnet_hub.interruption import end_with_training
+
+    end_with_training()
+    return main(arguments)
+
+
 if __name__ == "__main__":
-    _start.start(parser(), main, exit_code)
+    _start.start(parser(), _as_script, exit_code)

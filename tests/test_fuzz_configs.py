@@ -21,7 +21,7 @@ from seresnet_hub.hub import verify
 from seresnet_hub.hub_client import say
 from seresnet_hub.strict import STEP_COUNT
 
-SMALL, LARGE = 250, 10_000
+SMALL, LARGE = 100, 10_000
 # Ours, timm's SE families made small, and others of timm's that are: convolutions, attention, and both. Of each the
 # sides of its images, and what its folder says of the network.
 SHALLOW = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}

@@ -31,7 +31,7 @@ from seresnet_hub.starting import begin
 from seresnet_hub.state_checks import Run, require_fitting
 from seresnet_hub.updates import optimizer_of, schedule_of
 
-FEW, MANY = 60, 1000
+FEW, MANY = 24, 1000
 WHOLE = 25  # of so many cases, one goes through training as a whole, accepted or not
 RECIPE = replace(
     get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0, checkpoint_steps=3,

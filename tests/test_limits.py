@@ -63,7 +63,7 @@ def test_only_the_processors_time_counts() -> None:
 
 def test_the_watch_never_fires_outside_its_block() -> None:
     """The blocks end just when their time does."""
-    fired = 0
+    fired, threads = 0, threading.active_count()
     for number in range(12):
         try:
             with at_most(**{**WIDE, "seconds": 0.0}):
@@ -75,4 +75,4 @@ def test_the_watch_never_fires_outside_its_block() -> None:
         for _ in range(2000):
             sum(range(10))
     assert 0 <= fired <= 12
-    assert threading.active_count() < 5
+    assert threading.active_count() <= threads

@@ -145,14 +145,14 @@ def test_a_file_too_large_is_not_read_whole(trained: Path, monkeypatch: pytest.M
 def test_a_file_exchanged_while_it_is_checked_is_not_uploaded(
     hub: HubServer, trained: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check = room._forward
+    check = room.check_runs
 
     def check_and_exchange(*arguments: object) -> None:
         check(*arguments)  # type: ignore[arg-type]
         (trained / name).unlink()
         (trained / name).write_bytes(SECRET.encode())
 
-    monkeypatch.setattr(room, "_forward", check_and_exchange)
+    monkeypatch.setattr(room, "check_runs", check_and_exchange)
     with pytest.raises(InputError, match=name):
         room.push(trained, REPO)
     assert hub.requests == []
