@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from seresnet_hub import starting, states, training
+from seresnet_hub import evaluation, starting, states, training
 from seresnet_hub.errors import InputError
-from seresnet_hub.locks import LOCK_NAME
+from seresnet_hub.locks import LOCK_NAME, only_writer
 from seresnet_hub.recipes import get_recipe
 from seresnet_hub.starting import begin
 
@@ -102,3 +104,21 @@ def test_what_lies_beside_good_states_may_be_damaged(tmp_path: Path, numbers: st
     training.train(SMALL, data=numbers, output=tmp_path / "parts", resume=True)
     whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_a_clock_that_stands_still_ends_no_run(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "perf_counter", lambda: 5.0)
+        result = training.train(SMALL, data=numbers, output=tmp_path / "run")
+    assert (result["steps"], result["images_per_second"]) == (8, None)
+
+
+def test_two_reports_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "only_writer", partial(only_writer, patience=0.4))
+    confusion = np.array([[3, 1], [0, 4]])
+    evaluation.write_report(tmp_path / "report", confusion)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    with only_writer(tmp_path / "report"), pytest.raises(InputError, match="report is in use by another process"):
+        evaluation.write_report(tmp_path / "report", confusion.T)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()} == before
+    evaluation.write_report(tmp_path / "report", confusion.T)

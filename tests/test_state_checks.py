@@ -86,7 +86,8 @@ def test_what_an_optimiser_saved_is_accepted(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.slow
 def test_what_any_optimiser_saved_is_accepted(tmp_path: Path) -> None:
-    names = [*list_optimizers(), "lookahead_adam", "lookahead_lamb"]
+    # Kron's step is compiled, which takes several minutes.
+    names = [name for name in list_optimizers() if "kron" not in name] + ["lookahead_adam", "lookahead_lamb"]
     worked = [name for name in names if accepted(name, tmp_path / name)]
     print(f"{len(worked)} of {len(names)}, without {sorted({*names} - {*worked})}")
     assert len(worked) > 60
