@@ -47,7 +47,8 @@ def read_safetensors(view: memoryview, buffer: torch.Tensor, account: Account) -
     parts = sum(text.count(sign) for sign in (b"{", b"[", b","))
     if parts > BUDGET.header_parts:
         raise Refused(f"its header has {parts} brackets and commas, more than {BUDGET.header_parts}")
-    header = json.loads(text, object_pairs_hook=_distinct)
+    # UTF-8 as the format demands: of bytes, the parser itself would guess another encoding, and import a codec for it.
+    header = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
     if not isinstance(header, dict):
         raise Refused("its header is no table")
     metadata = header.pop(METADATA, None)

@@ -6,6 +6,7 @@ import collections
 import datetime
 import functools
 import io
+import json
 import operator
 import os
 import pathlib
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from seresnet_hub.checkpoints import read_checkpoint, read_tensors
@@ -489,3 +491,15 @@ def test_safetensors_files_that_hide_bytes_are_refused(tmp_path: Path, header: s
     path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(12))
     with pytest.raises(InputError, match=r"overlap|behind|twice"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-8-sig"])
+def test_a_safetensors_header_is_utf_8(tmp_path: Path, encoding: str) -> None:
+    """Protects from readers that disagree: safetensors itself refuses the same file."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode(encoding)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(SafetensorError):
+        load_file(path)
+    with pytest.raises(InputError, match=r"a\.safetensors"):
+        read_tensors(path)
