@@ -37,9 +37,11 @@ def ended(kind: str, within: str, after: str) -> tuple[int, str]:
     ("kind", "within", "after", "code", "said"),
     [
         ("script", "SIGUSR1", "SIGUSR1 SIGUSR1", 0, "SIGUSR1"),
-        ("script", "SIGTERM SIGTERM", "SIGTERM SIGUSR1", 0, "SIGTERM"),
-        ("script", "", "SIGUSR1", 0, "None"),  # a warning at the very end of a run that is complete
-        ("script", "", "SIGTERM", -signal.SIGTERM, ""),  # the first word of it: nothing may be left to do
+        pytest.param("script", "SIGTERM SIGTERM", "SIGTERM SIGUSR1", 0, "SIGTERM", marks=pytest.mark.slow),
+        # A warning at the very end of a run that is complete.
+        pytest.param("script", "", "SIGUSR1", 0, "None", marks=pytest.mark.slow),
+        # The first word of it: nothing may be left to do.
+        pytest.param("script", "", "SIGTERM", -signal.SIGTERM, "", marks=pytest.mark.slow),
         ("library", "SIGUSR1", "SIGUSR1", -signal.SIGUSR1, ""),  # a caller's own signals are its own again
     ],
 )

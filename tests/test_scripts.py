@@ -341,7 +341,7 @@ def test_help_loads_nothing_heavy(path: Path) -> None:
     assert "--json" in done.stdout
 
 
-@pytest.mark.parametrize("closed", ["0<&-", ">&-"])
+@pytest.mark.parametrize("closed", ["0<&-", pytest.param(">&-", marks=pytest.mark.slow)])
 def test_a_closed_stream_is_one_line(trained: Path, tmp_path: Path, photo: Image.Image, closed: str) -> None:
     photo.save(tmp_path / "a.png")
     picture = "-" if closed == "0<&-" else str(tmp_path / "a.png")

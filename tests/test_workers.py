@@ -75,6 +75,7 @@ raise SystemExit(run(main, sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_few_open_files_are_said_with_the_way_out(write_split: WriteSplit) -> None:
     root = str(write_split([[64] * 8]))
     for most, workers in ((20, 8), (26, 2)):
@@ -91,6 +92,7 @@ def test_few_open_files_are_said_with_the_way_out(write_split: WriteSplit) -> No
             assert "open files (ulimit -n 4096), or set workers=0" in done.stderr
 
 
+@pytest.mark.slow
 def test_little_shared_memory_is_enough(write_split: WriteSplit) -> None:
     """A batch beyond those of the ring goes through a pipe: /dev/shm is small in some containers."""
     images = [numbered_picture(k, 64) for k in range(512)]
