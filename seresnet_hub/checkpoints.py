@@ -105,7 +105,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _without_waiting(path: str, flags: int) -> int:
     """Open a file; a named pipe too, which else is open only when somebody writes to it."""
-    return os.open(path, flags | os.O_NONBLOCK)
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has none
 
 
 def _bytes_of(path: Path) -> tuple[torch.Tensor, Future[str]]:

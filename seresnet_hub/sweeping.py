@@ -44,10 +44,9 @@ def partial_of(path: Path) -> Iterator[Path]:
 def sweep(folder: Path, *, everyones: Callable[[str], bool] = lambda _: False) -> None:
     """Remove from `folder` what processes of this package left half-written which ran here and are gone.
 
-    Of other machines, and of the time before this one was started, it is removed once nobody has written to it in
-    `ABANDONED_SECONDS`.
-    `everyones` says of a whole file's name whether what is half-written of it goes, whoever left it: for a folder that
-    no other process can be writing to.
+    What was left on other machines, or before this one was started, goes once nobody has written to it in
+    `ABANDONED_SECONDS`. `everyones` says of a whole file's name whether what is half-written of it goes, whoever left
+    it: for a folder that no other process can be writing to.
     """
     try:
         names = os.listdir(folder)
