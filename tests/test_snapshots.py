@@ -94,48 +94,42 @@ def test_any_one_file_can_be_fetched_and_is_compared(
 # --- listings ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [10_000_001, 10 * 2**30])
-def test_a_config_of_any_size_is_not_fetched(
-    hub: HubServer, published: torch.nn.Module, tmp_path: Path, size: int
-) -> None:
-    with (tmp_path / "large").open("wb") as file:
-        file.truncate(10_000_001)
-    hub.commit(REPO, {"config.json": tmp_path / "large"})
+def list_config_as(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the Hub's listing say that `config.json` has so many bytes."""
     entries = Handler.entries
 
-    def enlarged(*arguments: Any) -> dict[str, dict[str, Any]]:
+    def changed(*arguments: Any) -> dict[str, dict[str, Any]]:
         found = entries(*arguments)
         found["config.json"]["size"] = size
         return found
 
-    Handler.entries = staticmethod(enlarged)  # type: ignore[method-assign]
-    try:
-        for work in (room.load, room.verify):
-            with pytest.raises(InputError, match=rf"'config.json' has {size:,} bytes, more than the 10,000,000"):
-                work(REPO)
-    finally:
-        Handler.entries = staticmethod(entries)  # type: ignore[method-assign]
+    monkeypatch.setattr(Handler, "entries", staticmethod(changed))
+
+
+@pytest.mark.parametrize("size", [10_000_001, 10 * 2**30])
+def test_a_config_of_any_size_is_not_fetched(
+    hub: HubServer, published: torch.nn.Module, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(10_000_001)
+    hub.commit(REPO, {"config.json": tmp_path / "large"})
+    list_config_as(size, monkeypatch)
+    for work in (room.load, room.verify):
+        with pytest.raises(InputError, match=rf"'config.json' has {size:,} bytes, more than the 10,000,000"):
+            work(REPO)
     assert hub.asked("GET", "/resolve/") == hub.asked("GET", "/cdn/") == []
 
 
-def test_a_size_that_is_a_lie_is_cut_off(hub: HubServer, published: torch.nn.Module, tmp_path: Path) -> None:
+def test_a_size_that_is_a_lie_is_cut_off(
+    hub: HubServer, published: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The listing says 5 bytes; no more than a page of an error is taken."""
     with (tmp_path / "large").open("wb") as file:
         file.truncate(9_000_000)
     hub.commit(REPO, {"config.json": tmp_path / "large"})
-    entries = Handler.entries
-
-    def shrunk(*arguments: Any) -> dict[str, dict[str, Any]]:
-        found = entries(*arguments)
-        found["config.json"]["size"] = 5
-        return found
-
-    Handler.entries = staticmethod(shrunk)  # type: ignore[method-assign]
-    try:
-        with pytest.raises(InputError, match="the Hub sends more than the 1,000,000 bytes it may"):
-            room.load(REPO)
-    finally:
-        Handler.entries = staticmethod(entries)  # type: ignore[method-assign]
+    list_config_as(5, monkeypatch)
+    with pytest.raises(InputError, match="the Hub sends more than the 1,000,000 bytes it may"):
+        room.load(REPO)
     assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()) < 2_000_000
 
 
