@@ -18,7 +18,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from seresnet_hub.conversion import convert
+from seresnet_hub.conversion.convert import convert
 from seresnet_hub.errors import InputError
 
 

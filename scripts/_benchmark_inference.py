@@ -12,8 +12,8 @@ from _benchmark_networks import PLAIN, SE, Benchmark, Networks, measure_networks
 from _benchmark_timing import Call
 from torch import nn
 
-from seresnet_hub.compiling import INFERENCE_SETTINGS
-from seresnet_hub.fusion import fuse
+from seresnet_hub.models.compiling import INFERENCE_SETTINGS
+from seresnet_hub.models.fusion import fuse
 
 FUSED = "fused"
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from _benchmark_options import PEERS
 
-from seresnet_hub.decoding import DecoderName
+from seresnet_hub.data.decoding import DecoderName
 from seresnet_hub.errors import InputError
 
 OURS = "seresnet_hub"
@@ -103,7 +103,7 @@ def _prepare(scratch: Path, options: argparse.Namespace, peers: tuple[str, ...])
     import pyarrow
     import pyarrow.parquet
 
-    from seresnet_hub.splits import open_split, read_unit
+    from seresnet_hub.data.splits import open_split, read_unit
 
     split = open_split(options.source, options.split)
     rows = [row for unit in range(len(split.unit_rows)) for row in read_unit(split, unit)]
@@ -153,7 +153,7 @@ def _litdata_rows(file: str) -> Iterator[dict[str, Any]]:
 
 
 def _transform() -> Any:
-    from seresnet_hub.images import training_transform
+    from seresnet_hub.data.transforms import training_transform
 
     return training_transform(
         crop="resized", input_size=(3, SIZE, SIZE), interpolation="bilinear", crop_padding=0, scale=(0.08, 1.0),
@@ -164,7 +164,7 @@ def _transform() -> Any:
 def _decode(data: bytes) -> torch.Tensor:
     """Decode as this package's fast way does, one picture into a tensor of its own."""
     global _decoder
-    from seresnet_hub.decoding import Decoder
+    from seresnet_hub.data.decoding import Decoder
 
     if _decoder is None:
         _decoder = Decoder(_transform(), "fast")
@@ -178,8 +178,8 @@ _decoder: Any = None
 def _ours(decoder: DecoderName, scratch: Path, batch_size: int, workers: int) -> Iterator[torch.Tensor]:
     from dataclasses import replace
 
-    from seresnet_hub.data import loader
-    from seresnet_hub.recipes import get_recipe
+    from seresnet_hub.data.loader import loader
+    from seresnet_hub.recipes.recipe import get_recipe
 
     recipe = replace(
         get_recipe("digits"), crop="resized", input_size=SIZE, batch_size=batch_size, horizontal_flip=0.5,

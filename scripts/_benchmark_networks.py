@@ -27,9 +27,9 @@ from torch import nn
 from torch._functorch import config as functorch
 from torch._inductor import config as inductor
 
-from seresnet_hub.compiling import compiler_errors, require_compiler
 from seresnet_hub.errors import InputError
-from seresnet_hub.names import architecture_of
+from seresnet_hub.models.compiling import compiler_errors, require_compiler
+from seresnet_hub.models.names import architecture_of
 
 PLAIN, SE, OWN = NETWORKS
 BATCH_SIZES = {"cpu": (16,), "cuda": (1, 32, 256)}

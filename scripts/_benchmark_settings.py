@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from seresnet_hub.backends import float32_arithmetic
 from seresnet_hub.errors import InputError
+from seresnet_hub.torch_settings import float32_arithmetic
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 

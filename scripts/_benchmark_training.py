@@ -12,8 +12,8 @@ from _benchmark_timing import Call
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from seresnet_hub.blocks import SEBasicBlock, SEBottleneck
 from seresnet_hub.errors import InputError
+from seresnet_hub.models.blocks import SEBasicBlock, SEBottleneck
 
 OURS = "ours"
 BLOCKS = {Bottleneck: SEBottleneck, BasicBlock: SEBasicBlock}

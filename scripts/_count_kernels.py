@@ -29,8 +29,8 @@ from _pretend_gpu import TARGETS, Target, pretend
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from seresnet_hub import fusion
-from seresnet_hub.blocks import use_training_blocks
+from seresnet_hub.models import fusion
+from seresnet_hub.models.blocks import use_training_blocks
 
 # cuDNN's backward convolutions often reach less than its forward ones, and small kernels end no sooner than this.
 CAUTIOUS_FLOPS, CAUTIOUS_SECONDS = 250e12, 2e-6

@@ -27,7 +27,7 @@ def _stop(*_: object) -> None:
     os._exit(130)
 
 
-signal.signal(signal.SIGINT, _stop)  # until `seresnet_hub.command_line.run` takes over
+signal.signal(signal.SIGINT, _stop)  # until `seresnet_hub.commands.run.run` takes over
 
 
 class Parser(argparse.ArgumentParser):
@@ -100,6 +100,6 @@ def start(
 ) -> NoReturn:
     """Run a script's `main` on the command line's arguments, and exit with what `exit_code` makes of the result."""
     options = parser.parse_args()  # --help and wrong options end here
-    from seresnet_hub.command_line import run
+    from seresnet_hub.commands.run import run
 
     sys.exit(run(main, as_json=options.json, exit_code=partial(exit_code, options)))

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from seresnet_hub.cards import Card, Result
-    from seresnet_hub.snippets import Place
-    from seresnet_hub.weights import OwnWeights
+    from seresnet_hub.cards.card import Card, Result
+    from seresnet_hub.cards.snippets import Place
+    from seresnet_hub.models.weights import OwnWeights
 
 # A card links into the repository, wherever the package was imported from: an installed one has no pictures.
 OWN_FOLDERS = Path(__file__).resolve().parent.parent / "seresnet_hub" / "own_weights"
@@ -30,11 +30,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
-    from seresnet_hub.cards import card_of_weights, render
+    from _tables import sizes
+
+    from seresnet_hub.cards.card import card_of_weights, render
     from seresnet_hub.errors import InputError
-    from seresnet_hub.folder import write_text
-    from seresnet_hub.tables import sizes
-    from seresnet_hub.weights import OWN_WEIGHTS, WEIGHTS
+    from seresnet_hub.files.model_folder import write_text
+    from seresnet_hub.models.weights import OWN_WEIGHTS, WEIGHTS
 
     published = [
         card_of_weights(weights, sizes(weights.architecture), measured(options.directory / f"{weights.name}.json"))
@@ -52,9 +53,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
 def own_card(weights: OwnWeights, directory: Path) -> Card:
     """Return the card of weights that come with the package, from the folder that their training wrote."""
-    from seresnet_hub.cards import card_of
-    from seresnet_hub.folder import CONFIG_NAME, CURVES_NAME, read_json
-    from seresnet_hub.tables import sizes
+    from _tables import sizes
+
+    from seresnet_hub.cards.card import card_of
+    from seresnet_hub.files.model_folder import CONFIG_NAME, CURVES_NAME, read_json
 
     config = read_json(weights.folder / CONFIG_NAME)
     card = card_of(config, sizes(weights.architecture), needs_plugin=True, has_curves=True)
@@ -67,7 +69,7 @@ def own_card(weights: OwnWeights, directory: Path) -> Card:
 
 def place_of(weights: OwnWeights) -> Place:
     """Return how code names weights that come with the package."""
-    from seresnet_hub.snippets import Place
+    from seresnet_hub.cards.snippets import Place
 
     return Place(
         timm=weights.name,
@@ -78,7 +80,7 @@ def place_of(weights: OwnWeights) -> Place:
 
 def measured(path: Path) -> list[Result]:
     """Return the results in a JSON file, none where there is no such file."""
-    from seresnet_hub.cards import Result
+    from seresnet_hub.cards.card import Result
     from seresnet_hub.errors import InputError
 
     if not path.exists():

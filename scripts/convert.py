@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
-    from seresnet_hub.conversion import convert
+    from seresnet_hub.conversion.convert import convert
 
     return convert(
         options.source_file,

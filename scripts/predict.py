@@ -29,17 +29,17 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     import torch
 
-    from seresnet_hub.classes import class_names
-    from seresnet_hub.compiling import compile_for_inference
+    from seresnet_hub.commands.terminal import tell
+    from seresnet_hub.data.class_names import class_names
+    from seresnet_hub.data.image_files import MOST_BYTES
     from seresnet_hub.errors import InputError
-    from seresnet_hub.fusion import fuse
-    from seresnet_hub.inference import predict
-    from seresnet_hub.loading import load
-    from seresnet_hub.names import is_model_folder, is_model_name
-    from seresnet_hub.opening import MOST_BYTES
-    from seresnet_hub.picture_files import picture_files
-    from seresnet_hub.terminal import tell
-    from seresnet_hub.weights import OWN_WEIGHTS
+    from seresnet_hub.inference.find_images import picture_files
+    from seresnet_hub.inference.predict import predict
+    from seresnet_hub.models.compiling import compile_for_inference
+    from seresnet_hub.models.fusion import fuse
+    from seresnet_hub.models.load import load
+    from seresnet_hub.models.names import is_model_folder, is_model_name
+    from seresnet_hub.models.weights import OWN_WEIGHTS
 
     first, *others = options.images
     model_name, given_images = (first, others) if is_model_name(first) else (OWN_WEIGHTS[0].name, options.images)

@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
-    from seresnet_hub.hub import push
+    from seresnet_hub.publishing.push import push
 
     return push(
         options.directory,

@@ -22,9 +22,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
+    from _tables import MEASURED_TABLES, TABLES, fill
+
     from seresnet_hub.errors import InputError
-    from seresnet_hub.folder import write_text
-    from seresnet_hub.tables import MEASURED_TABLES, TABLES, fill
+    from seresnet_hub.files.model_folder import write_text
 
     try:
         text = options.file.read_text(encoding="utf-8")

@@ -45,9 +45,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     from seresnet_hub.errors import InputError
-    from seresnet_hub.recipe_fields import described
-    from seresnet_hub.recipes import get_recipe, listed, override
-    from seresnet_hub.training import train
+    from seresnet_hub.recipes.fields import described
+    from seresnet_hub.recipes.recipe import get_recipe, listed, override
+    from seresnet_hub.training.train import train
 
     if options.list_recipes:
         return {"recipes": listed()}
@@ -74,7 +74,7 @@ def exit_code(options: argparse.Namespace, result: dict[str, Any]) -> int:
 
 
 def _as_script(arguments: Sequence[str]) -> dict[str, Any]:
-    from seresnet_hub.interruption import end_with_training
+    from seresnet_hub.training.signals import end_with_training
 
     end_with_training()
     return main(arguments)

@@ -38,10 +38,11 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     import torch
 
-    from seresnet_hub.classes import class_names
-    from seresnet_hub.compiling import compile_for_inference
+    from seresnet_hub.commands.terminal import tell
+    from seresnet_hub.data.class_names import class_names
+    from seresnet_hub.data.held_out import allowed_damage, split_for
     from seresnet_hub.environment import loader_workers
-    from seresnet_hub.evaluation import (
+    from seresnet_hub.inference.evaluate import (
         evaluate,
         in_model_order,
         require_report,
@@ -49,11 +50,10 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         worst_classes,
         write_report,
     )
-    from seresnet_hub.fusion import fuse
-    from seresnet_hub.held_out import allowed_damage, split_for
-    from seresnet_hub.loading import load
-    from seresnet_hub.running import check_runs
-    from seresnet_hub.terminal import tell
+    from seresnet_hub.models.compiling import compile_for_inference
+    from seresnet_hub.models.fusion import fuse
+    from seresnet_hub.models.load import load
+    from seresnet_hub.models.trial_run import check_runs
 
     if options.report is not None:
         require_report(options.report)

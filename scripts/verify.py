@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
-    from seresnet_hub.hub import verify
+    from seresnet_hub.publishing.push import verify
 
     return verify(options.model)
 

@@ -5,39 +5,41 @@ from typing import TYPE_CHECKING, Any
 
 from seresnet_hub.environment import version
 from seresnet_hub.errors import InputError
-from seresnet_hub.fusion import fuse
-from seresnet_hub.inference import extract_features, predict
-from seresnet_hub.loading import load
+from seresnet_hub.inference.predict import extract_features, predict
 from seresnet_hub.mmpretrain import get_model, inference_model
-from seresnet_hub.models import create, list_models
-from seresnet_hub.recipes import Recipe, get_recipe
+from seresnet_hub.models import blocks
+from seresnet_hub.models.create import create, list_models
+from seresnet_hub.models.fusion import fuse
+from seresnet_hub.models.load import load
+from seresnet_hub.recipes.recipe import Recipe, get_recipe
 
 if TYPE_CHECKING:
-    from seresnet_hub.conversion import convert
-    from seresnet_hub.data import loader, open_split
-    from seresnet_hub.evaluation import evaluate
-    from seresnet_hub.held_out import split_for
-    from seresnet_hub.hub import push, verify
-    from seresnet_hub.training import train
+    from seresnet_hub.conversion.convert import convert
+    from seresnet_hub.data.held_out import split_for
+    from seresnet_hub.data.loader import loader, open_split
+    from seresnet_hub.inference.evaluate import evaluate
+    from seresnet_hub.publishing.push import push, verify
+    from seresnet_hub.training.train import train
 
 __version__ = version()
 
 # Modules that load `datasets`, `accelerate` or the Hub's cards are imported when they are asked for.
 _LATE = {
-    "convert": "seresnet_hub.conversion",
-    "evaluate": "seresnet_hub.evaluation",
-    "loader": "seresnet_hub.data",
-    "open_split": "seresnet_hub.data",
-    "push": "seresnet_hub.hub",
-    "split_for": "seresnet_hub.held_out",
-    "train": "seresnet_hub.training",
-    "verify": "seresnet_hub.hub",
+    "convert": "seresnet_hub.conversion.convert",
+    "evaluate": "seresnet_hub.inference.evaluate",
+    "loader": "seresnet_hub.data.loader",
+    "open_split": "seresnet_hub.data.loader",
+    "push": "seresnet_hub.publishing.push",
+    "split_for": "seresnet_hub.data.held_out",
+    "train": "seresnet_hub.training.train",
+    "verify": "seresnet_hub.publishing.push",
 }
 
 __all__ = [
     "InputError",
     "Recipe",
     "__version__",
+    "blocks",
     "convert",
     "create",
     "evaluate",

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference import Picture, predict
-from seresnet_hub.loading import load
+from seresnet_hub.inference.predict import Picture, predict
+from seresnet_hub.models.load import load
 
 
 def get_model(name: str | Path, pretrained: bool = False, **kwargs: Any) -> nn.Module:

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import train
 
-from seresnet_hub.command_line import run
-from seresnet_hub.data import Batch, Loader
+from seresnet_hub.commands.run import run
+from seresnet_hub.data.loader import Batch, Loader
 
 notes = Path(sys.argv.pop(1))
 

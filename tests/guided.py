@@ -145,8 +145,8 @@ def pickles() -> Callable[[bytes], None]:
     """Return what reads bytes as a file, or as the pickle in a zip or in a legacy file: the first byte says which."""
     import torch
 
-    from seresnet_hub import checkpoints
-    from seresnet_hub.reading_budget import Account, Refused
+    from seresnet_hub.checkpoints import reader as checkpoints
+    from seresnet_hub.checkpoints.reading_budget import Account, Refused
 
     def act(data: bytes) -> None:
         kind, inner = data[:1], data[1:]
@@ -208,7 +208,7 @@ def pickle_words() -> list[bytes]:
 
 
 def configs() -> Callable[[bytes], None]:
-    from seresnet_hub.configs import check_architecture, checked_config
+    from seresnet_hub.models.config_checks import check_architecture, checked_config
 
     path = Path(tempfile.mkdtemp(), "config.json")
 

@@ -12,7 +12,7 @@ import torch
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import constants
 
-from seresnet_hub.folder import timm_config, write_model
+from seresnet_hub.files.model_folder import timm_config, write_model
 
 REPO = "someone/model"
 CARD = '---\nlicense: mit\nlibrary_name: timm\npipeline_tag: image-classification\n---\n# A model: "local-dir:."\n'

@@ -17,8 +17,8 @@ from _benchmark_settings import inductor_settings, precision  # noqa: E402
 from _benchmark_timing import Log, calls_in, seconds_a_call  # noqa: E402
 from test_scripts import call  # noqa: E402
 
-from seresnet_hub.compiling import INFERENCE_SETTINGS  # noqa: E402
 from seresnet_hub.errors import InputError  # noqa: E402
+from seresnet_hub.models.compiling import INFERENCE_SETTINGS  # noqa: E402
 
 SMALL = ["--model", "seresnet18", "--plain", "resnet18", "--batch-size", 2, "--size", 32, "--rounds", 2]
 

@@ -12,7 +12,7 @@ from timm.layers import SEModule
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
-from seresnet_hub import blocks
+from seresnet_hub.models import blocks
 
 State = dict[str, torch.Tensor]
 

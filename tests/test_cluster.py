@@ -32,7 +32,7 @@ def trained_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[
         calls.append({"recipe": recipe.name, **options})
         return {"stopped": "SIGTERM"}
 
-    monkeypatch.setattr("seresnet_hub.training.train", train)
+    monkeypatch.setattr("seresnet_hub.training.train.train", train)
     result = script.main(arguments)
     code = script.exit_code(script.parser().parse_args(arguments), result)
     return {**calls[0], "stopped_exit_code": code}

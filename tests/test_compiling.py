@@ -17,15 +17,15 @@ from torch._inductor import config as inductor
 from torch._inductor.choices import InductorChoices
 
 import seresnet_hub
-from seresnet_hub.compiling import (
+from seresnet_hub.errors import InputError
+from seresnet_hub.models.compiling import (
     INFERENCE_SETTINGS,
     compile_for_inference,
     compiler_errors,
     inference_settings,
     require_compiler,
 )
-from seresnet_hub.errors import InputError
-from seresnet_hub.fusion import fuse
+from seresnet_hub.models.fusion import fuse
 
 
 def network() -> nn.Module:
@@ -249,7 +249,7 @@ def test_this_torch_has_the_settings() -> None:
 
 def test_few_of_tritons_products_are_candidates_and_never_none() -> None:
     """Of those that Inductor has, by what it calls them; tiles shrink with the product, stages do not."""
-    wanted = re.compile(INFERENCE_SETTINGS["epilogue"]["cuda"]["test_configs.autotune_choice_desc_regex"])
+    wanted = re.compile(INFERENCE_SETTINGS["epilogue"]["cuda"]["test_config_checks.autotune_choice_desc_regex"])
 
     def kept(smallest: int) -> set[tuple[int, ...]]:
         tiles = set()

@@ -28,14 +28,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-import seresnet_hub
-from seresnet_hub import conversion, hub_limits, references
-from seresnet_hub.conversion import convert, float64_outputs
-from seresnet_hub.conversion_facts import licence_of, published_file
+from seresnet_hub.checkpoints.key_maps import SOURCES
+from seresnet_hub.conversion import convert as conversion
+from seresnet_hub.conversion import references
+from seresnet_hub.conversion.convert import convert, float64_outputs
+from seresnet_hub.conversion.provenance import licence_of, published_file
 from seresnet_hub.errors import InputError
-from seresnet_hub.hub import push
-from seresnet_hub.sources import SOURCES
-from seresnet_hub.weights import WEIGHTS
+from seresnet_hub.files import model_folder
+from seresnet_hub.hub import download_limits as hub_limits
+from seresnet_hub.models.weights import WEIGHTS
+from seresnet_hub.publishing.push import push
 
 SHORT = (1, 1, 1, 1)
 EXACT = 1e-10
@@ -218,10 +220,10 @@ def test_options_that_no_network_has(tmp_path: Path, architecture: str, options:
 def test_this_projects_own_folders(tmp_path: Path) -> None:
     """Protects the architecture, arguments and preprocessing that the config beside the weights names."""
     original = networks.randomise(timm.create_model("seresnet20_cifar_pre", num_classes=4))
-    config = seresnet_hub.folder.timm_config(
+    config = model_folder.timm_config(
         original, pretrained_cfg={"num_classes": 4, "crop_pct": 0.9}, label_names=["a", "b", "c", "d"]
     )
-    seresnet_hub.folder.write_model(tmp_path / "in", original.state_dict(), config=config, card=lambda _: "")
+    model_folder.write_model(tmp_path / "in", original.state_dict(), config=config, card=lambda _: "")
     result = convert(tmp_path / "in" / "model.safetensors", tmp_path / "out")
     assert (result["architecture"], result["max_abs_diff"]) == ("seresnet20_cifar_pre", None)
     converted = load(tmp_path / "out")
@@ -359,7 +361,7 @@ def test_the_folder_is_reproducible_complete_and_guarded(tmp_path: Path) -> None
     """Protects determinism (byte for byte), provenance, atomic writing, and existing folders."""
     original = networks.randomise(networks.mmpretrain(SHORT, bottleneck=False))
     path = saved({"state_dict": original.checkpoint("backbone.")}, tmp_path / "a.pth")
-    code = "import sys; from seresnet_hub.conversion import convert; convert(sys.argv[1], sys.argv[2])"
+    code = "import sys; from seresnet_hub.conversion.convert import convert; convert(sys.argv[1], sys.argv[2])"
     subprocess.run([sys.executable, "-c", code, path, tmp_path / "one"], check=True)  # with another hash seed than here
     convert(path, tmp_path / "two")
     files = {name: {f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two")}

@@ -14,10 +14,10 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode, v2
 
-from seresnet_hub.decoding import Decoder, DecoderName, TransformError, _resized
+from seresnet_hub.data.decoding import Decoder, DecoderName, TransformError, _resized
+from seresnet_hub.data.splits import open_split, read_unit
+from seresnet_hub.data.transforms import Transform, evaluation_transform, seeded, training_transform
 from seresnet_hub.errors import InputError
-from seresnet_hub.images import Transform, evaluation_transform, seeded, training_transform
-from seresnet_hub.splits import open_split, read_unit
 
 SIZE = 64
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from seresnet_hub import digits
+from seresnet_hub.data import digits
 from seresnet_hub.errors import InputError
 
 

@@ -20,14 +20,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import seresnet_hub
-from seresnet_hub import hub as room
-from seresnet_hub import splits, training
-from seresnet_hub.data import evaluation_loader
+from seresnet_hub.data import splits
+from seresnet_hub.data.loader import evaluation_loader
+from seresnet_hub.data.transforms import training_transform
 from seresnet_hub.errors import InputError
-from seresnet_hub.folder import FACTS_KEY, timm_config, write_model
-from seresnet_hub.images import training_transform
-from seresnet_hub.recipes import Recipe, get_recipe
-from seresnet_hub.updates import parameter_groups, schedule_of
+from seresnet_hub.files.model_folder import FACTS_KEY, timm_config, write_model
+from seresnet_hub.publishing import push as room
+from seresnet_hub.recipes.recipe import Recipe, get_recipe
+from seresnet_hub.training import train as training
+from seresnet_hub.training.optimizer import parameter_groups, schedule_of
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

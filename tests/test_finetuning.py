@@ -14,12 +14,13 @@ import timm
 from conftest import WriteSplit
 from huggingface_hub import constants
 
-from seresnet_hub import finetuning, training
-from seresnet_hub.data import loader
+from seresnet_hub.data.loader import loader
 from seresnet_hub.errors import InputError
-from seresnet_hub.finetuning import Start, resolved, start_of
-from seresnet_hub.recipe_fields import following, written
-from seresnet_hub.recipes import AUTO, RECIPES, get_recipe, override
+from seresnet_hub.recipes.fields import following, written
+from seresnet_hub.recipes.recipe import AUTO, RECIPES, get_recipe, override
+from seresnet_hub.training import finetuning
+from seresnet_hub.training import train as training
+from seresnet_hub.training.finetuning import Start, resolved, start_of
 
 FINETUNE = get_recipe("finetune")
 PACKAGED = "seresnet20_cifar.c10"

@@ -24,10 +24,10 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 import seresnet_hub
-from seresnet_hub.blocks import use_training_blocks
 from seresnet_hub.errors import InputError
-from seresnet_hub.fusion import BlockFusion, FusedBottleneck, fuse
-from seresnet_hub.variants import CIFAR_VARIANTS, PAPER_VARIANTS
+from seresnet_hub.models.blocks import use_training_blocks
+from seresnet_hub.models.fusion import BlockFusion, FusedBottleneck, fuse
+from seresnet_hub.models.variants import CIFAR_VARIANTS, PAPER_VARIANTS
 
 # Every SE network of timm's ResNet and SENet code. Those of bottlenecks are fused, the others' norms are folded.
 BOTTLENECKS = {
@@ -309,7 +309,7 @@ def test_scripts_fuse_on_request(
     assert call("train", "--output", tmp_path / "run", *QUICK, capfd=capfd)[0] == 0
     model = f"local-dir:{tmp_path / 'run'}"
     fused: list[nn.Module] = []
-    monkeypatch.setattr("seresnet_hub.fusion.fuse", lambda model: fused.append(model) or fuse(model))
+    monkeypatch.setattr("seresnet_hub.models.fusion.fuse", lambda model: fused.append(model) or fuse(model))
     results = {}
     for arguments in (("predict", model, tmp_path / "photo.png"), ("validate", model, "--data", "digits")):
         for more in ((), ("--fuse",)):

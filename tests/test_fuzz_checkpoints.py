@@ -17,11 +17,11 @@ import pytest
 from checkpoint_seeds import SEEDS, mutated
 from fuzzing import Case, attack
 from hostile_checkpoints import BOMBS
-from test_checkpoints import WRAPPERS, attacks
+from test_reader import WRAPPERS, attacks
 
 import seresnet_hub
-from seresnet_hub.checkpoints import read_checkpoint
-from seresnet_hub.sources import find_source, rename, unwrapped
+from seresnet_hub.checkpoints.key_maps import find_source, rename, unwrapped
+from seresnet_hub.checkpoints.reader import read_checkpoint
 
 FEW, MANY = 300, 10_000
 # Each is small, and took minutes or gigabytes; the others are of the same kinds, or large.

@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors import safe_open
 
 import seresnet_hub
-from seresnet_hub.folder import sha256_of, timm_config, write_json, write_weights
-from seresnet_hub.hub import verify
-from seresnet_hub.hub_client import say
-from seresnet_hub.strict import STEP_COUNT
+from seresnet_hub.files.model_folder import sha256_of, timm_config, write_json, write_weights
+from seresnet_hub.hub.client import say
+from seresnet_hub.models.strict_loading import STEP_COUNT
+from seresnet_hub.publishing.push import verify
 
 SMALL, LARGE = 100, 10_000
 # Ours, timm's SE families made small, and others of timm's that are: convolutions, attention, and both. Of each the

@@ -20,11 +20,11 @@ from conftest import encode
 from fuzzing import Case, attack
 from PIL import Image, PngImagePlugin
 
-from seresnet_hub.data import loader
-from seresnet_hub.decoding import Decoder
-from seresnet_hub.images import evaluation_transform, read_image, seeded, training_transform
-from seresnet_hub.opening import MOST_PIXELS
-from seresnet_hub.recipes import get_recipe
+from seresnet_hub.data.decoding import Decoder
+from seresnet_hub.data.image_files import MOST_PIXELS
+from seresnet_hub.data.loader import loader
+from seresnet_hub.data.transforms import evaluation_transform, read_image, seeded, training_transform
+from seresnet_hub.recipes.recipe import get_recipe
 
 SMALL, LARGE = 150, 2000
 SIZE = 32

@@ -22,14 +22,15 @@ import torch
 from fuzzing import Case, attack
 from safetensors.torch import save_file
 
-from seresnet_hub import states, training
 from seresnet_hub.errors import InputError
-from seresnet_hub.locks import LOCK_NAME
-from seresnet_hub.models import create
-from seresnet_hub.recipes import get_recipe
-from seresnet_hub.starting import begin
-from seresnet_hub.state_checks import Run, require_fitting
-from seresnet_hub.updates import optimizer_of, schedule_of
+from seresnet_hub.files.locks import LOCK_NAME
+from seresnet_hub.models.create import create
+from seresnet_hub.recipes.recipe import get_recipe
+from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import train as training
+from seresnet_hub.training.checkpoint_checks import Run, require_fitting
+from seresnet_hub.training.optimizer import optimizer_of, schedule_of
+from seresnet_hub.training.start_or_resume import begin
 
 FEW, MANY = 24, 1000
 WHOLE = 25  # of so many cases, one goes through training as a whole, accepted or not

@@ -20,11 +20,11 @@ import torch
 from timm.models.resnet import Bottleneck, ResNet
 
 from seresnet_hub import fuse, predict
-from seresnet_hub.blocks import SEBottleneck
-from seresnet_hub.data import Batch
-from seresnet_hub.device import Mixer, finish, on_device
-from seresnet_hub.recipes import get_recipe, override
-from seresnet_hub.updates import optimizer_of
+from seresnet_hub.data.batch_augmentation import Mixer, finish, on_device
+from seresnet_hub.data.loader import Batch
+from seresnet_hub.models.blocks import SEBottleneck
+from seresnet_hub.recipes.recipe import get_recipe, override
+from seresnet_hub.training.optimizer import optimizer_of
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -230,8 +230,8 @@ def test_predictions_are_the_cpus() -> None:
 STEPS = """
 import collections, json, sys, warnings
 import torch
-from seresnet_hub import training
-from seresnet_hub.recipes import get_recipe, override
+from seresnet_hub.training import train as training
+from seresnet_hub.recipes.recipe import get_recipe, override
 
 cuda = torch.cuda.is_available()
 found = collections.Counter()

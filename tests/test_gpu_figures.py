@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import _tables_gpu as gpu_tables
 import pytest
 
-from seresnet_hub import gpu_tables
 from seresnet_hub.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "gpu"))

@@ -21,8 +21,8 @@ from conftest import WriteSplit, encode
 from PIL import Image
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.profiling import require_profile
-from seresnet_hub.recipes import get_recipe, override
+from seresnet_hub.recipes.recipe import get_recipe, override
+from seresnet_hub.training.profiling import require_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "scripts" / "gpu"

@@ -16,11 +16,11 @@ from conftest import WriteSplit, encode, numbered_picture
 from PIL import Image
 
 import seresnet_hub
-from seresnet_hub import training
+from seresnet_hub.data.held_out import recorded, split_for
+from seresnet_hub.data.splits import open_split, open_splits
 from seresnet_hub.errors import InputError
-from seresnet_hub.held_out import recorded, split_for
-from seresnet_hub.recipes import get_recipe
-from seresnet_hub.splits import open_split, open_splits
+from seresnet_hub.recipes.recipe import get_recipe
+from seresnet_hub.training import train as training
 
 RECIPE = replace(
     get_recipe("finetune"), weights="seresnet20_cifar.c10", batch_size=8, epochs=2, workers=0, shuffle_window=20,

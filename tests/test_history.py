@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from seresnet_hub.history import Row, add_row, is_best, is_due, is_measured, rows_until, write_summary
+from seresnet_hub.training.history import Row, add_row, is_best, is_due, is_measured, rows_until, write_summary
 
 
 def test_every_third_epoch_and_the_last_are_due() -> None:

@@ -1,8 +1,9 @@
-"""The package must stay layered and light: imports run downwards only, and importing it loads no training stack."""
+"""The package must stay layered and light: imports run downwards, and importing it loads no training stack."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 import tomllib
@@ -13,82 +14,79 @@ import pytest
 
 import seresnet_hub
 
-FLOORS = [
-    {
-        "blocks", "card_texts", "durability", "environment", "errors", "history", "interruption", "joining",
-        "pictures", "plan", "references", "registry", "running_statistics", "sizes", "snippets", "sweeping",
-        "timing", "variants", "watcher", "weights",
-    },
-    {
-        "architectures", "backends", "classes", "compiling", "headers", "hub_limits", "limits", "locks", "markdown",
-        "opening", "photographs", "reading_budget", "recipe_fields", "retrying", "revision_names", "running",
-        "sources", "state_checks", "terminal", "workers",
-    },
-    {
-        "command_line", "folder", "fusion", "hub_transport", "images", "inductor", "pickle_values", "recipes",
-        "row_files", "zip_directory",
-    },
-    {
-        "cards", "configs", "conversion_facts", "decoding", "digits", "gpu_tables", "hub_waiting", "kernel_tables",
-        "lost_processes", "names", "pickle_machine", "profiling", "pushed_files", "shards", "states", "tables",
-        "updates",
-    },
-    {
-        "beside", "contents", "hub_client", "picture_files", "starting", "strict", "torch_files",
-    },
-    {
-        "safetensors_file", "snapshots", "units",
-    },
-    {
-        "checkpoints", "splits",
-    },
-    {
-        "chance", "data", "held_out", "pretrained",
-    },
-    {
-        "device", "models", "repeats",
-    },
-    {
-        "conversion", "evaluation", "loading",
-    },
-    {
-        "finetuning", "hub", "inference", "training_card",
-    },
-    {
-        "mmpretrain", "training",
-    },
+# The wings, from the lowest to the highest: each imports modules of its own and of those below it. The modules that lie
+# beside the wings are "", below all of them; `mmpretrain` alone is above.
+WINGS = [
+    "", "files", "recipes", "checkpoints", "hub", "data", "models", "cards", "conversion", "inference", "publishing",
+    "training", "commands",
 ]  # fmt: skip
+ABOVE = {"mmpretrain"}
 # What scripts need before they import anything heavy, and what other programs may read for its figures alone.
 FACTS = {
-    "errors", "variants", "weights", "recipe_fields", "terminal", "watcher", "recipes", "reading_budget", "card_texts",
-    "durability", "sweeping", "locks",
+    "errors", "models.variants", "models.weights", "recipes.fields", "recipes.recipe", "commands.terminal",
+    "training.watcher", "checkpoints.reading_budget", "cards.texts", "files.durability",
+    "files.leftovers", "files.locks",
 }  # fmt: skip
 PACKAGE = Path(seresnet_hub.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def floor_of(room: str) -> int:
-    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
-def test_imports_run_downwards(path: Path) -> None:
-    if path.stem == "__init__":
-        return
+def wing_of(module: str) -> int:
+    wing, dot, _ = module.partition(".")
+    return len(WINGS) if module in ABOVE else WINGS.index(wing if dot else "")
+
+
+def imported(path: Path) -> list[str]:
+    """The package's own modules that a file imports, at its top or later."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("seresnet_hub."):
-            room = node.module.removeprefix("seresnet_hub.")
-            assert floor_of(room) < floor_of(path.stem), f"{path.stem} (floor {floor_of(path.stem)}) imports {room}"
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}: a relative import"
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [
+                one if (PACKAGE.parent / (one.replace(".", "/") + ".py")).exists() else node.module or ""
+                for one in inner
+            ]
+    return sorted({name.removeprefix("seresnet_hub.") for name in found if name.startswith("seresnet_hub.")})
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=module_of)
+def test_imports_run_downwards(path: Path) -> None:
+    for module in imported(path):
+        assert wing_of(module) <= wing_of(module_of(path)), f"{module_of(path)} imports {module}, of a higher wing"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {module_of(path): imported(path) for path in MODULES if path.name != "__init__.py"}
+    assert list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("wing", WINGS[1:])
+def test_a_wing_holds_modules_and_importing_it_loads_none(wing: str) -> None:
+    (docstring,) = ast.parse((PACKAGE / wing / "__init__.py").read_text()).body
+    assert isinstance(docstring, ast.Expr)
+    assert [path for path in MODULES if path.parent == PACKAGE / wing and path.name != "__init__.py"]
+
+
+def test_every_folder_is_a_wing() -> None:
+    assert {path.parent.relative_to(PACKAGE).as_posix() for path in MODULES} == {*WINGS[1:], "."}
 
 
 def test_the_facts_need_only_the_standard_library() -> None:
-    for room in FACTS:
-        path = PACKAGE / f"{room}.py"
+    for module in FACTS:
+        path = PACKAGE / (module.replace(".", "/") + ".py")
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in names:
                 top = (name or "").split(".")[0]
-                assert top in sys.stdlib_module_names or top == "seresnet_hub", f"{room} imports {name}"
+                assert top in sys.stdlib_module_names or top == "seresnet_hub", f"{module} imports {name}"
 
 
 def test_importing_the_package_loads_no_training_stack() -> None:

@@ -22,8 +22,8 @@ from hub_fixtures import REPO, commits, outputs, write_folder
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import constants
 
-from seresnet_hub import hub as room
 from seresnet_hub.errors import InputError
+from seresnet_hub.publishing import push as room
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from seresnet_hub import training
 from seresnet_hub.errors import InputError
-from seresnet_hub.inductor import options_of
-from seresnet_hub.recipes import get_recipe, override
+from seresnet_hub.recipes.inductor import options_of
+from seresnet_hub.recipes.recipe import get_recipe, override
+from seresnet_hub.training import train as training
 
 WORTH_TRYING = "realize_reads_threshold=2,triton.max_tiles=1,triton.cudagraphs=true"
 

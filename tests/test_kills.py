@@ -17,7 +17,7 @@ import safetensors.torch
 import timm
 import torch
 
-from seresnet_hub.sweeping import PARTIAL
+from seresnet_hub.files.leftovers import PARTIAL
 
 KILLS = 50
 # Does one thing in a child for each line it is given, [what, seconds, event]: it kills the child after so many seconds,
@@ -29,8 +29,10 @@ from pathlib import Path
 output = Path(sys.argv[1])
 from dataclasses import replace
 import torch
-from seresnet_hub import conversion, states, training
-from seresnet_hub.recipes import get_recipe
+from seresnet_hub.conversion import convert as conversion
+from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import train as training
+from seresnet_hub.recipes.recipe import get_recipe
 recipe = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0,
                  checkpoint_steps=1, ema_decay=0.8)
 acts = {

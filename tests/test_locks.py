@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from seresnet_hub import locks
 from seresnet_hub.errors import InputError
-from seresnet_hub.locks import acquire
+from seresnet_hub.files import locks
+from seresnet_hub.files.locks import acquire
 
 # Takes the lock, forks a child that would inherit it, as loader workers do, says so, and waits.
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from seresnet_hub.locks import acquire
+from seresnet_hub.files.locks import acquire
 lock = acquire(Path(sys.argv[1]), what="the run", say=print, patience=0)
 if os.fork() == 0:
     time.sleep(60)
@@ -111,7 +111,7 @@ def test_only_one_of_many_has_it_while_files_come_and_go(tmp_path: Path) -> None
     code = """
 import sys, time
 from pathlib import Path
-from seresnet_hub.locks import acquire
+from seresnet_hub.files.locks import acquire
 inside = Path(sys.argv[1]) / "inside"
 for _ in range(5):
     lock = acquire(Path(sys.argv[1]) / "a" / "lock", what="it", say=lambda _: None, patience=100)

@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from conftest import WriteSplit
 
-from seresnet_hub.lost_processes import WATCHER
+from seresnet_hub.training.lost_processes import WATCHER
 
 # One of several processes, watched although its backend would raise by itself. Each argument is what one of them does.
 PROCESS = """
 import ctypes, os, signal, sys, time
 from torch import distributed
-from seresnet_hub import lost_processes
-from seresnet_hub.command_line import run
+from seresnet_hub.training import lost_processes
+from seresnet_hub.commands.run import run
 from seresnet_hub.errors import InputError
 lost_processes.WATCHED = frozenset({"gloo"})
 distributed.init_process_group("gloo")
@@ -233,8 +233,8 @@ def test_the_others_end_where_one_process_is_refused(tmp_path: Path, refused: in
 DYING = """
 import os, signal, sys, time, torch
 import train
-from seresnet_hub import lost_processes
-from seresnet_hub.command_line import run
+from seresnet_hub.training import lost_processes
+from seresnet_hub.commands.run import run
 lost_processes.WATCHED = frozenset({"gloo"})
 step, made = torch.optim.SGD.step, []
 def dying(self, *args):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from seresnet_hub.cards import Card, Result, card_of, render
-from seresnet_hub.markdown import code, plain, prose, shell_block
-from seresnet_hub.sizes import Sizes
+from seresnet_hub.cards.card import Card, Result, card_of, render
+from seresnet_hub.cards.markdown import code, plain, prose, shell_block
+from seresnet_hub.models.cost import Sizes
 
 HOSTILE = "<img src=x onerror=alert(1)>\n---\n```\n# [a](javascript:1) `b` ``c`` \x1b[31m\u202e&lt; $x$ | __d__ *e*"
 RESULT = Result(dataset="fruit", split="test", top1=9.0, top5=9.5, image_size=64, origin="measured", source="train.py")

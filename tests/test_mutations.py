@@ -12,8 +12,8 @@ import timm
 import torch
 from references import networks
 
-from seresnet_hub.checkpoints import read_tensors
-from seresnet_hub.conversion import convert, float64_outputs
+from seresnet_hub.checkpoints.reader import read_tensors
+from seresnet_hub.conversion.convert import convert, float64_outputs
 from seresnet_hub.errors import InputError
 
 pytest.importorskip("hypothesis", reason="hypothesis is not installed (pip install '.[test]')")

@@ -9,7 +9,7 @@ import timm
 
 import seresnet_hub
 from seresnet_hub.errors import InputError
-from seresnet_hub.names import ModelName, architecture_of, is_model_name, parse_name, timms_name_of
+from seresnet_hub.models.names import ModelName, architecture_of, is_model_name, parse_name, timms_name_of
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from seresnet_hub import evaluation, starting, states, training
 from seresnet_hub.errors import InputError
-from seresnet_hub.locks import LOCK_NAME, only_writer
-from seresnet_hub.recipes import get_recipe
-from seresnet_hub.starting import begin
+from seresnet_hub.files.locks import LOCK_NAME, only_writer
+from seresnet_hub.inference import evaluate as evaluation
+from seresnet_hub.recipes.recipe import get_recipe
+from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import start_or_resume as starting
+from seresnet_hub.training import train as training
+from seresnet_hub.training.start_or_resume import begin
 
 SMALL = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0)
 

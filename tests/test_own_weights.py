@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 import seresnet_hub
-from seresnet_hub import pretrained
-from seresnet_hub.command_line import run
+from seresnet_hub.commands.run import run
+from seresnet_hub.data.transforms import read_image
 from seresnet_hub.errors import InputError
-from seresnet_hub.images import read_image
-from seresnet_hub.weights import OWN_WEIGHTS, OwnWeights
+from seresnet_hub.models import pretrained
+from seresnet_hub.models.weights import OWN_WEIGHTS, OwnWeights
 
 PREDICT = str(Path(__file__).parents[1] / "scripts" / "predict.py")
 

@@ -17,9 +17,9 @@ import torch
 from references.networks import randomise
 from torch import nn
 
-from seresnet_hub.conversion import convert, float64_outputs
+from seresnet_hub.conversion.convert import convert, float64_outputs
 from seresnet_hub.errors import InputError
-from seresnet_hub.models import list_models
+from seresnet_hub.models.create import list_models
 
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seresnet_hub.checkpoints import read_checkpoint
+from seresnet_hub.checkpoints.reader import read_checkpoint
 from seresnet_hub.errors import InputError
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seresnet_hub.plan import Order, Plan, Reader
+from seresnet_hub.data.plan import Order, Plan, Reader
 
 ROW_GROUPS = st.lists(st.integers(1, 30) | st.just(1), min_size=1, max_size=6)
 SHARDS = st.lists(ROW_GROUPS, min_size=1, max_size=20)

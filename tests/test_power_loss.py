@@ -15,11 +15,12 @@ import safetensors.torch
 import torch
 from power_loss import Recording, losses, recorded, written_to
 
-from seresnet_hub import states, training
 from seresnet_hub.errors import InputError
-from seresnet_hub.folder import write_model
-from seresnet_hub.recipes import get_recipe
-from seresnet_hub.starting import begin
+from seresnet_hub.files.model_folder import write_model
+from seresnet_hub.recipes.recipe import get_recipe
+from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import train as training
+from seresnet_hub.training.start_or_resume import begin
 
 SMALL = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0)
 
@@ -73,7 +74,9 @@ def test_what_was_saved_is_there_after_a_loss_of_power(tmp_path: Path, keep: int
 @pytest.mark.parametrize("broken", ["file", "folder", "made"])
 def test_the_recording_finds_what_is_not_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """Without one of the flushes, some loss of power takes a state that had been saved."""
-    from seresnet_hub import durability, folder, locks, starting
+    from seresnet_hub.files import durability, locks
+    from seresnet_hub.files import model_folder as folder
+    from seresnet_hub.training import start_or_resume as starting
 
     nothing: Callable[[Path], None] = lambda _: None  # noqa: E731
     if broken == "file":

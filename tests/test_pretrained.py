@@ -18,10 +18,11 @@ from hub_server import FlipByte, HubServer
 from safetensors.torch import save_file
 from torch import nn
 
-from seresnet_hub import models, pretrained
 from seresnet_hub.errors import InputError
-from seresnet_hub.names import resolve_name
-from seresnet_hub.weights import WEIGHTS, Weights
+from seresnet_hub.models import create as models
+from seresnet_hub.models import pretrained
+from seresnet_hub.models.names import resolve_name
+from seresnet_hub.models.weights import WEIGHTS, Weights
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

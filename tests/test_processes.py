@@ -20,9 +20,9 @@ from conftest import WriteSplit, encode
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from seresnet_hub import training
-from seresnet_hub.recipes import get_recipe
-from seresnet_hub.states import latest_state, list_states
+from seresnet_hub.recipes.recipe import get_recipe
+from seresnet_hub.training import train as training
+from seresnet_hub.training.checkpoint import latest_state, list_states
 
 SCRIPT = Path(__file__).parent / "frozen_statistics.py"
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"

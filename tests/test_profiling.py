@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from seresnet_hub import profiling, training
 from seresnet_hub.errors import InputError
-from seresnet_hub.profiling import Profile, covered, require_profile
-from seresnet_hub.recipes import get_recipe
+from seresnet_hub.recipes.recipe import get_recipe
+from seresnet_hub.training import profiling
+from seresnet_hub.training import train as training
+from seresnet_hub.training.profiling import Profile, covered, require_profile
 
 SMALL = replace(
     get_recipe("digits"), epochs=12, eval_every=6, batch_size=10, input_size=8, shuffle_window=20, workers=0

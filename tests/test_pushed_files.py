@@ -14,12 +14,12 @@ from hub_server import HubServer
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from seresnet_hub import hub as room
-from seresnet_hub import pushed_files
 from seresnet_hub.errors import InputError
-from seresnet_hub.history import Row, write_summary
-from seresnet_hub.pictures import draw_curves
-from seresnet_hub.pushed_files import read_pushed_files
+from seresnet_hub.plots import draw_curves
+from seresnet_hub.publishing import push as room
+from seresnet_hub.publishing import pushed_files
+from seresnet_hub.publishing.pushed_files import read_pushed_files
+from seresnet_hub.training.history import Row, write_summary
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

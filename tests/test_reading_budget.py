@@ -15,10 +15,10 @@ from checkpoint_bytes import as_zip, storage, tensor, text
 from checkpoint_seeds import pickle_in
 from safetensors.torch import save
 
-from seresnet_hub import reading_budget
-from seresnet_hub.checkpoints import read_checkpoint
+from seresnet_hub.checkpoints import reading_budget
+from seresnet_hub.checkpoints.reader import read_checkpoint
+from seresnet_hub.checkpoints.reading_budget import BUDGET, Account, Refused
 from seresnet_hub.errors import InputError
-from seresnet_hub.reading_budget import BUDGET, Account, Refused
 
 ROOM = 4  # how many times more than a large checkpoint needs
 

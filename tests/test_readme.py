@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from seresnet_hub.recipes import get_recipe, override
-from seresnet_hub.training import train
+from seresnet_hub.recipes.recipe import get_recipe, override
+from seresnet_hub.training.train import train
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)

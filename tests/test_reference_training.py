@@ -24,14 +24,15 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from seresnet_hub import states, training
-from seresnet_hub.conversion import convert
-from seresnet_hub.data import epoch_plan, loader, open_split
-from seresnet_hub.device import finish
-from seresnet_hub.images import seed_from, seeded
-from seresnet_hub.recipes import Recipe, get_recipe
-from seresnet_hub.repeats import dealt
-from seresnet_hub.splits import read_unit
+from seresnet_hub.conversion.convert import convert
+from seresnet_hub.data.batch_augmentation import finish
+from seresnet_hub.data.loader import epoch_plan, loader, open_split
+from seresnet_hub.data.repeated_augmentation import dealt
+from seresnet_hub.data.splits import read_unit
+from seresnet_hub.data.transforms import seed_from, seeded
+from seresnet_hub.recipes.recipe import Recipe, get_recipe
+from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import train as training
 
 IMAGES, BATCH = 200, 8
 

@@ -18,7 +18,7 @@ import timm
 import torch
 from conftest import WriteSplit
 
-from seresnet_hub.states import latest_state, list_states, save_state
+from seresnet_hub.training.checkpoint import latest_state, list_states, save_state
 
 SCRIPT = str(Path(__file__).parents[1] / "scripts" / "train.py")
 SETTINGS = {
@@ -178,7 +178,7 @@ DYING = """
 import os, signal, sys, torch
 from pathlib import Path
 import train
-from seresnet_hub.command_line import run
+from seresnet_hub.commands.run import run
 step, made = torch.optim.SGD.step, []
 def dying(self, *args):
     made.append(1)

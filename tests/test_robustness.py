@@ -20,9 +20,9 @@ from conftest import WriteSplit, numbered_picture, numbers_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seresnet_hub.data import Batch, loader, open_split
+from seresnet_hub.data.loader import Batch, loader, open_split
 from seresnet_hub.errors import InputError
-from seresnet_hub.recipes import get_recipe
+from seresnet_hub.recipes.recipe import get_recipe
 
 RECIPE = replace(
     get_recipe("digits"), input_size=8, crop="pad", crop_padding=0, horizontal_flip=0.0, batch_size=12, shuffle_window=9
@@ -125,12 +125,12 @@ def test_a_position_is_a_few_integers_and_refuses_changed_shards(write_split: Wr
 
 
 def test_resuming_reads_only_what_is_left(write_split: WriteSplit, monkeypatch: pytest.MonkeyPatch) -> None:
-    import seresnet_hub.data
+    from seresnet_hub.data import loader as module
 
     split = open_split(str(write_split([[12]] * 24)), "train")
     read: list[int] = []
-    real = seresnet_hub.data.read_unit
-    monkeypatch.setattr(seresnet_hub.data, "read_unit", lambda split, unit: read.append(unit) or real(split, unit))
+    real = module.read_unit
+    monkeypatch.setattr(module, "read_unit", lambda split, unit: read.append(unit) or real(split, unit))
     recipe = replace(RECIPE, lanes=2, shuffle_window=1)
     whole = in_order(loader(split, None, recipe))
     assert sorted(read) == list(range(24))
@@ -185,13 +185,13 @@ def test_a_killed_worker_ends_the_run_clearly(write_split: WriteSplit) -> None:
 
 @pytest.mark.parametrize(
     "moment",
-    ["raise SystemExit(seresnet_hub.command_line.run(main))", pytest.param("main([])", marks=pytest.mark.slow)],
+    ["raise SystemExit(seresnet_hub.commands.run.run(main))", pytest.param("main([])", marks=pytest.mark.slow)],
 )
 def test_a_worker_that_dies_while_the_main_process_computes_is_one_line(write_split: WriteSplit, moment: str) -> None:
     """torch raises its error wherever the main process is; scripts turn it into a line."""
     code = (
-        "import os, psutil, signal, time, seresnet_hub.command_line\nfrom dataclasses import replace\n"
-        "from seresnet_hub.data import loader\nfrom seresnet_hub.recipes import get_recipe\n"
+        "import os, psutil, signal, time, seresnet_hub.commands.run\nfrom dataclasses import replace\n"
+        "from seresnet_hub.data.loader import loader\nfrom seresnet_hub.recipes.recipe import get_recipe\n"
         "recipe = replace(get_recipe('digits'), input_size=8, crop_padding=0, batch_size=12, shuffle_window=9)\n"
         "def main(arguments):\n"
         f"    for batch in loader({str(write_split([[200] * 10]))!r}, 'train', recipe, workers=2):\n"
@@ -245,7 +245,7 @@ def test_a_killed_run_goes_on_where_it_was(write_split: WriteSplit, tmp_path: Pa
     root, notes = write_split([[30, 30], [30]]), tmp_path / "notes"
     code = (
         "import json, os, psutil, signal, sys\nfrom dataclasses import replace\n"
-        "from seresnet_hub.data import loader\nfrom seresnet_hub.recipes import get_recipe\n"
+        "from seresnet_hub.data.loader import loader\nfrom seresnet_hub.recipes.recipe import get_recipe\n"
         "recipe = replace(get_recipe('digits'), input_size=8, crop_padding=0, batch_size=12, shuffle_window=9)\n"
         f"batches, seen = loader({str(root)!r}, 'train', recipe, workers=2), []\n"
         "for number, batch in enumerate(batches, 1):\n"

@@ -19,11 +19,11 @@ import torch
 from conftest import WriteSplit, encode
 from PIL import Image
 
-from seresnet_hub.command_line import run
+from seresnet_hub.commands.run import run
+from seresnet_hub.commands.terminal import as_table
 from seresnet_hub.environment import loader_workers
-from seresnet_hub.recipe_fields import FIELDS
-from seresnet_hub.recipes import RECIPES
-from seresnet_hub.terminal import as_table
+from seresnet_hub.recipes.fields import FIELDS
+from seresnet_hub.recipes.recipe import RECIPES
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

@@ -10,10 +10,10 @@ import pytest
 from conftest import WriteSplit, encode
 from PIL import Image
 
-from seresnet_hub.data import loader, open_split
+from seresnet_hub.data.loader import loader, open_split
+from seresnet_hub.data.shards import Shard, counted_once, kept_file, kept_shards, read_record, write_record
 from seresnet_hub.errors import InputError
-from seresnet_hub.recipes import get_recipe
-from seresnet_hub.shards import Shard, counted_once, kept_file, kept_shards, read_record, write_record
+from seresnet_hub.recipes.recipe import get_recipe
 
 RECIPE = replace(
     get_recipe("digits"), input_size=8, crop="pad", crop_padding=0, horizontal_flip=0.0, batch_size=4, shuffle_window=9

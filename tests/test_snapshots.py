@@ -13,11 +13,13 @@ from hub_fixtures import REPO, outputs, write_folder
 from hub_server import Handler, HubServer, as_json
 from huggingface_hub import constants
 
-from seresnet_hub import hub as room
-from seresnet_hub import hub_client, hub_limits, hub_transport
 from seresnet_hub.errors import InputError
-from seresnet_hub.hub_limits import LARGEST_TOTAL, RemoteFile, check_listing
-from seresnet_hub.snapshots import sound, take_snapshot
+from seresnet_hub.hub import client as hub_client
+from seresnet_hub.hub import download_limits as hub_limits
+from seresnet_hub.hub import transport as hub_transport
+from seresnet_hub.hub.download_limits import LARGEST_TOTAL, RemoteFile, check_listing
+from seresnet_hub.hub.snapshots import sound, take_snapshot
+from seresnet_hub.publishing import push as room
 
 FAILING = [
     ("GET", "/api/models/"), ("GET", "/tree/"), ("HEAD", "/resolve/.*config.json"), ("HEAD", "/resolve/.*safetensors"),

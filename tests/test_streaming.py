@@ -20,10 +20,10 @@ READ = """
 import hashlib, json, logging, sys
 logging.basicConfig(level=logging.WARNING)
 from dataclasses import replace
-import seresnet_hub.retrying as retrying
-import seresnet_hub.splits as splits
-from seresnet_hub.data import loader
-from seresnet_hub.recipes import get_recipe
+import seresnet_hub.retry as retrying
+import seresnet_hub.data.splits as splits
+from seresnet_hub.data.loader import loader
+from seresnet_hub.recipes.recipe import get_recipe
 retrying.FIRST_DELAY = 0.05
 source, workers, world_size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 recipe = replace(get_recipe("digits"), input_size=8, crop_padding=2, batch_size=16, shuffle_window=20)
@@ -66,8 +66,8 @@ def test_faults_of_the_network_change_no_batch(write_split: WriteSplit, tmp_path
 
 COUNT = """
 import json, sys
-from seresnet_hub.data import loader, open_split
-from seresnet_hub.recipes import get_recipe
+from seresnet_hub.data.loader import loader, open_split
+from seresnet_hub.recipes.recipe import get_recipe
 split = open_split(sys.argv[1], "train")
 batches = loader(split, None, get_recipe("digits"), rank=int(sys.argv[2]), world_size=8, workers=1)
 rows = sum(int(batch.mask.sum()) for batch in batches)

@@ -7,12 +7,12 @@ import json
 import re
 from pathlib import Path
 
+import _tables as tables
 import pytest
 
 import seresnet_hub
-from seresnet_hub import tables
+from seresnet_hub.checkpoints.key_maps import SOURCES
 from seresnet_hub.errors import InputError
-from seresnet_hub.sources import SOURCES
 
 README = Path(__file__).parents[1] / "README.md"
 MEASURED = README.parent / "model_cards"

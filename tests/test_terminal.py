@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from seresnet_hub.command_line import run
+from seresnet_hub.commands.run import run
+from seresnet_hub.commands.terminal import as_table, tell
 from seresnet_hub.errors import LostProcessError, PrintableLog
-from seresnet_hub.terminal import as_table, tell
 
 RESULT = {"top1": 99.5, "steps": 12345, "stopped": None}
 
@@ -77,7 +77,7 @@ def test_keys_that_a_file_names_are_escaped() -> None:
 def test_what_is_logged_and_told_is_escaped(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    PrintableLog("seresnet_hub.data").warning("left out: %s of %d", "a\x1b[31m\n\u202e", 3)
+    PrintableLog("seresnet_hub.data.loader").warning("left out: %s of %d", "a\x1b[31m\n\u202e", 3)
     assert caplog.messages == [r"left out: a\x1b[31m\n\u202e of 3"]
     tell("a\x1b[31m\u202e")
     assert capfd.readouterr().err == "a\\x1b[31m\\u202e\n"

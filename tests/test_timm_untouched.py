@@ -15,8 +15,8 @@ import pytest
 import timm
 
 import seresnet_hub
-from seresnet_hub import registry
-from seresnet_hub.weights import OWN_WEIGHTS, WEIGHTS
+from seresnet_hub.models import registry
+from seresnet_hub.models.weights import OWN_WEIGHTS, WEIGHTS
 
 DESCRIBE = """
 import json, timm, torch
@@ -109,5 +109,5 @@ def test_another_timm_registry_is_refused_by_name(table: str, monkeypatch: pytes
 def test_a_name_that_timm_takes_is_never_replaced() -> None:
     entrypoint = timm.models.model_entrypoint("resnet18")
     with pytest.raises(ImportError, match="'resnet18' of its own"):
-        registry.add_entrypoint("seresnet_hub.models", "resnet18", "", lambda **_: None)
+        registry.add_entrypoint("seresnet_hub.models.create", "resnet18", "", lambda **_: None)
     assert timm.models.model_entrypoint("resnet18") is entrypoint

@@ -25,8 +25,8 @@ from timm.models.resnet import BasicBlock, Bottleneck, downsample_conv
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from seresnet_hub import blocks
-from seresnet_hub.blocks import SEBasicBlock, SEBottleneck
+from seresnet_hub.models import blocks
+from seresnet_hub.models.blocks import SEBasicBlock, SEBottleneck
 
 # Two blocks: one with a stride and a projection, one with its input as shortcut.
 KINDS: dict[str, tuple[type[nn.Module], type[nn.Module], dict[str, Any]]] = {
@@ -378,7 +378,7 @@ SYNC = """
 import json, os, sys
 import torch, timm
 from torch import distributed, nn
-from seresnet_hub.blocks import SEBottleneck, use_compiled_sync_norms
+from seresnet_hub.models.blocks import SEBottleneck, use_compiled_sync_norms
 
 distributed.init_process_group("gloo")
 rank, world_size = distributed.get_rank(), distributed.get_world_size()

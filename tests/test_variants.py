@@ -17,9 +17,10 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from seresnet_hub import blocks, folder
-from seresnet_hub.variants import CIFAR_VARIANTS, PAPER_VARIANTS
-from seresnet_hub.weights import WEIGHTS
+from seresnet_hub.files import model_folder as folder
+from seresnet_hub.models import blocks
+from seresnet_hub.models.variants import CIFAR_VARIANTS, PAPER_VARIANTS
+from seresnet_hub.models.weights import WEIGHTS
 
 
 def shapes(name: str) -> nn.Module:

@@ -14,10 +14,10 @@ import psutil
 import pytest
 from conftest import WriteSplit, numbered_picture
 
-from seresnet_hub import workers as module
-from seresnet_hub.data import _Ring, loader
+from seresnet_hub.data import workers as module
+from seresnet_hub.data.loader import _Ring, loader
 from seresnet_hub.errors import InputError
-from seresnet_hub.recipes import get_recipe
+from seresnet_hub.recipes.recipe import get_recipe
 
 RECIPE = replace(
     get_recipe("digits"), input_size=8, crop="pad", crop_padding=0, horizontal_flip=0.0, batch_size=12, shuffle_window=9
@@ -60,9 +60,9 @@ def test_a_worker_that_goes_on_is_waited_for(write_split: WriteSplit, monkeypatc
 CODE = """
 import sys
 from dataclasses import replace
-from seresnet_hub.command_line import run
-from seresnet_hub.data import loader
-from seresnet_hub.recipes import get_recipe
+from seresnet_hub.commands.run import run
+from seresnet_hub.data.loader import loader
+from seresnet_hub.recipes.recipe import get_recipe
 recipe = replace(get_recipe('digits'), input_size=64, crop='pad', crop_padding=0, batch_size=64, shuffle_window=9)
 def main(arguments):
     batches = loader(sys.argv[1], 'train', recipe, workers=int(sys.argv[2]))

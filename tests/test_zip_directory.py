@@ -12,9 +12,9 @@ import pytest
 import torch
 from checkpoint_seeds import mmengine, timm
 
-from seresnet_hub.checkpoints import read_checkpoint, read_tensors
+from seresnet_hub.checkpoints.reader import read_checkpoint, read_tensors
+from seresnet_hub.checkpoints.zip_directory import members_of
 from seresnet_hub.errors import InputError
-from seresnet_hub.zip_directory import members_of
 
 
 def saved(path: Path, count: int = 64) -> bytes:

@@ -31,9 +31,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
+    from _tables_kernels import predicted_times
+
     from seresnet_hub.errors import InputError
-    from seresnet_hub.folder import replacing, write_json
-    from seresnet_hub.kernel_tables import predicted_times
+    from seresnet_hub.files.model_folder import replacing, write_json
 
     if not options.output.is_dir():
         raise InputError(f"{options.output} is not a folder")

@@ -1,0 +1,166 @@
+"""Render the README's tables from the tables of facts, with sizes counted on the models themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import _tables_gpu as gpu_tables
+import _tables_kernels as kernel_tables
+import timm
+import torch
+
+from seresnet_hub.cards.markdown import table
+from seresnet_hub.errors import InputError
+from seresnet_hub.files.model_folder import read_json
+from seresnet_hub.models.cost import Sizes, sizes_of
+from seresnet_hub.models.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant
+from seresnet_hub.models.weights import WEIGHTS
+from seresnet_hub.recipes.recipe import AUTO, RECIPES
+
+# Benchmarks whose results are kept in the folder of measured results, as `benchmark_NAME.json`.
+BENCHMARKS = ("inference", "training")
+
+# mmpretrain's call, ours or timm's, and what to know.
+MIGRATION: tuple[tuple[str, str, str], ...] = (
+    ("`get_model('seresnet50_8xb32_in1k', pretrained=True)`",
+     "`timm.create_model('seresnet50.mm_in1k', pretrained=True)` after `import seresnet_hub`, or "
+     "`seresnet_hub.get_model('seresnet50_8xb32_in1k', pretrained=True)`", "same weights, same logits, in eval mode"),
+    ("`get_model(NAME, pretrained='my.pth')`", "`seresnet_hub.convert('my.pth', DIR)`, then `seresnet_hub.load(DIR)`",
+     "a path for `pretrained` is refused"),
+    ("`inference_model(model, image)`", "`seresnet_hub.inference_model(model, image)`",
+     "`pred_label`, `pred_score`, `pred_class`; no `pred_scores` array: use `predict(…, topk=1000)`"),
+    ("`model.extract_feat(inputs, stage='neck')`", "`seresnet_hub.extract_features(model, image)`",
+     "features after global pooling, mmpretrain's \"neck\"; takes pictures and prepares them"),
+    ("`model.extract_feat(inputs, stage='backbone')`", "`seresnet_hub.extract_features(model, image, stage=-1)`",
+     "stages count from the stem, 0; mmpretrain's `out_indices=(0, 1, 2, 3)` are 1 to 4"),
+    ("`ImageClassificationInferencer(model)(images, batch_size=…)`", "`seresnet_hub.predict(model, images)`",
+     "batched, on the model's device"),
+    ("`list_models('seresnet')`", "`timm.list_models('seresnet*')`, `timm.list_pretrained('seresnet*')`", ""),
+    ("`mim test mmpretrain CONFIG --checkpoint …`", "`python scripts/validate.py MODEL --data DIR_OR_HUB_ID`", ""),
+    ("`mim train mmpretrain CONFIG`", "`accelerate launch scripts/train.py --recipe NAME`", ""),
+)  # fmt: skip
+
+
+@cache
+def sizes(name: str) -> Sizes:
+    """Return the sizes of the architecture `name` at its usual image size."""
+    with torch.device("meta"):  # shapes alone: nothing is initialised or computed
+        model = timm.create_model(name).eval()
+    return sizes_of(model, model.pretrained_cfg["input_size"])
+
+
+def variants() -> str:
+    """Return the table of the architectures that this package adds."""
+    rows = [*map(_variant_row, PAPER_VARIANTS), *map(_variant_row, CIFAR_VARIANTS)]
+    header = ("model", "params (M)", "MACs (G)", "where SE sits", "otherwise", "in plain timm",
+              "top-1 / top-5 (paper's training)")  # fmt: skip
+    return table(header, rows)
+
+
+def _variant_row(variant: PaperVariant | CifarVariant) -> tuple[str, ...]:
+    counted = sizes(variant.name)
+    where, otherwise = WHERE[variant.placement], ""
+    in_timm, accuracy = "no", ""
+    if isinstance(variant, PaperVariant):
+        if variant.stage is not None:
+            where += f", in stage {variant.stage} (`layer{variant.stage - 1}`) alone"
+        differences = {
+            f"r = {variant.ratio}": variant.ratio != 16,
+            f"{variant.squeeze} squeeze": variant.squeeze != "avg",
+            f"{variant.gate} gate": variant.gate != "sigmoid",
+        }
+        otherwise = ", ".join(text for text, differs in differences.items() if differs)
+        in_timm = "Python arguments" if variant.from_timm else "no"
+        accuracy = f"{100 - variant.top1_error:.2f} / {100 - variant.top5_error:.2f}"
+    size = f"{counted.parameters / 1e6:.3f}", f"{counted.multiply_adds / 1e9:.3f}"
+    return f"`{variant.name}`", *size, where, otherwise, in_timm, accuracy
+
+
+def weights() -> str:
+    """Return the table of the pretrained tags that this package adds, with the accuracy their authors publish."""
+    rows = []
+    for row in WEIGHTS:
+        counted = sizes(row.architecture)
+        rows.append(
+            (f"`{row.name}`", f"`{row.source_name}`", f"{counted.parameters / 1e6:.2f}",
+             f"{counted.multiply_adds / 1e9:.2f}",
+             f"{row.top1:.2f}", f"{row.top5:.2f}", f"{row.license}", f"[{row.url.rsplit('/', 1)[-1]}]({row.url})")
+        )  # fmt: skip
+    header = ("timm name", "mmpretrain's name", "params (M)", "MACs (G)", "top-1 (published)", "top-5 (published)",
+              "licence", "original file")  # fmt: skip
+    return table(header, rows)
+
+
+def migration() -> str:
+    """Return the table that takes mmpretrain's users to our calls and timm's."""
+    return table(("mmpretrain", "here", ""), MIGRATION)
+
+
+def recipes() -> str:
+    """Return the table of the recipes."""
+    rows = []
+    for name, recipe in RECIPES.items():
+        size = f"{recipe.input_size or 'auto'}" + (f" → {recipe.eval_size}" if recipe.eval_size else "")
+        begins = f"from `{recipe.weights}`" if recipe.weights else ""
+        rate = f"{recipe.learning_rate:g}" if recipe.learning_rate is not AUTO else "auto"
+        rows.append(
+            (f"`{name}`", " ".join([*([f"`{recipe.model}`"] if recipe.model else []), *([begins] if begins else [])]),
+             recipe.data or "yours", size, f"{recipe.epochs or 'auto'}",
+             f"{recipe.batch_size:,}" if recipe.batch_size is not AUTO else "auto",
+             f"{recipe.optimizer}, {rate}, {recipe.schedule}")
+        )  # fmt: skip
+    return table(("recipe", "model", "data", "image size", "epochs", "batch", "optimiser, rate, schedule"), rows)
+
+
+def speed(measured: Path) -> str:
+    """Return the table of what `scripts/benchmark.py inference` and `training` measured, from a folder of results."""
+    rows = []
+    for result in _results(measured):
+        names = ("plain", "timm", result["own"])
+        for measurement in result["measurements"]:
+            plain, timms, own = (measurement["networks"][name] for name in names)
+            kind = f"{result['benchmark']}, {measurement['mode']}, {measurement['dtype']}"
+            speeds = (f"{one['images_per_second']:.1f}" for one in (plain, timms, own))
+            ratios = (f"{own[key]:.3f}" for key in ("times_timm", "times_plain"))
+            rows.append((f"{kind}, batch {measurement['batch_size']}", result["device"], *speeds, *ratios))
+    header = ("", "device", "ResNet-50 (images/s)", "SE-ResNet-50, timm", "SE-ResNet-50, here", "here / timm",
+              "here / ResNet-50")  # fmt: skip
+    return table(header, rows)
+
+
+def _results(measured: Path) -> list[dict[str, Any]]:
+    return [read_json(measured / f"benchmark_{benchmark}.json") for benchmark in BENCHMARKS]
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "variants": variants,
+    "weights": weights,
+    "migration": migration,
+    "recipes": recipes,
+}
+MEASURED_TABLES: dict[str, Callable[[Path], str]] = {
+    "speed": speed,
+    "passes": kernel_tables.passes,
+    "predicted": kernel_tables.predicted,
+    "gpu": gpu_tables.speed,
+    "gpu_runs": gpu_tables.runs,
+}
+
+
+def fill(text: str, measured: Path) -> str:
+    """Return a Markdown text with each table between `<!-- table NAME -->` and `<!-- end -->` rendered anew.
+
+    `measured` is the folder of measured results. Errors: `InputError` where a mark names no table, a table has no
+    mark, or there are no results.
+    """
+    marked = re.compile(r"(<!-- table (\w+) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
+    names = [match.group(2) for match in marked.finditer(text)]
+    known = {*TABLES, *MEASURED_TABLES}
+    if set(names) != known:
+        raise InputError(f"the text has marks for {sorted(names)}, and there are tables for {sorted(known)}")
+    rendered = {name: TABLES[name]() if name in TABLES else MEASURED_TABLES[name](measured) for name in known}
+    return marked.sub(lambda match: f"{match.group(1)}{rendered[match.group(2)]}\n<!-- end -->", text)

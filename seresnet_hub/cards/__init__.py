@@ -1,0 +1,1 @@
+"""Model cards: text made of facts and measured results."""

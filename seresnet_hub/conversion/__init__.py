@@ -1,0 +1,1 @@
+"""Convert checkpoints of other code bases into model folders, with proof."""

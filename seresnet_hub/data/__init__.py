@@ -1,0 +1,1 @@
+"""From labelled images to batches: splits, the plan of an epoch, reading, decoding, augmentation."""

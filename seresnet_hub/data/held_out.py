@@ -1,0 +1,153 @@
+"""Find again the images that a model was measured on, and keep a model from being measured on those it learnt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from seresnet_hub.data.splits import HELD_OUT, OnlyTrainingError, Split, hold_out, labels_of, open_split, whole_of
+from seresnet_hub.errors import InputError, PrintableLog
+from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, read_json
+
+RECORD_KEY = "held_out"  # among the facts of config.json
+
+log = PrintableLog(__name__)
+
+
+def record_of(part: Split, *, share: float, seed: int, corrupt_share: float) -> dict[str, Any]:
+    """Return what a model folder records of `part`, the images that `hold_out` chose by `share` and `seed`.
+
+    `corrupt_share` is how many of them could be undecodable.
+    """
+    assert part.kept is not None
+    return {"split": part.kept.split, "holdout": share, "seed": seed, "images": part.rows,
+            "corrupt_share": corrupt_share,
+            "of": sum(part.kept.unit_rows),
+            "fingerprint": _fingerprint(whole_of(part), np.concatenate(part.kept.labels))}  # fmt: skip
+
+
+def allowed_damage(model: nn.Module, split: Split) -> float:
+    """Return the share of a split's images that may be undecodable when `model` is measured on it.
+
+    None may be, but of held-out images those that were left out when it was measured at first.
+    """
+    record = recorded(model) if split.name == HELD_OUT else None
+    share = (record or {}).get("corrupt_share", 0.0)
+    return float(share) if isinstance(share, int | float) and 0 <= share <= 1 else 0.0
+
+
+def learnt_before(start: Mapping[str, Any], part: Split, *, share: float, seed: int) -> str:
+    """Return in one sentence that the starting weights may have been trained on images of `part`, or nothing.
+
+    `start` is timm's config of the weights. Their own held-out images were others where data, share or seed differ.
+    """
+    record = _record_in(start)
+    if record is None or part.kept is None:
+        return ""
+    now = record_of(part, share=share, seed=seed, corrupt_share=0.0)
+    if all(record.get(key) == now[key] for key in ("holdout", "seed", "fingerprint")):
+        return ""
+    return (
+        "The starting weights were trained on a collection of their own, with other images held out: as far as it "
+        "holds the same pictures, some of those that are measured here were learnt there, and the accuracy is too high"
+    )
+
+
+def recorded(model: nn.Module) -> dict[str, Any] | None:
+    """Return what the model's folder records of its held-out images (see `record_of`), `None` where it does not."""
+    return _record_in(getattr(model, "pretrained_cfg", None) or {})
+
+
+def _record_in(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    folder = config.get("file")  # timm keeps there where a model folder lies
+    if not isinstance(folder, str) or not (path := Path(folder, CONFIG_NAME)).is_file():
+        return None
+    facts = read_json(path).get(FACTS_KEY)
+    record = facts.get(RECORD_KEY) if isinstance(facts, dict) else None
+    return record if isinstance(record, dict) else None
+
+
+def split_for(
+    model: nn.Module, source: str, split: str | None = None, *, label_column: str | None = None,
+    label_lists: bool = False,
+) -> Split:  # fmt: skip
+    """Open the split of `source` to measure `model` on: as `open_split`, and "held-out" is what was held out from it.
+
+    Errors: as for `open_split`; `InputError` where "held-out" is asked for and the model records none, or `source` is
+    no longer the data that it was held out from.
+    """
+    record = recorded(model)
+    if split != HELD_OUT:
+        try:
+            opened = open_split(source, split, label_column=label_column, label_lists=label_lists)
+        except OnlyTrainingError:
+            if record is None:
+                raise
+        else:
+            if record is not None and opened.name == record.get("split") and _is_recorded(opened, record):
+                if split is None:
+                    raise _only_trained_on(source, record)
+                log.warning(
+                    "%s of the %s images of %s were held out when this model was trained, and it has learnt the "
+                    "others: the accuracy is too high", record.get("images"), f"{opened.rows:,}", source,
+                )  # fmt: skip
+            return opened
+        whole = open_split(source, str(record.get("split")), label_column=label_column)
+        if _is_recorded(whole, record):
+            raise _only_trained_on(source, record)
+        raise InputError(
+            f"data set {source!r} has only the split {whole.name!r}, and it is not the data that this model was "
+            f"trained on, or has changed since: --split {whole.name} measures all of it, with pictures among them that "
+            "the model may have learnt"
+        )
+    if record is None:
+        raise InputError(
+            f"--split {HELD_OUT}: the model does not record that images were held out; name another split, "
+            "such as --split train"
+        )
+    try:
+        name, share, seed = str(record["split"]), float(record["holdout"]), int(record["seed"])
+        images, of, _ = int(record["images"]), int(record["of"]), str(record["fingerprint"])
+        if not 0 < share < 1 or seed < 0:
+            raise ValueError(f"a share of {share} by the seed {seed}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"the model's {CONFIG_NAME} does not say how images were held out: {error}") from error
+    whole = open_split(source, name, label_column=label_column)
+    if not _is_recorded(whole, record):
+        now = f"it has {whole.rows:,} images now, {of:,} then" if whole.rows != of else f"{of:,} images, not the same"
+        raise InputError(
+            f"{source} is not the data that {images:,} images were held out from, or has changed since ({now}): which "
+            "of them were not trained on is not known; name another split, such as --split train"
+        )
+    return hold_out(whole, share, seed)[1]
+
+
+def _only_trained_on(source: str, record: Mapping[str, Any]) -> InputError:
+    return InputError(
+        f"data set {source!r} has only the split {record.get('split')!r}, which this model was trained on but for "
+        f"{record.get('images')} images: --split {HELD_OUT} measures these, --split {record.get('split')} all"
+    )
+
+
+def _is_recorded(whole: Split, record: Mapping[str, Any]) -> bool:
+    """Return whether this is the very split that images were held out from."""
+    if whole.answers is not None or whole.rows != record.get("of"):
+        return False
+    return _fingerprint(whole, labels_of(whole)) == record.get("fingerprint")
+
+
+def _fingerprint(split: Split, labels: np.ndarray) -> str:
+    """Return a hash of what decides which images are held out, and of their files' names and sizes.
+
+    Times of change are left out, so that a copy of a folder is the same data.
+    """
+    digest = hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
+    files = [(shard.name, shard.size) for shard in split.shards]
+    text = json.dumps([split.unit_rows, digest, files, split.class_names])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

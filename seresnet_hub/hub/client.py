@@ -1,0 +1,94 @@
+"""Ask the Hub what a repository has, and compare files with the hashes that it gives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
+
+from seresnet_hub.conversion.provenance import require_licence_id
+from seresnet_hub.errors import InputError
+from seresnet_hub.files.model_folder import sha256_of
+from seresnet_hub.hub.download_limits import MOST_FILES, RemoteFile, check_commit
+from seresnet_hub.hub.retries import patiently, say
+from seresnet_hub.hub.transport import guarded
+
+__all__ = [
+    "changed_files", "hash_like", "head_of", "licence_on_the_hub", "remote_files", "remote_hashes", "say", "size_of",
+]  # fmt: skip
+NO_LICENCES = ("unknown", "other")  # the Hub's words for one that it does not know
+
+
+def head_of(api: HfApi, repo_id: str, revision: str, *, once: bool = False) -> str:
+    """Return the id of the commit that `revision` is at; the client's errors where it or the repository is missing."""
+    info = patiently(
+        lambda: api.model_info(repo_id, revision=revision),
+        f"asking for {repo_id}",
+        passing=(RepositoryNotFoundError, RevisionNotFoundError),
+        once=once,
+    )
+    return check_commit(info.sha, repo_id)
+
+
+def remote_files(api: HfApi, repo_id: str, commit: str, *, once: bool = False) -> dict[str, RemoteFile]:
+    """Return what the Hub says of each file at a commit: sha256 of large files, git's sha1 of others, and the size."""
+
+    def listed() -> dict[str, RemoteFile]:
+        found: dict[str, RemoteFile] = {}
+        for seen, entry in enumerate(api.list_repo_tree(repo_id, revision=commit, recursive=True)):
+            if seen >= MOST_FILES:
+                raise InputError(f"{repo_id} has more than {MOST_FILES:,} files: it is not looked through")
+            if isinstance(entry, RepoFile):
+                file = RemoteFile(entry.lfs.sha256 if entry.lfs else entry.blob_id, entry.size)
+                found[entry.path] = file
+        return found
+
+    return patiently(listed, f"listing {repo_id}", once=once)
+
+
+def remote_hashes(api: HfApi, repo_id: str, commit: str) -> dict[str, str]:
+    """Return the hash that the Hub gives of each file at a commit."""
+    return {name: file.hash for name, file in remote_files(api, repo_id, commit).items()}
+
+
+def changed_files(files: Mapping[str, Path | bytes], remote: Mapping[str, str]) -> list[str]:
+    return [
+        name
+        for name, content in files.items()
+        if name not in remote or hash_like(content, remote[name]) != remote[name]
+    ]
+
+
+def size_of(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def hash_like(content: Path | bytes, like: str) -> str:
+    """Return the hash of `content` of the kind that `like` is: sha256, or git's sha1 of a blob."""
+    if len(like) == 64:
+        return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256_of(content)
+    digest = hashlib.sha1(f"blob {size_of(content)}\0".encode())
+    digest.update(content if isinstance(content, bytes) else content.read_bytes())
+    return digest.hexdigest()
+
+
+def licence_on_the_hub(repo_id: str, revision: str | None = None) -> str:
+    """Return the licence that a repository's card names, "" where it names no single one or cannot be read."""
+    try:
+        with guarded():
+            card = HfApi().model_info(repo_id, revision=revision).card_data
+    except Exception as error:  # the transport's own
+        say(f"{repo_id}: its licence cannot be read ({error or type(error).__name__})")
+        return ""
+    licence = getattr(card, "license", None)
+    if not isinstance(licence, str) or licence in NO_LICENCES:
+        return ""
+    with suppress(InputError):
+        require_licence_id(licence)
+        return licence
+    return ""

@@ -1,0 +1,149 @@
+"""Name what pictures show, and take features out of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from seresnet_hub.data.class_names import class_names
+from seresnet_hub.data.transforms import Transform, model_transform, normalize, read_image, require_resizable
+from seresnet_hub.errors import InputError
+from seresnet_hub.models.create import eval_mode
+from seresnet_hub.models.load import load
+
+BATCH_SIZE = 32
+
+Picture = str | Path | bytes | Image.Image
+
+
+def predict(
+    model: nn.Module | str | Path,
+    images: Picture | Sequence[Picture],
+    topk: int = 5,
+    *,
+    unreadable: Callable[[int, InputError], None] | None = None,
+) -> list[list[dict[str, Any]]]:
+    """Return the `topk` most probable classes of each image, best first, as `{index, name, score}`.
+
+    `model` is a model or a name that `load` takes; `images` one picture or a list of them (path, encoded bytes, or
+    Pillow image); scores are softmax probabilities in [0, 1]. Works in batches on the model's device, in eval mode,
+    with the model's own preprocessing. Errors: `InputError` where a picture cannot be read, the model has no
+    classifier, or its name cannot be loaded. With `unreadable`, it is called with the number and the error of each
+    picture that cannot be read, whose classes are an empty list.
+    """
+    model = load(model) if isinstance(model, (str, Path)) else model
+    if topk < 1:
+        raise InputError(f"topk={topk}: must be at least 1")
+    if not getattr(model, "num_classes", 0):
+        raise InputError("the model has no classifier: create it with num_classes > 0, or use extract_features")
+    names = class_names(model)
+    results: list[list[dict[str, Any]]] = []
+    left_out: list[int] = []
+
+    def note(number: int, error: InputError) -> None:
+        assert unreadable is not None
+        unreadable(number, error)
+        left_out.append(number)
+
+    for logits in _in_batches(model, images, model, note if unreadable else None):
+        if logits.ndim != 2 or logits.shape[1] != model.num_classes:
+            raise InputError(f"the model gives {tuple(logits.shape)} values for a batch, and not one for each class")
+        if not logits.isfinite().all():
+            raise InputError(
+                "the model's outputs are not finite numbers: its weights are damaged or were never trained"
+            )
+        scores, indices = logits.float().softmax(dim=-1).topk(min(topk, logits.shape[-1]))
+        for row_scores, row_indices in zip(scores.tolist(), indices.tolist(), strict=True):
+            results.append(
+                [
+                    {"index": index, "name": names[index] if names else str(index), "score": score}
+                    for index, score in zip(row_indices, row_scores, strict=True)
+                ]
+            )
+    for number in left_out:  # in order, so that each comes to its place
+        results.insert(number, [])
+    return results
+
+
+def extract_features(
+    model: nn.Module | str | Path, images: Picture | Sequence[Picture], stage: int | None = None
+) -> torch.Tensor:
+    """Return pooled features `(batch, channels)`, or with `stage` the map `(batch, channels, height, width)`.
+
+    Stages count as in timm's `feature_info`: 0 is the stem, then one for each stage; negative ones count from the end.
+    `model` is a model or a name that `load` takes. The result is on the model's device. Errors: `InputError` as for
+    `predict`, and where there is no such stage.
+    """
+    model = load(model) if isinstance(model, (str, Path)) else model
+    if stage is None:
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            features: torch.Tensor = model.forward_head(model.forward_features(x), pre_logits=True)  # type: ignore[operator]
+            return features
+    else:
+        stages = len(model.feature_info)  # type: ignore[arg-type]
+        if not -stages <= stage < stages:
+            raise InputError(f"stage={stage}: the model has stages 0 to {stages - 1}")
+        wanted = stage % stages
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            maps: list[torch.Tensor] = model.forward_intermediates(  # type: ignore[operator]
+                x, indices=[wanted], intermediates_only=True
+            )
+            return maps[0]
+
+    return torch.cat(list(_in_batches(model, images, forward)))
+
+
+def _in_batches(
+    model: nn.Module,
+    images: Picture | Sequence[Picture],
+    forward: Any,
+    unreadable: Callable[[int, InputError], None] | None = None,
+) -> list[torch.Tensor]:
+    """Run `forward` over the images in batches, in eval mode on the model's device; the model's mode is restored.
+
+    Pictures that cannot be read are left out where `unreadable` is there to be told.
+    """
+    pictures: Sequence[Picture] = [images] if isinstance(images, (str, Path, bytes, Image.Image)) else images
+    if hasattr(pictures, "shape"):
+        raise InputError("an array is no picture here: give Pillow's images (PIL.Image.fromarray), paths or bytes")
+    if not pictures:
+        raise InputError("no images were given")
+    transform, config = model_transform(model)
+    parameter = next(model.parameters())
+    with eval_mode(model), torch.inference_mode():
+        outputs = []
+        for start in range(0, len(pictures), BATCH_SIZE):
+            read: list[torch.Tensor] = []
+            for number, picture in enumerate(pictures[start : start + BATCH_SIZE], start):
+                try:
+                    read.append(_load(picture, transform))
+                except InputError as error:
+                    if unreadable is None:
+                        raise
+                    unreadable(number, error)
+            if not read:
+                continue
+            batch = torch.stack(read).to(parameter.device)
+            batch = normalize(batch, mean=config["mean"], std=config["std"], dtype=parameter.dtype)
+            try:
+                outputs.append(forward(batch))
+            except Exception as error:  # whatever the model makes of images of the size that its config names
+                raise InputError(f"the model does not run on images of {tuple(batch.shape[1:])}: {error}") from error
+        return outputs
+
+
+def _load(picture: Picture, transform: Transform) -> torch.Tensor:
+    image = read_image(picture)
+    try:
+        require_resizable(transform, image.size)
+    except InputError as error:
+        name = f"{picture}: " if isinstance(picture, (str, Path)) else ""
+        raise InputError(f"{name}{error}") from error
+    return transform(image)

@@ -1,0 +1,1 @@
+"""Architectures, their registration with timm, pretrained weights, strict loading, and faster inference."""

@@ -1,0 +1,1 @@
+"""Put model folders on the Hub, and verify what is there."""

@@ -1,0 +1,164 @@
+"""Read the files that are to be uploaded, from inside their folder alone, and check that each is what it is called.
+
+A folder may come from anywhere, and what is uploaded is public: a link in it could name a file of keys, and a file of
+keys could be called `summary.csv`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import stat
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from seresnet_hub.errors import InputError
+from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, SUMMARY_NAME, WEIGHTS_NAME, sha256_of
+from seresnet_hub.hub.download_limits import LARGEST_TEXT, LARGEST_WEIGHTS
+
+# The columns of `history.write_summary`, in training's words.
+SUMMARY_COLUMNS = frozenset(
+    {"step", "epoch", "learning_rate", "train_loss"}
+    | {f"{raw}{figure}" for raw in ("", "raw_") for figure in ("eval_loss", "top1", "top5")}
+)
+LONGEST_NUMBER = 32
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# The image, its resolution and colours, and the name of the program that drew it: no place for other texts.
+PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"sRGB", b"cHRM", b"tRNS", b"bKGD"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushedFiles:
+    """The files of a folder that go to the Hub: the bytes of all but the weights, and of these where they lie."""
+
+    directory: Path
+    weights: Path
+    sha256: str  # of the weights, when they were first read
+    texts: Mapping[str, bytes]
+
+    def require_unchanged(self) -> None:
+        """Raise `InputError` unless the folder still holds what was read: then this is what was checked since."""
+        again = _texts(self.directory)
+        for name in {**self.texts, **again}:
+            if again.get(name) != self.texts.get(name):
+                raise self._changed(name)
+
+    def require_hash(self, uploaded: str) -> None:
+        """Raise `InputError` unless the weights that are about to be uploaded have this sha256."""
+        if uploaded != self.sha256:
+            raise self._changed(WEIGHTS_NAME)
+
+    def _changed(self, name: str) -> InputError:
+        return InputError(f"{self.directory / name} has changed while it was being checked: nothing was pushed")
+
+
+def read_pushed_files(directory: Path) -> PushedFiles:
+    """Return the folder's model, config and card, with the table and picture of its training where it has them.
+
+    Errors: `InputError` where one is missing, lies outside the folder, is no regular file, is too large, or is
+    something else than its name says.
+    """
+    missing = [name for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME) if not (directory / name).is_file()]
+    if missing:
+        raise InputError(f"{directory} is no model folder: it lacks {', '.join(missing)}")
+    weights = _inside(directory, WEIGHTS_NAME)
+    if weights.stat().st_size > LARGEST_WEIGHTS:
+        raise InputError(f"{weights} has more than the {LARGEST_WEIGHTS:,} bytes that a model may have")
+    try:
+        digest = sha256_of(weights)
+    except OSError as error:
+        raise InputError(f"cannot read {weights}: {error.strerror}") from error
+    return PushedFiles(directory=directory, weights=weights, sha256=digest, texts=_texts(directory))
+
+
+def _texts(directory: Path) -> dict[str, bytes]:
+    """Return the bytes of all files but the weights, by name."""
+    checks: dict[str, Callable[[bytes], str]] = {
+        CONFIG_NAME: lambda _: "", CARD_NAME: lambda _: "", SUMMARY_NAME: _not_summary, CURVES_NAME: _not_png,
+    }  # fmt: skip
+    texts = {}
+    for name, problem_of in checks.items():
+        if not os.path.lexists(directory / name):
+            continue
+        content = _content(_inside(directory, name), LARGEST_TEXT)
+        if problem := problem_of(content):
+            raise InputError(f"{directory / name} {problem}: it is not pushed; delete it, or make it again")
+        texts[name] = content
+    return texts
+
+
+def _inside(directory: Path, name: str) -> Path:
+    """Return where a file of the folder really lies; errors where that is elsewhere, or no regular file."""
+    path = directory / name
+    try:
+        real = path.resolve(strict=True)
+        mode = real.lstat().st_mode
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not real.is_relative_to(directory.resolve()):
+        raise InputError(f"{path} is a link to {real}, outside its folder: it is not pushed; put the file itself there")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is no regular file: it is not pushed")
+    return real
+
+
+def _content(path: Path, most: int) -> bytes:
+    """Return a file's bytes; what has taken its place since it was looked at is not followed, nor waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InputError(f"{path} is no regular file: it is not pushed")
+            content = file.read(most + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if len(content) > most:
+        raise InputError(f"{path} has more than the {most:,} bytes that such a file may have: it is not pushed")
+    return content
+
+
+# --- what each file must be: "" or what is wrong ----------------------------------------------------------------------
+
+
+def _not_summary(content: bytes) -> str:
+    """Return what is wrong with a table that `history.write_summary` wrote: numbers alone, in the columns it has."""
+    try:
+        columns, *rows = csv.reader(io.StringIO(content.decode("ascii"), newline=""), strict=True)
+    except (ValueError, csv.Error):
+        return "is no table of a training"
+    if len(set(columns)) != len(columns) or "step" not in columns or not SUMMARY_COLUMNS.issuperset(columns):
+        return "is no table of a training: it has other columns"
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(columns) or not all(map(_is_number_or_empty, row)):
+            return f"is no table of a training: line {number} has something else than a number a column"
+    return ""
+
+
+def _is_number_or_empty(cell: str) -> bool:
+    try:
+        return cell == "" or (len(cell) <= LONGEST_NUMBER and "_" not in cell and float(cell) is not None)
+    except ValueError:
+        return False
+
+
+def _not_png(content: bytes) -> str:
+    """Return what is wrong with a PNG: its chunks must be whole, show a picture and nothing else."""
+    if not content.startswith(PNG_SIGNATURE):
+        return "is no PNG picture"
+    at = len(PNG_SIGNATURE)
+    kinds: list[bytes] = []
+    while at < len(content) and kinds[-1:] != [b"IEND"]:
+        length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+        body, checksum = content[at + 8 : at + 8 + length], content[at + 8 + length : at + 12 + length]
+        if len(body) != length or checksum != zlib.crc32(kind + body).to_bytes(4, "big"):
+            return "is no whole PNG picture"
+        if kind not in PNG_CHUNKS and not (kind == b"tEXt" and body.startswith(b"Software\0") and length < 200):
+            return f"is a PNG picture with something beside the picture ({kind!r})"
+        kinds.append(kind)
+        at += 12 + length
+    if kinds[:1] != [b"IHDR"] or b"IDAT" not in kinds or kinds[-1:] != [b"IEND"]:
+        return "is no whole PNG picture"
+    return "is a PNG picture with something after its end" if at != len(content) else ""

@@ -1,0 +1,107 @@
+"""Give the fields of a recipe that follow the weights and the data their values, all in this one place.
+
+Where the figures come from: `recipes.FINETUNE`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import timm
+
+from seresnet_hub.errors import InputError
+from seresnet_hub.hub.retries import is_transient, no_network
+from seresnet_hub.models.load import load
+from seresnet_hub.models.names import architecture_of
+from seresnet_hub.models.weights import OWN_WEIGHTS
+from seresnet_hub.recipes.fields import written
+from seresnet_hub.recipes.recipe import AUTO, Recipe
+
+# Where neither the recipe nor weights name an architecture.
+USUAL_MODEL = "seresnet50"
+# Weights made for smaller pictures know little of what a photograph shows: the whole network learns anew.
+SMALL_PICTURES = 128
+ANEW = {"learning_rate": 0.2, "backbone_lr_factor": 1.0, "scale": (0.5, 1.0)}
+GENTLY = {"learning_rate": 0.01, "backbone_lr_factor": 0.1, "scale": (0.25, 1.0)}
+# The steps that a small data set gets, as in the BiT-HyperRule (arXiv 1912.11370, section 3.3), by more epochs.
+STEPS = 500
+FEWEST_EPOCHS, MOST_EPOCHS = 20, 100
+# From so many images on, epochs of the larger batch have steps enough.
+MANY_IMAGES, LARGE_BATCH, SMALL_BATCH = 1600, 64, 16
+
+
+class Start(NamedTuple):
+    """The weights a run begins with, by the name the recipe gives them, and timm's config of them."""
+
+    weights: str | None
+    config: Mapping[str, Any]
+
+
+def start_of(recipe: Recipe) -> Start:
+    """Return what a run of the recipe starts from; loads the weights once, so that they are known to be there.
+
+    Errors: `InputError` as for `load`, with the ways out where it is for want of a network.
+    """
+    if recipe.weights is None:
+        config = timm.get_pretrained_cfg(architecture_of(recipe.model or USUAL_MODEL))
+        return Start(None, config.to_dict() if config else {})
+    try:
+        return Start(recipe.weights, load(recipe.weights).pretrained_cfg)  # type: ignore[arg-type]
+    except InputError as error:
+        if not (no_network(error) or is_transient(error)):
+            raise
+        raise InputError(
+            f"the weights {recipe.weights} are not here, and cannot be fetched ({error}). Without a network: --set "
+            f"weights=DIR (a model folder on this machine), weights={OWN_WEIGHTS[0].name} (small, comes with the "
+            "package), or weights=none (a random start, which needs many images)"
+        ) from error
+
+
+def resolved(recipe: Recipe, start: Start, *, images: int) -> tuple[Recipe, str]:
+    """Return the recipe without any `AUTO`, and in one line what was chosen and why (empty where nothing was).
+
+    `images` is the number of training images.
+    """
+    name = "a random start" if start.weights is None else start.weights
+    size = start.config.get("input_size", (3, 224, 224))[-1]
+    interpolation = start.config.get("interpolation")
+    of_weights = {
+        "model": start.config.get("architecture") or USUAL_MODEL,
+        "input_size": size,
+        "interpolation": interpolation if interpolation in ("bilinear", "bicubic") else "bicubic",
+        "crop_pct": start.config.get("crop_pct") or 1.0,
+    }
+    anew = start.weights is None or size < SMALL_PICTURES
+    of_kind = ANEW if anew else GENTLY
+    recipe, taken = _filled(recipe, of_weights)
+    recipe, chosen = _filled(recipe, of_kind)
+    recipe, counted = _filled(recipe, {"batch_size": _batch_size(recipe, images)})
+    steps = max(1, images // recipe.batch_size if recipe.drop_last else -(-images // recipe.batch_size))
+    recipe, more = _filled(recipe, {"epochs": min(max(-(-STEPS // steps), FEWEST_EPOCHS), MOST_EPOCHS)})
+    recipe, warm = _filled(recipe, {"warmup_epochs": min(1, recipe.epochs - 1)})
+    counted = {**counted, **more, **warm}
+    kind = "the whole network learns" if anew else "the backbone learns more slowly than the classifier"
+    parts = [
+        *([f"{_listed(taken)} as for {name}"] if taken else []),
+        *([f"{_listed(chosen)}: {kind}"] if chosen else []),
+        *([f"{_listed(counted)} for {images:,} images: {recipe.epochs * steps:,} steps"] if counted else []),
+    ]
+    return recipe, f"chosen by recipe {recipe.name!r} (--set changes them): {'; '.join(parts)}" if parts else ""
+
+
+def _filled(recipe: Recipe, values: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """Return the recipe with `values` where it has `AUTO`, and those values."""
+    missing = {name: value for name, value in values.items() if getattr(recipe, name) is AUTO}
+    return (replace(recipe, **missing) if missing else recipe), missing
+
+
+def _batch_size(recipe: Recipe, images: int) -> int:
+    size = LARGE_BATCH if images >= MANY_IMAGES else SMALL_BATCH
+    repeats = recipe.repeated_augmentation
+    return -(-size // repeats) * repeats
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={written(value)}" for name, value in values.items())

@@ -1,0 +1,78 @@
+"""The making of a stranger's network must end within its limits, and its watch must never fire outside its block."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+import torch
+from torch import nn
+
+from seresnet_hub.errors import InputError
+from seresnet_hub.models.build_limits import ExcessError, at_most
+
+WIDE = {"parameters": 1000, "values": 10**6, "seconds": 60.0, "what": "x"}
+
+
+def test_what_is_within_the_limits_is_made() -> None:
+    with at_most(**WIDE):
+        assert nn.Linear(100, 100).weight.numel() == 10_000
+    nn.Linear(2000, 2000)  # outside, nothing counts
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_layers_and_values_are_counted(device: str) -> None:
+    with pytest.raises(ExcessError, match="x has far more layers"), at_most(**{**WIDE, "parameters": 10}):
+        nn.ModuleList(nn.Linear(1, 1, device=device) for _ in range(100))
+    with pytest.raises(ExcessError, match="x has far more values"), at_most(**{**WIDE, "values": 1000}):
+        nn.Linear(100, 100, device=device)
+
+
+def test_constants_are_counted() -> None:
+    with pytest.raises(ExcessError, match="x has far more constants"), at_most(**WIDE):
+        nn.Module().register_buffer("positions", torch.empty(2**27, device="meta"))
+
+
+def test_other_threads_do_not_count() -> None:
+    with at_most(**{**WIDE, "parameters": 2}):
+        other = threading.Thread(target=lambda: nn.ModuleList(nn.Linear(1, 1) for _ in range(100)))
+        other.start()
+        other.join()
+        nn.Linear(1, 1)
+
+
+def test_a_loop_that_never_ends_does() -> None:
+    def loop() -> None:
+        with at_most(**{**WIDE, "seconds": 0.3}):
+            while True:
+                with suppress(Exception):  # as libraries have it
+                    sum(range(1000))
+
+    start = time.thread_time()
+    with pytest.raises(ExcessError, match="x takes more than 0 seconds to make"):
+        loop()
+    assert time.thread_time() - start < 10
+
+
+def test_only_the_processors_time_counts() -> None:
+    with at_most(**{**WIDE, "seconds": 0.3}):
+        time.sleep(1.0)
+
+
+def test_the_watch_never_fires_outside_its_block() -> None:
+    """The blocks end just when their time does."""
+    fired, threads = 0, threading.active_count()
+    for number in range(12):
+        try:
+            with at_most(**{**WIDE, "seconds": 0.0}):
+                end = time.monotonic() + 0.19 + 0.002 * number
+                while time.monotonic() < end:
+                    pass
+        except InputError:
+            fired += 1
+        for _ in range(2000):
+            sum(range(10))
+    assert 0 <= fired <= 12
+    assert threading.active_count() <= threads

@@ -1,0 +1,76 @@
+"""Only a person's own pictures are looked at: not the curves and matrices that models and reports come with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from seresnet_hub.errors import InputError
+from seresnet_hub.inference.find_images import picture_files
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of runs and one of pictures, one of which has a `config.json` of something else."""
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "runs/digits/config.json", "runs/digits/model.safetensors", "runs/digits/curves.png",
+        "runs/digits/samples/3/a.png", "runs/begun/training/lock.json", "runs/begun/training/log.png",
+        "runs/stopped/summary.csv", "runs/stopped/curves.png", "runs/report/per_class.csv",
+        "runs/report/confusion.png", "photos/config.json", "photos/cats/1.png", "photos/cats/training/2.png",
+    ):  # fmt: skip
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(b"")
+
+
+def test_pictures_of_models_are_left_out() -> None:
+    own = [Path("photos/cats/1.png"), Path("photos/cats/training/2.png")]
+    assert picture_files("photos") == (own, [])
+    kept, left_out = picture_files(".")
+    assert kept == own
+    assert len(left_out) == 5
+    assert {path.parts[0] for path in left_out} == {"runs"}
+
+
+@pytest.mark.parametrize("name", ["runs", "runs/begun", "runs/stopped", "runs/report"])
+def test_where_nothing_else_is_there_it_is_an_error(name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name}: the images in this folder \({name}/.*png …\) belong to models"):
+        picture_files(name)
+
+
+def test_a_picture_that_is_named_itself_is_taken() -> None:
+    assert picture_files("runs/digits/curves.png") == ([Path("runs/digits/curves.png")], [])
+
+
+def test_the_command_says_what_it_leaves_out(capfd: pytest.CaptureFixture[str]) -> None:
+    import predict
+
+    from seresnet_hub.models.weights import OWN_WEIGHTS
+
+    for path in Path("photos").rglob("*.png"):
+        Image.new("RGB", (8, 8)).save(path)
+    found = predict.main([OWN_WEIGHTS[0].name, "."])
+    assert [prediction["image"] for prediction in found["predictions"]] == [
+        "photos/cats/1.png", "photos/cats/training/2.png"
+    ]  # fmt: skip
+    said = capfd.readouterr().err
+    assert ".: 5 images left out (runs/begun/training/log.png …), of models, runs and reports in it" in said
+
+
+def test_standard_input_without_an_end_is_not_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    import predict
+
+    from seresnet_hub.data import image_files as opening
+
+    class Endless:
+        def read(self, most: int = -1) -> bytes:
+            assert 0 <= most <= 1001, "it reads all there is"
+            return bytes(most)
+
+    monkeypatch.setattr(opening, "MOST_BYTES", 1000)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Endless()))
+    with pytest.raises(InputError, match=r"too large a picture \(1,001 bytes"):
+        predict.main(["-"])
