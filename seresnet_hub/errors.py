@@ -4,6 +4,10 @@ import logging
 from collections.abc import MutableMapping
 from typing import Any
 
+EXIT_NOT_OK = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
 
 def printable(text: str) -> str:
     """Return `text` with escapes for what is no character: names out of a stranger's file may hold terminal codes."""

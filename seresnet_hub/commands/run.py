@@ -13,11 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from seresnet_hub.commands.terminal import as_table
-from seresnet_hub.errors import InputError, LostProcessError, of_a_dead_worker
-
-EXIT_NOT_OK = 1
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+from seresnet_hub.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_OK,
+    InputError,
+    LostProcessError,
+    of_a_dead_worker,
+)
 
 
 def run(

@@ -53,7 +53,6 @@ from seresnet_hub.conversion.provenance import (
     describes,
     licence_of,
     published_file,
-    require_licence_id,
     stated_preprocessing,
     untrained,
 )
@@ -74,7 +73,7 @@ from seresnet_hub.files.model_folder import (
     write_text,
     write_weights,
 )
-from seresnet_hub.hub.client import licence_on_the_hub, say
+from seresnet_hub.hub.client import licence_on_the_hub, require_licence_id, say
 from seresnet_hub.hub.snapshots import sound, take_snapshot
 from seresnet_hub.models.build_limits import BUILD_SECONDS, at_most
 from seresnet_hub.models.config_checks import FACTORY_ARGUMENTS, is_arguments

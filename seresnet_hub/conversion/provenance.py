@@ -10,7 +10,6 @@ import timm
 from timm.models import PretrainedCfg
 
 from seresnet_hub.checkpoints.key_maps import Preprocessing, Source
-from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import FACTS_KEY, WEIGHTS_NAME
 from seresnet_hub.models.weights import Weights
 
@@ -35,14 +34,6 @@ def published_file(sha256: str) -> PretrainedCfg | None:
         if digits and sha256.startswith(digits.group(1)):
             return config
     return None
-
-
-def require_licence_id(license: str | None) -> None:
-    """Raise `InputError` unless `license` may be an identifier of a licence on the Hub."""
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise InputError(
-            f"--license {license!r}: give the Hub's identifier, such as apache-2.0, mit, cc-by-4.0 or other"
-        )
 
 
 def licence_of(

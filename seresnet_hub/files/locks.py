@@ -14,9 +14,10 @@ from pathlib import Path
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.durability import make_folders
 
-# The lock of a training run in its output folder.
+# In the output folder of a training run: its states, and its lock beside them.
+STATES_FOLDER = "training"
 LOCK_NAME = "lock.json"
-RUN_LOCK = Path("training", LOCK_NAME)
+RUN_LOCK = Path(STATES_FOLDER, LOCK_NAME)
 
 # A process that is being replaced may need some seconds to end.
 PATIENCE_SECONDS = 15.0

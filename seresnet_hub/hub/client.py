@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,6 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from seresnet_hub.conversion.provenance import require_licence_id
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import sha256_of
 from seresnet_hub.hub.download_limits import MOST_FILES, RemoteFile, check_commit
@@ -92,3 +92,11 @@ def licence_on_the_hub(repo_id: str, revision: str | None = None) -> str:
         require_licence_id(licence)
         return licence
     return ""
+
+
+def require_licence_id(license: str | None) -> None:
+    """Raise `InputError` unless `license` may be an identifier of a licence on the Hub."""
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise InputError(
+            f"--license {license!r}: give the Hub's identifier, such as apache-2.0, mit, cc-by-4.0 or other"
+        )

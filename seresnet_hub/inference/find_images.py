@@ -8,7 +8,7 @@ from pathlib import Path
 
 from seresnet_hub.data.transforms import image_files
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.locks import LOCK_NAME
+from seresnet_hub.files.locks import LOCK_NAME, STATES_FOLDER
 from seresnet_hub.files.model_folder import (
     CONFIG_NAME,
     CURVES_NAME,
@@ -17,7 +17,6 @@ from seresnet_hub.files.model_folder import (
     SUMMARY_NAME,
     WEIGHTS_NAME,
 )
-from seresnet_hub.training.checkpoint import STATES_FOLDER
 
 # Files that together show what a folder is: a model, a run in its output folder, or the report of a validation.
 NO_PICTURES = (

@@ -17,10 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.locks import RUN_LOCK, require_held
+from seresnet_hub.files.locks import STATES_FOLDER, require_held
 from seresnet_hub.files.model_folder import replacing
 
-STATES_FOLDER = RUN_LOCK.parent.name
 STATE_NAME = re.compile(r"step-([0-9]+)\.safetensors")
 
 

@@ -16,8 +16,7 @@ from typing import IO, Any
 
 from torch import distributed
 
-from seresnet_hub.commands.run import EXIT_NOT_OK
-from seresnet_hub.errors import InputError, LostProcessError
+from seresnet_hub.errors import EXIT_NOT_OK, InputError, LostProcessError
 
 # Backends that do not raise where a process is lost: NCCL's kernels wait, and the host waits for them.
 WATCHED = frozenset({"nccl"})

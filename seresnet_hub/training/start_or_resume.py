@@ -12,9 +12,9 @@ from typing import Any
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.durability import flush_way_to
 from seresnet_hub.files.leftovers import PARTIAL, sweep
-from seresnet_hub.files.locks import RUN_LOCK, acquire
+from seresnet_hub.files.locks import RUN_LOCK, STATES_FOLDER, acquire
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, SUMMARY_NAME, WEIGHTS_NAME
-from seresnet_hub.training.checkpoint import STATE_NAME, STATES_FOLDER, latest_state, list_states
+from seresnet_hub.training.checkpoint import STATE_NAME, latest_state, list_states
 
 # Folders within the output: of the moving average's run also the raw weights, and of both the best beside the last.
 BEST, RAW, BEST_RAW = "best", "raw", "best_raw"

@@ -43,6 +43,7 @@ from seresnet_hub.data.splits import open_splits, require_same_shards
 from seresnet_hub.data.transforms import seed_from
 from seresnet_hub.environment import usable_cpus
 from seresnet_hub.errors import InputError, printable
+from seresnet_hub.files.locks import STATES_FOLDER
 from seresnet_hub.files.model_folder import OTHER_WEIGHTS_FACTS
 from seresnet_hub.inference.baseline import chance_of
 from seresnet_hub.inference.evaluate import Accuracy, evaluate
@@ -54,7 +55,7 @@ from seresnet_hub.recipes.inductor import options_of
 from seresnet_hub.recipes.recipe import AUTO, Recipe
 from seresnet_hub.torch_settings import settings_of_run
 from seresnet_hub.training.batchnorm_statistics import RunningStatistics
-from seresnet_hub.training.checkpoint import STATES_FOLDER, list_states, load_optimizer, save_state
+from seresnet_hub.training.checkpoint import list_states, load_optimizer, save_state
 from seresnet_hub.training.checkpoint_checks import Run, require_fitting, require_whole
 from seresnet_hub.training.finetuning import resolved, start_of
 from seresnet_hub.training.history import Row, add_row, is_best, is_due, is_measured
