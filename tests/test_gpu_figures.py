@@ -112,7 +112,9 @@ def test_without_results_the_tables_say_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "changes", "says"),
     [
-        ("tests", {"rc": 124, "result": ["tests/test_gpu.py::test_one PASSED [ 9%]"]}, "failed, exit code 124"),
+        ("tests", {"rc": 124, "result": ["tests/test_gpu.py::test_one PASSED [ 9%]"]}, "1 passed, then time was up"),
+        ("e2e", {"rc": 124, "result": ["Traceback"]}, "failed, exit code 124"),
+        ("e2e", {"rc": 124, "result": {"images_per_second": 7.0}}, "7 images/s"),
         ("tests", {"rc": 2, "result": ["= 1 error in 1s ="]}, "failed, exit code 2"),
         ("tests", {"rc": 0, "result": ["= 11 passed in 9s ="]}, "11 passed in 9s"),
         ("tests", {"rc": 1, "result": []}, "nothing was said"),
@@ -120,7 +122,7 @@ def test_without_results_the_tables_say_so(tmp_path: Path) -> None:
         ("e2e", {"result": {"images_per_second": None, "waiting_share": 0.5, "profile": None}},
          "too short, waits 50.0 % for batches"),
     ],
-    ids=["cut off", "not begun", "passed", "silent", "short run", "short profile"],
+    ids=["cut off", "run cut off", "run at its end", "not begun", "passed", "silent", "short run", "short profile"],
 )  # fmt: skip
 def test_a_run_without_an_answer_is_said_to_be_one(
     part: str, changes: dict[str, Any], says: str, tmp_path: Path

@@ -310,8 +310,8 @@ def cifar(kit: Kit) -> None:
 Part = Callable[[Kit], None]
 # In this order; the parts of a group run at the same time, as none of them measures speed.
 GROUPS: tuple[tuple[Part, ...], ...] = (
-    (env,), (warm,), (training,), (inference,), (tests, smoke, kernels, warm_rest), (e2e,), (epilogue,), (evaluation,),
-    (variants,), (cifar,),
+    (env,), (warm,), (training,), (inference,), (e2e,), (evaluation,), (tests, smoke, kernels, warm_rest), (variants,),
+    (cifar,), (epilogue,),
 )  # fmt: skip
 NAMES = tuple(part.__name__ for group in GROUPS for part in group)
 LEAST = 20  # seconds that a part needs to be begun
