@@ -27,7 +27,7 @@ TRAINING_SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "realize_reads_threshold=2": {"realize_reads_threshold": 2},
 }
 # What needs the GPU itself. Norms are folded by hand instead of by freezing.
-NEEDS_THE_GPU = ("freezing", "triton.cudagraphs", "test_config_checks.autotune_choice_desc_regex")
+NEEDS_THE_GPU = ("freezing", "triton.cudagraphs", "test_configs.autotune_choice_desc_regex")
 
 
 def count_networks(what: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _settings(what: str, options: argparse.Namespace) -> dict[str, dict[str, Any
     for name, settings in sets.items():
         kept = {key: value for key, value in settings.items() if key not in NEEDS_THE_GPU}
         # Candidates cannot be timed against each other: the first is taken, and the bytes are those of any.
-        one = {"test_config_checks.max_mm_configs": 1} if kept.get("max_autotune_gemm") else {}
+        one = {"test_configs.max_mm_configs": 1} if kept.get("max_autotune_gemm") else {}
         result[name] = {**kept, **one, **given}
     return result
 

@@ -249,7 +249,7 @@ def test_this_torch_has_the_settings() -> None:
 
 def test_few_of_tritons_products_are_candidates_and_never_none() -> None:
     """Of those that Inductor has, by what it calls them; tiles shrink with the product, stages do not."""
-    wanted = re.compile(INFERENCE_SETTINGS["epilogue"]["cuda"]["test_config_checks.autotune_choice_desc_regex"])
+    wanted = re.compile(INFERENCE_SETTINGS["epilogue"]["cuda"]["test_configs.autotune_choice_desc_regex"])
 
     def kept(smallest: int) -> set[tuple[int, ...]]:
         tiles = set()
