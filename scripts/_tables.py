@@ -15,7 +15,7 @@ import torch
 
 from seresnet_hub.cards.markdown import table
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.model_folder import read_json
+from seresnet_hub.files.writing import read_json
 from seresnet_hub.models.cost import Sizes, sizes_of
 from seresnet_hub.models.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant
 from seresnet_hub.models.weights import WEIGHTS

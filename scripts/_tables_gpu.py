@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seresnet_hub.cards.markdown import table
-from seresnet_hub.files.model_folder import read_json
+from seresnet_hub.files.writing import read_json
 
 NOT_MEASURED = "not measured"
 CUT_OFF = 124  # the exit code of a part whose time was up

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seresnet_hub.cards.markdown import table
-from seresnet_hub.files.model_folder import read_json
+from seresnet_hub.files.writing import read_json
 
 # What `scripts/benchmark.py training` and `inference` with `--target` count is kept as `benchmark_NAME_predicted.json`.
 BENCHMARKS = ("inference", "training")

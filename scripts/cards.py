@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
     from seresnet_hub.cards.card import card_of_weights, render
     from seresnet_hub.errors import InputError
-    from seresnet_hub.files.model_folder import write_text
+    from seresnet_hub.files.writing import write_text
     from seresnet_hub.models.weights import OWN_WEIGHTS, WEIGHTS
 
     published = [
@@ -56,7 +56,8 @@ def own_card(weights: OwnWeights, directory: Path) -> Card:
     from _tables import sizes
 
     from seresnet_hub.cards.card import card_of
-    from seresnet_hub.files.model_folder import CONFIG_NAME, CURVES_NAME, read_json
+    from seresnet_hub.files.model_folder import CONFIG_NAME, CURVES_NAME
+    from seresnet_hub.files.writing import read_json
 
     config = read_json(weights.folder / CONFIG_NAME)
     card = card_of(config, sizes(weights.architecture), needs_plugin=True, has_curves=True)

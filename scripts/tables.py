@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from _tables import MEASURED_TABLES, TABLES, fill
 
     from seresnet_hub.errors import InputError
-    from seresnet_hub.files.model_folder import write_text
+    from seresnet_hub.files.writing import write_text
 
     try:
         text = options.file.read_text(encoding="utf-8")

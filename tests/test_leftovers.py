@@ -12,7 +12,7 @@ import pytest
 
 from seresnet_hub.files import leftovers as sweeping
 from seresnet_hub.files.leftovers import PARTIAL, partial_of, sweep
-from seresnet_hub.files.model_folder import replacing
+from seresnet_hub.files.writing import replacing
 
 # Writes half a file and half a folder, says their names, and waits to be killed.
 WRITER = """

@@ -18,7 +18,7 @@ import torch
 
 import seresnet_hub  # noqa: F401
 from seresnet_hub.errors import InputError
-from seresnet_hub.files import durability, locks
+from seresnet_hub.files import durability, locks, writing
 from seresnet_hub.files import model_folder as folder
 from seresnet_hub.training import checkpoint as states
 from seresnet_hub.training import start_or_resume as starting
@@ -104,8 +104,8 @@ def test_a_failed_write_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest
 
 def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
     target = tmp_path / "file"
-    folder.write_text(target, "old")
-    with pytest.raises(KeyError), folder.replacing(target) as temporary:  # noqa: PT012
+    writing.write_text(target, "old")
+    with pytest.raises(KeyError), writing.replacing(target) as temporary:  # noqa: PT012
         temporary.write_text("new")
         raise KeyError
     assert target.read_text() == "old"
@@ -151,7 +151,7 @@ def test_a_new_folders_files_are_on_the_disk_too(tmp_path: Path, monkeypatch: py
     """And the names in it, before it gets its own name, and the names of the folders that were made around it."""
     flushed: list[str] = []
     monkeypatch.setattr(durability, "_flush", lambda path, _: flushed.append(path.name))
-    with folder.replacing(tmp_path / "around" / "new") as temporary:
+    with writing.replacing(tmp_path / "around" / "new") as temporary:
         (temporary / "inner").mkdir(parents=True)
         (temporary / "inner" / "file").touch()
     assert flushed == [tmp_path.name, "file", "inner", temporary.name, "around"]
@@ -178,23 +178,23 @@ def test_a_disk_that_fails_is_not_taken_for_one_that_cannot_flush_folders(
 
 def test_names_that_are_too_long_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write .*File name too long"):
-        folder.fill_folder(tmp_path / ("x" * 256), lambda _: None)
+        writing.fill_folder(tmp_path / ("x" * 256), lambda _: None)
     with (
         pytest.raises(InputError, match="cannot write .*File name too long"),
-        folder.staging(tmp_path / ("x" * 256), []) as staged,
+        writing.staging(tmp_path / ("x" * 256), []) as staged,
     ):
         raise AssertionError(staged)
 
 
 def test_a_name_with_a_nul_is_one_line(tmp_path: Path) -> None:
-    for write in (folder.write_text, lambda path, _: states.save_state(path, {"step": 1})):
+    for write in (writing.write_text, lambda path, _: states.save_state(path, {"step": 1})):
         with pytest.raises(InputError, match="cannot write"):
             write(tmp_path / "a\0b", "text")
 
 
 def test_names_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
     for name in ("x" * 255, "\u5b57" * 85):
-        folder.write_text(tmp_path / name, "text")
+        writing.write_text(tmp_path / name, "text")
         assert [path.name for path in tmp_path.iterdir()] == [name]
         (tmp_path / name).unlink()
 
@@ -214,14 +214,14 @@ writing = partial(locks.only_writer, patience=0.4)
 
 def test_files_are_replaced_together_and_by_one_writer(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    with folder.staging(tmp_path / "model", ["a", "b"]) as staged:
+    with writing.staging(tmp_path / "model", ["a", "b"]) as staged:
         for name in ("a", "b"):
             (staged / name).write_text("first")
         with pytest.raises(InputError, match="model is in use by another process"), writing(tmp_path / "model"):
             raise AssertionError("two are in there")
         assert not (tmp_path / "model" / "a").exists()
     assert {path.name: path.read_text() for path in (tmp_path / "model").iterdir()} == {"a": "first", "b": "first"}
-    with pytest.raises(KeyError), folder.staging(tmp_path / "model", ["a", "b"]) as staged:  # noqa: PT012
+    with pytest.raises(KeyError), writing.staging(tmp_path / "model", ["a", "b"]) as staged:  # noqa: PT012
         (staged / "a").write_text("second")
         raise KeyError
     assert {path.name: path.read_text() for path in (tmp_path / "model").iterdir()} == {"a": "first", "b": "first"}

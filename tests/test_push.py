@@ -37,7 +37,8 @@ from safetensors.torch import load_file, save_file
 
 import seresnet_hub
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.model_folder import sha256_of, timm_config, write_model
+from seresnet_hub.files.model_folder import timm_config, write_model
+from seresnet_hub.files.writing import sha256_of
 from seresnet_hub.hub.client import licence_on_the_hub, say
 from seresnet_hub.publishing import push as room
 from seresnet_hub.training.history import Row, write_summary

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from _tables_kernels import predicted_times
 
     from seresnet_hub.errors import InputError
-    from seresnet_hub.files.model_folder import replacing, write_json
+    from seresnet_hub.files.writing import replacing, write_json
 
     if not options.output.is_dir():
         raise InputError(f"{options.output} is not a folder")

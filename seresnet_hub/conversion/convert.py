@@ -66,13 +66,10 @@ from seresnet_hub.files.model_folder import (
     FACTS_KEY,
     OTHER_WEIGHTS_FACTS,
     WEIGHTS_NAME,
-    sha256_of,
-    staging,
     timm_config,
-    write_json,
-    write_text,
     write_weights,
 )
+from seresnet_hub.files.writing import sha256_of, staging, write_json, write_text
 from seresnet_hub.hub.client import licence_on_the_hub, require_licence_id, say
 from seresnet_hub.hub.snapshots import sound, take_snapshot
 from seresnet_hub.models.build_limits import BUILD_SECONDS, at_most

@@ -13,7 +13,8 @@ from torch import nn
 
 from seresnet_hub.data.splits import HELD_OUT, OnlyTrainingError, Split, hold_out, labels_of, open_split, whole_of
 from seresnet_hub.errors import InputError, PrintableLog
-from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, read_json
+from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY
+from seresnet_hub.files.writing import read_json
 
 RECORD_KEY = "held_out"  # among the facts of config.json
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.hf_api import RepoFile
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.model_folder import sha256_of
+from seresnet_hub.files.writing import sha256_of
 from seresnet_hub.hub.download_limits import MOST_FILES, RemoteFile, check_commit
 from seresnet_hub.hub.retries import patiently, say
 from seresnet_hub.hub.transport import guarded

@@ -26,7 +26,8 @@ from seresnet_hub.data.transforms import model_transform
 from seresnet_hub.environment import loader_workers
 from seresnet_hub.errors import InputError, printable
 from seresnet_hub.files.locks import only_writer
-from seresnet_hub.files.model_folder import CONFUSION_NAME, PER_CLASS_NAME, PICTURE_NAME, fill_folder, replacing
+from seresnet_hub.files.model_folder import CONFUSION_NAME, PER_CLASS_NAME, PICTURE_NAME
+from seresnet_hub.files.writing import fill_folder, replacing
 from seresnet_hub.models.create import eval_mode
 from seresnet_hub.plots import draw_confusion
 from seresnet_hub.recipes.fields import LEAST_CROP_PCT, LONGEST_SIDE

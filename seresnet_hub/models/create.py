@@ -18,7 +18,8 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, read_json
+from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY
+from seresnet_hub.files.writing import read_json
 from seresnet_hub.models import blocks
 from seresnet_hub.models.names import parse_name
 from seresnet_hub.models.pretrained import VerifiedFile

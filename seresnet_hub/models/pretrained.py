@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from seresnet_hub.checkpoints.key_maps import from_mmpretrain
 from seresnet_hub.checkpoints.reader import read_tensors
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, WEIGHTS_NAME, read_json, replacing, sha256_of
+from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, WEIGHTS_NAME
+from seresnet_hub.files.writing import read_json, replacing, sha256_of
 from seresnet_hub.hub.snapshots import sound, take_snapshot
 from seresnet_hub.models.weights import OwnWeights, Weights
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.locks import STATES_FOLDER, require_held
-from seresnet_hub.files.model_folder import replacing
+from seresnet_hub.files.writing import replacing
 
 STATE_NAME = re.compile(r"step-([0-9]+)\.safetensors")
 

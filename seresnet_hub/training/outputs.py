@@ -18,15 +18,8 @@ from seresnet_hub.data.held_out import RECORD_KEY, record_of
 from seresnet_hub.data.loader import EMBEDDED, Split
 from seresnet_hub.environment import code_commit, hardware, package_version, versions
 from seresnet_hub.files.locks import require_held
-from seresnet_hub.files.model_folder import (
-    CURVES_NAME,
-    FACTS_KEY,
-    SUMMARY_NAME,
-    fill_folder,
-    replacing,
-    timm_config,
-    write_model,
-)
+from seresnet_hub.files.model_folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, timm_config, write_model
+from seresnet_hub.files.writing import fill_folder, replacing
 from seresnet_hub.inference.baseline import Chance
 from seresnet_hub.inference.evaluate import Accuracy
 from seresnet_hub.models.cost import sizes_of
