@@ -209,7 +209,7 @@ def test_a_name_that_is_no_utf8_is_refused_before_anything_is_written(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-writing = partial(locks.only_writer, patience=0.4)
+only_writer = partial(locks.only_writer, patience=0.4)
 
 
 def test_files_are_replaced_together_and_by_one_writer(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_files_are_replaced_together_and_by_one_writer(tmp_path: Path) -> None:
     with writing.staging(tmp_path / "model", ["a", "b"]) as staged:
         for name in ("a", "b"):
             (staged / name).write_text("first")
-        with pytest.raises(InputError, match="model is in use by another process"), writing(tmp_path / "model"):
+        with pytest.raises(InputError, match="model is in use by another process"), only_writer(tmp_path / "model"):
             raise AssertionError("two are in there")
         assert not (tmp_path / "model" / "a").exists()
     assert {path.name: path.read_text() for path in (tmp_path / "model").iterdir()} == {"a": "first", "b": "first"}
@@ -229,6 +229,6 @@ def test_files_are_replaced_together_and_by_one_writer(tmp_path: Path) -> None:
 
 def test_a_training_run_keeps_others_out_of_its_folder(tmp_path: Path) -> None:
     lock = locks.acquire(tmp_path / locks.RUN_LOCK, what="run", say=print)
-    with pytest.raises(InputError, match=f"is in use by process {os.getpid()} on "), writing(tmp_path):
+    with pytest.raises(InputError, match=f"is in use by process {os.getpid()} on "), only_writer(tmp_path):
         raise AssertionError("two are in there")
     lock.release()
