@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -19,26 +19,22 @@ import torch
 from conftest import WriteSplit, encode
 from PIL import Image
 
+from seresnet_hub.commands.main import COMMANDS
 from seresnet_hub.commands.run import run
 from seresnet_hub.commands.terminal import as_table
-from seresnet_hub.environment import loader_workers
+from seresnet_hub.environment import loader_workers, version
 from seresnet_hub.recipes.fields import FIELDS
 from seresnet_hub.recipes.recipe import RECIPES
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def command(name: str) -> ModuleType:
+    return import_module(f"seresnet_hub.commands.{name}")
 
 
 def call(name: str, *arguments: object, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    code = run(script(name).main, [str(argument) for argument in arguments])
+    code = run(command(name).main, [str(argument) for argument in arguments])
     return code, *capfd.readouterr()
 
 
@@ -48,7 +44,7 @@ QUICK = ["--set", "input_size=8", "workers=0", "--max-steps", "2"]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "digits"
-    assert run(script("train").main, ["--output", str(output), *QUICK]) == 0
+    assert run(command("train").main, ["--output", str(output), *QUICK]) == 0
     return output
 
 
@@ -112,7 +108,7 @@ def test_a_bad_picture_among_others_costs_no_prediction(
         photo.save(tmp_path / name)
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     arguments = [f"local-dir:{trained}", str(tmp_path)]
-    code = run(script("predict").main, arguments, exit_code=partial(script("predict").exit_code, None))
+    code = run(command("predict").main, arguments, exit_code=partial(command("predict").exit_code, None))
     out, err = capfd.readouterr()
     result = json.loads(out)
     assert code == 1
@@ -319,26 +315,79 @@ def test_a_truncated_jpeg_in_a_shard_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-HELP = """
-import os, runpy, sys
-sys.argv = [sys.argv[1], "--help"]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as end:
-    assert end.code == 0, end.code
-heavy = {"torch", "timm", "numpy", "datasets", "seresnet_hub"} & set(sys.modules)
-assert not heavy, heavy
+# Run a file or a module as the interpreter does, then look at what it loaded.
+LOADED = """
+import atexit, sys
+@atexit.register
+def look():
+    print("loaded:", *sorted({"torch", "timm", "numpy", "datasets"} & set(sys.modules)), file=sys.stderr)
 """
+CLONE = sorted(str(path) for path in [*SCRIPTS.glob("[!_]*.py"), SCRIPTS / "gpu" / "collect.py"])
+COMMAND = "import sys; from seresnet_hub_command import main; sys.exit(main())"  # what pip makes of [project.scripts]
+MODULE = ["-m", "seresnet_hub"]
 
 
-@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("[!_]*.py")), ids=lambda path: path.stem)
-def test_help_loads_nothing_heavy(path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", HELP, str(path)], capture_output=True, text=True, timeout=60, check=False
+@pytest.fixture(scope="module")
+def looking(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which each process says at its end which heavy packages it loaded."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "usercustomize.py").write_text(LOADED)
+    (folder / "sitecustomize.py").write_text(LOADED)
+    path = os.pathsep.join([str(folder), str(SCRIPTS.parent)])
+    return {**os.environ, "PYTHONPATH": path, "COLUMNS": "80"}
+
+
+def ended(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([path] for path in CLONE),
+        *([*start, name] for start in (["-c", COMMAND], MODULE) for name in COMMANDS),
+    ],
+    ids=lambda words: " ".join(words[-2:])[-30:],
+)
+def test_help_loads_nothing_heavy(looking: dict[str, str], words: list[str]) -> None:
+    done = ended(looking, *words, "--help")
+    assert (done.returncode, done.stderr) == (0, "loaded:\n")
     assert "--json" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["-c", COMMAND], MODULE], ids=["command", "module"])
+def test_the_commands_are_listed_and_a_wrong_name_is_one_line(looking: dict[str, str], words: list[str]) -> None:
+    done = ended(looking, *words, "--help")
+    assert (done.returncode, done.stderr) == (0, "loaded:\n")
+    assert re.findall(r"^  (\w+)  ", done.stdout, re.MULTILINE) == [*COMMANDS]
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    done = ended(looking, *words, "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"seresnet-hub {version()}\n", "loaded:\n")
+    done = ended(looking, *words, "trian", "--recipe", "digits")
+    assert (done.returncode, done.stdout) == (2, "")
+    first, loaded = done.stderr.splitlines()
+    assert first.startswith("seresnet-hub: error: there is no command 'trian'; did you mean 'train'?")
+    assert loaded == "loaded:"
+    assert "name a command" in ended(looking, *words).stderr
+
+
+@pytest.mark.parametrize("words", [[str(SCRIPTS / "train.py")], ["-c", COMMAND, "train"], [*MODULE, "train"]])
+def test_a_wrong_option_is_told_before_anything_is_loaded(looking: dict[str, str], words: list[str]) -> None:
+    done = ended(looking, *words, "--recipes")
+    assert done.returncode == 2
+    assert "unrecognized arguments: --recipes" in done.stderr
+    assert done.stderr.endswith("loaded:\n")
+
+
+def test_a_command_registers_the_models_and_an_import_of_the_package_does_too(looking: dict[str, str]) -> None:
+    """Protects users from a package that waits: only a command's own start puts the registration off."""
+    code = "import timm, seresnet_hub; assert timm.is_model('seresnet20_cifar')"
+    assert ended(looking, "-c", code).returncode == 0
+    done = ended(looking, *MODULE, "verify", "seresnet20_cifar")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'seresnet20_cifar' has no files to verify" in done.stderr
 
 
 @pytest.mark.parametrize("closed", ["0<&-", pytest.param(">&-", marks=pytest.mark.slow)])
@@ -351,16 +400,6 @@ def test_a_closed_stream_is_one_line(trained: Path, tmp_path: Path, photo: Image
     assert (done.returncode, done.stdout) == (2, "")
     assert "closed" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-
-
-def test_a_wrong_option_is_told_before_anything_is_loaded() -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", str(SCRIPTS / "train.py"), "--recipes"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "unrecognized arguments: --recipes" in done.stderr
-    assert " torch\n" not in done.stderr
 
 
 def test_predict_counts_what_folders_named_after_classes_say(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import _start  # isort: skip
-
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from seresnet_hub.commands import run
+from seresnet_hub.commands.parser import command
+
+EXAMPLE = "seresnet-hub convert my.pth --output my_model"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = _start.command(__doc__)
+    parser = command(__doc__, prog="seresnet-hub convert", example=EXAMPLE)
     parser.add_argument("source_file", metavar="SRC", help="a file, a URL, or a Hub file NS/NAME:path")
     parser.add_argument("--output", required=True, metavar="DIR", help="the model folder to write")
     parser.add_argument("--model", metavar="NAME", help="timm's architecture, where the tensors' shapes do not decide")
@@ -46,5 +49,5 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     )
 
 
-if __name__ == "__main__":
-    _start.start(parser(), main)
+def start(arguments: Sequence[str]) -> NoReturn:
+    run.start(parser(), main, arguments)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import _start  # isort: skip
-
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from seresnet_hub.commands import run
+from seresnet_hub.commands.parser import MODEL, Parser, add_speed, command
+
+EXAMPLE = "seresnet-hub predict runs/mine photos --topk 3"
 
 
-def parser() -> _start.Parser:
-    parser = _start.command(__doc__)
+def parser() -> Parser:
+    parser = command(__doc__, prog="seresnet-hub predict", example=EXAMPLE)
     parser.any_bytes = frozenset({"images"})
     parser.usage = "%(prog)s [MODEL] IMAGE [IMAGE ...] [--topk K] [--fuse] [--compile [SETTINGS]] [--json]"
     parser.add_argument(
         "images", metavar="[MODEL] IMAGE", nargs="+",
-        help=f"{_start.MODEL} (default: a small CIFAR-10 network that comes with the package); then picture files, "
+        help=f"{MODEL} (default: a small CIFAR-10 network that comes with the package); then picture files, "
         "folders of them, or - for standard input",
     )  # fmt: skip
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="classes to name (default: 5)")
-    _start.add_inference(parser)
+    add_speed(parser)
     return parser
 
 
@@ -98,5 +101,5 @@ def exit_code(options: argparse.Namespace, result: dict[str, Any]) -> int:
     return int(bool(result["unreadable"]))
 
 
-if __name__ == "__main__":
-    _start.start(parser(), main, exit_code)
+def start(arguments: Sequence[str]) -> NoReturn:
+    run.start(parser(), main, arguments, exit_code)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import _start  # isort: skip
-
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from seresnet_hub.commands import run
+from seresnet_hub.commands.parser import command
+
+EXAMPLE = "seresnet-hub push runs/mine --repo-id NS/NAME --dry-run"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = _start.command(__doc__)
+    parser = command(
+        __doc__, example="seresnet-hub push runs/mine --repo-id NS/NAME --dry-run", prog="seresnet-hub push"
+    )
     parser.add_argument("directory", metavar="DIR", help="a folder that train.py or convert.py wrote")
     parser.add_argument("--repo-id", required=True, metavar="NS/NAME", help="the repository, made if need be")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
@@ -38,5 +43,5 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     )
 
 
-if __name__ == "__main__":
-    _start.start(parser(), main)
+def start(arguments: Sequence[str]) -> NoReturn:
+    run.start(parser(), main, arguments)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import _start  # isort: skip
-
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from seresnet_hub.commands import run
+from seresnet_hub.commands.parser import command
+
+EXAMPLE = "seresnet-hub train --recipe finetune --data photos --output runs/mine"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = _start.command(__doc__)
+    parser = command(
+        __doc__,
+        example="seresnet-hub train --recipe finetune --data photos --output runs/mine",
+        prog="seresnet-hub train",
+    )
     parser.add_argument("--recipe", default="digits", help="what to train, and how (default: digits)")
     parser.add_argument("--data", metavar="DIR_OR_HUB_ID", help="data set to train on (default: the recipe's own)")
     parser.add_argument("--output", metavar="DIR", help="folder for the model (default: runs/RECIPE)")
@@ -80,5 +87,5 @@ def _as_script(arguments: Sequence[str]) -> dict[str, Any]:
     return main(arguments)
 
 
-if __name__ == "__main__":
-    _start.start(parser(), _as_script, exit_code)
+def start(arguments: Sequence[str]) -> NoReturn:
+    run.start(parser(), _as_script, arguments, exit_code)

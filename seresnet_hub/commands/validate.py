@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import _start  # isort: skip
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from seresnet_hub.commands import run
+from seresnet_hub.commands.parser import MODEL, add_speed, command
+
+EXAMPLE = "seresnet-hub validate runs/mine --data photos --split held-out"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = _start.command(__doc__)
-    parser.add_argument("model", metavar="MODEL", help=_start.MODEL)
+    parser = command(
+        __doc__, example="seresnet-hub validate runs/mine --data photos --split held-out", prog="seresnet-hub validate"
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--data", required=True, metavar="DIR_OR_HUB_ID", help="data set with images and labels")
     parser.add_argument(
         "--split", metavar="S",
@@ -26,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         "--crop-pct", type=float, metavar="X", help="the crop's share of the edge (default: the model's)"
     )
     parser.add_argument("--report", type=Path, metavar="DIR", help="write accuracy by class and the confusion matrix")
-    _start.add_inference(parser)
+    add_speed(parser)
     parser.add_argument("--amp", choices=("bf16", "fp16"), help="compute in this precision (default: the weights')")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that decode images (default: as many as suit the machine)"
@@ -96,5 +101,5 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-if __name__ == "__main__":
-    _start.start(parser(), main)
+def start(arguments: Sequence[str]) -> NoReturn:
+    run.start(parser(), main, arguments)

@@ -1,17 +1,23 @@
-"""Compare a model's files with the hashes they must have, load it and run it; exit code 1 where that fails."""
+"""Compare a model's files with their hashes, load it and run it.
+
+The exit code is 1 where any of it fails.
+"""
 
 from __future__ import annotations
 
-import _start  # isort: skip
-
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from seresnet_hub.commands import run
+from seresnet_hub.commands.parser import MODEL, command
+
+EXAMPLE = "seresnet-hub verify NS/NAME"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = _start.command(__doc__)
-    parser.add_argument("model", metavar="MODEL", help=_start.MODEL)
+    parser = command(__doc__, prog="seresnet-hub verify", example=EXAMPLE)
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
     return parser
 
 
@@ -22,5 +28,5 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     return verify(options.model)
 
 
-if __name__ == "__main__":
-    _start.start(parser(), main)
+def start(arguments: Sequence[str]) -> NoReturn:
+    run.start(parser(), main, arguments)
