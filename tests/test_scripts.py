@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -19,10 +18,9 @@ import torch
 from conftest import WriteSplit, encode
 from PIL import Image
 
-from seresnet_hub.commands.main import COMMANDS
 from seresnet_hub.commands.run import run
 from seresnet_hub.commands.terminal import as_table
-from seresnet_hub.environment import loader_workers, version
+from seresnet_hub.environment import loader_workers
 from seresnet_hub.recipes.fields import FIELDS
 from seresnet_hub.recipes.recipe import RECIPES
 
@@ -315,81 +313,6 @@ def test_a_truncated_jpeg_in_a_shard_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-# Run a file or a module as the interpreter does, then look at what it loaded.
-LOADED = """
-import atexit, sys
-@atexit.register
-def look():
-    print("loaded:", *sorted({"torch", "timm", "numpy", "datasets"} & set(sys.modules)), file=sys.stderr)
-"""
-CLONE = sorted(str(path) for path in [*SCRIPTS.glob("[!_]*.py"), SCRIPTS / "gpu" / "collect.py"])
-COMMAND = "import sys; from seresnet_hub_command import main; sys.exit(main())"  # what pip makes of [project.scripts]
-MODULE = ["-m", "seresnet_hub"]
-
-
-@pytest.fixture(scope="module")
-def looking(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which each process says at its end which heavy packages it loaded."""
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "usercustomize.py").write_text(LOADED)
-    (folder / "sitecustomize.py").write_text(LOADED)
-    path = os.pathsep.join([str(folder), str(SCRIPTS.parent)])
-    return {**os.environ, "PYTHONPATH": path, "COLUMNS": "80"}
-
-
-def ended(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        *([path] for path in CLONE),
-        *([*start, name] for start in (["-c", COMMAND], MODULE) for name in COMMANDS),
-    ],
-    ids=lambda words: " ".join(words[-2:])[-30:],
-)
-def test_help_loads_nothing_heavy(looking: dict[str, str], words: list[str]) -> None:
-    done = ended(looking, *words, "--help")
-    assert (done.returncode, done.stderr) == (0, "loaded:\n")
-    assert "--json" in done.stdout
-
-
-@pytest.mark.parametrize("words", [["-c", COMMAND], MODULE], ids=["command", "module"])
-def test_the_commands_are_listed_and_a_wrong_name_is_one_line(looking: dict[str, str], words: list[str]) -> None:
-    done = ended(looking, *words, "--help")
-    assert (done.returncode, done.stderr) == (0, "loaded:\n")
-    assert re.findall(r"^  (\w+)  ", done.stdout, re.MULTILINE) == [*COMMANDS]
-    assert all(len(line) <= 80 for line in done.stdout.splitlines())
-    done = ended(looking, *words, "--version")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"seresnet-hub {version()}\n", "loaded:\n")
-    done = ended(looking, *words, "trian", "--recipe", "digits")
-    assert (done.returncode, done.stdout) == (2, "")
-    first, loaded = done.stderr.splitlines()
-    assert first.startswith("seresnet-hub: error: there is no command 'trian'; did you mean 'train'?")
-    assert loaded == "loaded:"
-    assert "name a command" in ended(looking, *words).stderr
-
-
-@pytest.mark.parametrize("words", [[str(SCRIPTS / "train.py")], ["-c", COMMAND, "train"], [*MODULE, "train"]])
-def test_a_wrong_option_is_told_before_anything_is_loaded(looking: dict[str, str], words: list[str]) -> None:
-    done = ended(looking, *words, "--recipes")
-    assert done.returncode == 2
-    assert "unrecognized arguments: --recipes" in done.stderr
-    assert done.stderr.endswith("loaded:\n")
-
-
-def test_a_command_registers_the_models_and_an_import_of_the_package_does_too(looking: dict[str, str]) -> None:
-    """Protects users from a package that waits: only a command's own start puts the registration off."""
-    code = "import timm, seresnet_hub; assert timm.is_model('seresnet20_cifar')"
-    assert ended(looking, "-c", code).returncode == 0
-    done = ended(looking, *MODULE, "verify", "seresnet20_cifar")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "'seresnet20_cifar' has no files to verify" in done.stderr
-
-
 @pytest.mark.parametrize("closed", ["0<&-", pytest.param(">&-", marks=pytest.mark.slow)])
 def test_a_closed_stream_is_one_line(trained: Path, tmp_path: Path, photo: Image.Image, closed: str) -> None:
     photo.save(tmp_path / "a.png")
@@ -415,18 +338,6 @@ def test_predict_counts_what_folders_named_after_classes_say(
     assert f"{right} of 2 pictures show what the folder they are in is called" in err
     photo.save(tmp_path / "b.png")
     assert "what the folder" not in call("predict", f"local-dir:{trained}", tmp_path, capfd=capfd)[2]
-
-
-@pytest.mark.parametrize(("name", "seconds"), [("train", 0.3), ("validate", 1.0), ("predict", 2.0)])
-def test_ctrl_c_during_the_imports_is_one_line(name: str, seconds: float, tmp_path: Path) -> None:
-    arguments = {"train": ["--output", str(tmp_path / "run")], "validate": ["resnet18", "--data", "digits"]}
-    command = [sys.executable, str(SCRIPTS / f"{name}.py"), *arguments.get(name, ["resnet18", "x.png"])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
-        time.sleep(seconds)
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
-    assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:

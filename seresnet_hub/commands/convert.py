@@ -14,21 +14,28 @@ EXAMPLE = "seresnet-hub convert my.pth --output my_model"
 
 def parser() -> argparse.ArgumentParser:
     parser = command(__doc__, prog="seresnet-hub convert", example=EXAMPLE)
+    parser.usage = "%(prog)s SRC --output DIR [options]"
     parser.add_argument("source_file", metavar="SRC", help="a file, a URL, or a Hub file NS/NAME:path")
-    parser.add_argument("--output", required=True, metavar="DIR", help="the model folder to write")
-    parser.add_argument("--model", metavar="NAME", help="timm's architecture, where the tensors' shapes do not decide")
-    parser.add_argument(
+    output = parser.add_argument_group("the model folder")
+    output.add_argument("--output", required=True, metavar="DIR", help="the model folder to write")
+    output.add_argument("--force", action="store_true", help="replace the model in an existing folder")
+    known = parser.add_argument_group("what the checkpoint does not say")
+    known.add_argument("--model", metavar="NAME", help="timm's architecture, where the tensors' shapes do not decide")
+    known.add_argument(
         "--source", metavar="NAME", help="the code base that wrote it, such as mmpretrain (default: found)"
     )
-    parser.add_argument("--num-classes", type=int, metavar="N", help="put in a new classifier of N classes; 0 for none")
-    parser.add_argument("--labels", metavar="FILE", help="class names, one a line")
-    parser.add_argument(
+    known.add_argument("--labels", metavar="FILE", help="class names, one a line")
+    known.add_argument(
         "--license", metavar="ID", help="the weights' licence, such as apache-2.0, where it is not known"
     )
-    parser.add_argument("--force", action="store_true", help="replace the model in an existing folder")
-    parser.add_argument(
-        "--verify", action=argparse.BooleanOptionalAction, default=True, help="compare with the source's own network"
+    changes = parser.add_argument_group("the conversion")
+    changes.add_argument(
+        "--num-classes", type=int, metavar="N", help="put in a new classifier of N classes; 0 for none"
     )
+    changes.add_argument(
+        "--verify", action=argparse.BooleanOptionalAction, default=True,
+        help="compare with the source's own network (default: yes)",
+    )  # fmt: skip
     return parser
 
 

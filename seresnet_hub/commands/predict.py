@@ -17,13 +17,14 @@ EXAMPLE = "seresnet-hub predict runs/mine photos --topk 3"
 def parser() -> Parser:
     parser = command(__doc__, prog="seresnet-hub predict", example=EXAMPLE)
     parser.any_bytes = frozenset({"images"})
-    parser.usage = "%(prog)s [MODEL] IMAGE [IMAGE ...] [--topk K] [--fuse] [--compile [SETTINGS]] [--json]"
+    parser.usage = "%(prog)s [MODEL] IMAGE [IMAGE ...] [options]"
     parser.add_argument(
         "images", metavar="[MODEL] IMAGE", nargs="+",
         help=f"{MODEL} (default: a small CIFAR-10 network that comes with the package); then picture files, "
         "folders of them, or - for standard input",
     )  # fmt: skip
-    parser.add_argument("--topk", type=int, default=5, metavar="K", help="classes to name (default: 5)")
+    answer = parser.add_argument_group("the answer")
+    answer.add_argument("--topk", type=int, default=5, metavar="K", help="classes to name (default: 5)")
     add_speed(parser)
     return parser
 

@@ -13,17 +13,18 @@ EXAMPLE = "seresnet-hub push runs/mine --repo-id NS/NAME --dry-run"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = command(
-        __doc__, example="seresnet-hub push runs/mine --repo-id NS/NAME --dry-run", prog="seresnet-hub push"
-    )
-    parser.add_argument("directory", metavar="DIR", help="a folder that train.py or convert.py wrote")
-    parser.add_argument("--repo-id", required=True, metavar="NS/NAME", help="the repository, made if need be")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--branch", metavar="B", help="commit to this branch, made if need be (default: main)")
-    parser.add_argument("--tag", metavar="T", help="give the commit a tag")
-    parser.add_argument("--pr", action="store_true", help="open a pull request")
-    parser.add_argument("--message", metavar="M", help="the commit's message (default: Upload and the folder's name)")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, change nothing (no login needed)")
+    parser = command(__doc__, prog="seresnet-hub push", example=EXAMPLE)
+    parser.usage = "%(prog)s DIR --repo-id NS/NAME [options]"
+    parser.add_argument("directory", metavar="DIR", help="a folder that train or convert wrote")
+    repository = parser.add_argument_group("the repository")
+    repository.add_argument("--repo-id", required=True, metavar="NS/NAME", help="the repository, made if need be")
+    repository.add_argument("--private", action="store_true", help="make a new repository private")
+    commit = parser.add_argument_group("the commit")
+    commit.add_argument("--branch", metavar="B", help="commit to this branch, made if need be (default: main)")
+    commit.add_argument("--tag", metavar="T", help="give the commit a tag")
+    commit.add_argument("--pr", action="store_true", help="open a pull request")
+    commit.add_argument("--message", metavar="M", help="the commit's message (default: Upload and the folder's name)")
+    commit.add_argument("--dry-run", action="store_true", help="check everything, change nothing (no login needed)")
     return parser
 
 

@@ -13,39 +13,38 @@ EXAMPLE = "seresnet-hub train --recipe finetune --data photos --output runs/mine
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = command(
-        __doc__,
-        example="seresnet-hub train --recipe finetune --data photos --output runs/mine",
-        prog="seresnet-hub train",
+    parser = command(__doc__, prog="seresnet-hub train", example=EXAMPLE)
+    parser.usage = "%(prog)s [options]"
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--recipe", default="digits", metavar="NAME", help="what to train, and how (default: digits)")
+    what.add_argument(
+        "--set", action="append", default=[], nargs="+", metavar="KEY=VALUE", help="replace fields of the recipe"
     )
-    parser.add_argument("--recipe", default="digits", help="what to train, and how (default: digits)")
-    parser.add_argument("--data", metavar="DIR_OR_HUB_ID", help="data set to train on (default: the recipe's own)")
-    parser.add_argument("--output", metavar="DIR", help="folder for the model (default: runs/RECIPE)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --output; begin where there is none")
-    parser.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps")
-    parser.add_argument(
-        "--tracker", action="append", default=[], metavar="NAME", help="also log to tensorboard, wandb, trackio, ..."
-    )
-    parser.add_argument(
-        "--profile", metavar="FILE", help="write where the device's time goes in some 20 steps into this JSON file"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        nargs="+",
-        help="replace fields of the recipe (see --show-recipe)",
-    )
-    parser.add_argument("--list-recipes", action="store_true", help="list the recipes and stop")
-    parser.add_argument(
+    what.add_argument("--data", metavar="DIR_OR_HUB_ID", help="data set to train on (default: the recipe's own)")
+    what.add_argument("--list-recipes", action="store_true", help="list the recipes and exit")
+    what.add_argument(
         "--show-recipe", nargs="?", const="", metavar="NAME",
-        help="explain each field of a recipe (default: that of --recipe) with its value and stop",
+        help="explain each field of a recipe with its value and exit (default: that of --recipe)",
     )  # fmt: skip
-    parser.add_argument(
+    run = parser.add_argument_group("the run")
+    run.add_argument("--output", metavar="DIR", help="folder for the model (default: runs/RECIPE)")
+    run.add_argument("--resume", action="store_true", help="continue the run in --output, or begin it there")
+    run.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps")
+    run.add_argument(
         "--stopped-exit-code", type=int, default=0, metavar="N",
         help="exit code where a signal stopped the run, for schedulers that take 0 for complete (default: 0)",
     )  # fmt: skip
+    watching = parser.add_argument_group("watching it")
+    watching.add_argument(
+        "--tracker",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also log to tensorboard, wandb, trackio, ...; repeatable",
+    )
+    watching.add_argument(
+        "--profile", metavar="FILE", help="write where the device's time goes in some 20 steps into this JSON file"
+    )
     return parser
 
 

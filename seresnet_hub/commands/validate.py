@@ -14,28 +14,29 @@ EXAMPLE = "seresnet-hub validate runs/mine --data photos --split held-out"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = command(
-        __doc__, example="seresnet-hub validate runs/mine --data photos --split held-out", prog="seresnet-hub validate"
-    )
+    parser = command(__doc__, prog="seresnet-hub validate", example=EXAMPLE)
+    parser.usage = "%(prog)s MODEL --data DIR_OR_HUB_ID [options]"
     parser.add_argument("model", metavar="MODEL", help=MODEL)
-    parser.add_argument("--data", required=True, metavar="DIR_OR_HUB_ID", help="data set with images and labels")
-    parser.add_argument(
+    images = parser.add_argument_group("the images")
+    images.add_argument("--data", required=True, metavar="DIR_OR_HUB_ID", help="data set with images and labels")
+    images.add_argument(
         "--split", metavar="S",
         help="its split (default: validation, else test); held-out: the images that were held out from training",
     )  # fmt: skip
-    parser.add_argument("--label-column", metavar="NAME", help="its labels: class numbers, or lists of them")
-    parser.add_argument("--real", action="store_true", help="count by ImageNet-ReaL's labels, found by file names")
-    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at a time (default: 128)")
-    parser.add_argument("--input-size", type=int, metavar="N", help="height and width (default: the model's)")
-    parser.add_argument(
+    images.add_argument("--label-column", metavar="NAME", help="its labels: class numbers, or lists of them")
+    images.add_argument("--real", action="store_true", help="count by ImageNet-ReaL's labels, found by file names")
+    images.add_argument("--input-size", type=int, metavar="N", help="height and width (default: the model's)")
+    images.add_argument(
         "--crop-pct", type=float, metavar="X", help="the crop's share of the edge (default: the model's)"
     )
-    parser.add_argument("--report", type=Path, metavar="DIR", help="write accuracy by class and the confusion matrix")
-    add_speed(parser)
-    parser.add_argument("--amp", choices=("bf16", "fp16"), help="compute in this precision (default: the weights')")
-    parser.add_argument(
+    speed = add_speed(parser)
+    speed.add_argument("--amp", choices=("bf16", "fp16"), help="compute in this precision (default: the weights')")
+    speed.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at a time (default: 128)")
+    speed.add_argument(
         "--workers", type=int, metavar="N", help="processes that decode images (default: as many as suit the machine)"
     )
+    report = parser.add_argument_group("a report")
+    report.add_argument("--report", type=Path, metavar="DIR", help="write accuracy by class and the confusion matrix")
     return parser
 
 
