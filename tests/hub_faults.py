@@ -87,7 +87,12 @@ class Endless:
     """Do the work, then answer with bytes that do not end, of no announced length."""
 
 
-Action = Status | Drop | LoseAnswer | Delay | Truncate | FlipByte | Garble | Endless | Pause
+@dataclass(frozen=True)
+class Halve:
+    """Answer the first half of the content as if it were the whole, with a length that agrees."""
+
+
+Action = Status | Drop | LoseAnswer | Delay | Truncate | FlipByte | Garble | Endless | Halve | Pause
 
 
 @dataclass(kw_only=True)

@@ -9,12 +9,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from hub_faults import Delay, Drop, Endless, FlipByte, Garble, LoseAnswer, Pause, Request, Status, Truncate
+from hub_faults import Delay, Drop, Endless, FlipByte, Garble, Halve, LoseAnswer, Pause, Request, Status, Truncate
 from hub_repository import CHUNK, File, HubError, Repository
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ class Exchange(BaseHTTPRequestHandler):
                 raise ConnectionAbortedError
             if isinstance(self.action, Endless):
                 self.send_for_ever(answer)
+            if isinstance(self.action, Halve):
+                answer = replace(answer, stop=answer.start + answer.length // 2)
             if isinstance(self.action, Garble):
                 answer = Answer(headers={"Content-Type": "text/html"}, body=self.action.body)
             self.send(answer)
