@@ -28,7 +28,7 @@ from seresnet_hub.data.shards import require_unchanged
 from seresnet_hub.data.splits import EMBEDDED, open_split
 from seresnet_hub.data.transforms import Transform, reseed, streams_kept, training_transform
 from seresnet_hub.data.units import Row, Split, read_unit, require_same_shards, shards_now
-from seresnet_hub.data.workers import Workers
+from seresnet_hub.data.worker_pool import Workers
 from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.recipes.fields import following
 from seresnet_hub.recipes.recipe import Recipe

@@ -20,7 +20,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from seresnet_hub.data.image_folders import ENDINGS, left_out_of, trouble_in
 from seresnet_hub.data.row_files import RowFiles, folder_of
-from seresnet_hub.data.shard_changes import Contents
+from seresnet_hub.data.unit_hashes import Contents
 from seresnet_hub.data.shards import (
     READ_AHEAD,
     Shard,

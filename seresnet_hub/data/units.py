@@ -16,7 +16,7 @@ import pyarrow
 from datasets import IterableDataset
 
 from seresnet_hub.data.row_files import RowFiles
-from seresnet_hub.data.shard_changes import Contents
+from seresnet_hub.data.unit_hashes import Contents
 from seresnet_hub.data.shards import (
     Shard,
     are_parquet,

@@ -12,7 +12,7 @@ import pytest
 from conftest import WriteSplit, numbered_picture, numbers_in
 
 from seresnet_hub.data.loader import loader, open_split
-from seresnet_hub.data.shard_changes import SUFFIX, Contents
+from seresnet_hub.data.unit_hashes import SUFFIX, Contents
 from seresnet_hub.data.shards import kept_file
 from seresnet_hub.data.units import require_same_shards
 from seresnet_hub.errors import InputError

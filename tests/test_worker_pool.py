@@ -14,7 +14,7 @@ import psutil
 import pytest
 from conftest import WriteSplit, numbered_picture
 
-from seresnet_hub.data import workers as module
+from seresnet_hub.data import worker_pool as module
 from seresnet_hub.data.loader import _Ring, loader
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import get_recipe
