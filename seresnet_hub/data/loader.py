@@ -358,13 +358,13 @@ class Loader:
                         raise part
                 self._next = batch + 1
                 self._count_skipped([text for part in found for text in part.skipped])
-                self.split.contents.keep(fingerprint)
+                self.split.unit_hashes.save(fingerprint)
                 yield self._assembled(batch, found, stream)
                 del found
         finally:
             if not is_finalizing():  # at the interpreter's end modules are gone already, and so are the workers
                 answers.close()
-                self.split.contents.keep(fingerprint, now=True)
+                self.split.unit_hashes.save(fingerprint, now=True)
 
     def _assembled(self, batch: int, parts: list[_Part], stream: _Stream) -> Batch:
         total = self.plan.batch_rows(batch) * self._repeats
@@ -431,7 +431,7 @@ def require_few_damaged(damaged: int, split: Split, share: float, named: str = "
 
 
 def _collection(split: Split) -> int:
-    return split.rows if split.kept is None else sum(split.kept.unit_rows)
+    return sum(split.whole_unit_rows)
 
 
 class _Jobs:

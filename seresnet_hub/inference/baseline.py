@@ -56,7 +56,7 @@ def chance_of(split: Split) -> Chance | None:
 
     Errors: `InputError` where the labels cannot be read.
     """
-    if split.answers is not None or split.rows > MOST_IMAGES or (split.remote and split.kept is None):
+    if split.right_classes is not None or split.rows > MOST_IMAGES or (split.remote and split.subset is None):
         return None
     counts = Counter(labels_of(split).tolist())
     if not counts:
@@ -64,7 +64,7 @@ def chance_of(split: Split) -> Chance | None:
     label, most = counts.most_common(1)[0]
     names = split.class_names or ()
     largest = names[label] if 0 <= label < len(names) else str(label)
-    return Chance(share=most / counts.total(), images=counts.total(), largest=largest, held_out=split.kept is not None)
+    return Chance(share=most / counts.total(), images=counts.total(), largest=largest, held_out=split.subset is not None)
 
 
 def _tail(correct: int, images: int, share: float) -> float:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from seresnet_hub.data.batch_augmentation import finish, on_device
 from seresnet_hub.data.class_names import IMAGENET_FILE, class_order, imagenet_real_labels
 from seresnet_hub.data.loader import Loader, Split, evaluation_loader, require_few_damaged
-from seresnet_hub.data.splits import Answers, in_class_order
+from seresnet_hub.data.splits import RightClasses, in_class_order
 from seresnet_hub.data.transforms import model_transform
 from seresnet_hub.environment import loader_workers
 from seresnet_hub.errors import InputError, printable
@@ -100,7 +100,7 @@ def evaluate(
     """Return loss, top-1 and top-5 accuracy of `model` on every image of `split`, each counted once.
 
     Ranks share the batches; `total` sums a tensor over them. `input_size` and `crop_pct` replace those of the model's
-    config, `confusion` asks for the confusion matrix. Where images have several right classes (`Split.answers`), one of
+    config, `confusion` asks for the confusion matrix. Where images have several right classes (`Split.right_classes`), one of
     them is enough, and an image that has none is not counted. Up to `corrupt_share` of the images may be undecodable
     (see `data.most_damaged`): they are left out, and not `seen`. `precision` is the type of autocast that the model
     computes in; "no" is the type of its weights, and float32 is exact then, on a GPU too. `workers` are the loader's,
@@ -118,7 +118,7 @@ def evaluate(
         raise InputError("the model has no classifier: create it with num_classes > 0")
     if split.class_names and len(split.class_names) != num_classes:
         raise InputError(f"{split.source} has {len(split.class_names)} classes, the model {num_classes}")
-    if confusion and split.answers is not None:
+    if confusion and split.right_classes is not None:
         raise InputError(f"images of {split.source} have several right classes, so there is no confusion matrix of it")
     if confusion and num_classes > MOST_CONFUSED_CLASSES:
         raise InputError(
@@ -137,7 +137,7 @@ def evaluate(
     size: tuple[int, int] = tuple(config["input_size"][-2:])
     parameter = next(model.parameters())
     device = parameter.device
-    answers = _answer_table(split, num_classes, device) if split.answers is not None else None
+    answers = _answer_table(split, num_classes, device) if split.right_classes is not None else None
     batches: Loader = evaluation_loader(
         split, None, transform, input_size=size, batch_size=batch_size,
         num_classes=num_classes if answers is None else len(answers), rank=rank, world_size=world_size,
@@ -227,12 +227,12 @@ def _require_size(model: nn.Module, size: int) -> None:
 
 def _answer_table(split: Split, num_classes: int, device: torch.device) -> torch.Tensor:
     """Return the right classes of each image, `(images, most of them)`, filled up with -1."""
-    assert split.answers is not None
-    classes = split.answers.classes
+    assert split.right_classes is not None
+    classes = split.right_classes.classes
     table = np.full((len(classes), max(1, *map(len, classes))), -1, np.int64)
     for number, right in enumerate(classes):
         if max(right, default=0) >= num_classes:
-            place = split.place(number) if split.answers.file_pattern is None else f"image {number + 1}"
+            place = split.place(number) if split.right_classes.file_pattern is None else f"image {number + 1}"
             raise InputError(f"{place}: labels {list(right)}, expected 0 to {num_classes - 1}")
         table[number, : len(right)] = right
     return torch.from_numpy(table).to(device)
@@ -251,7 +251,7 @@ def with_real_labels(split: Split, model: nn.Module) -> Split:
 
     The images are known by their files' names. Errors: `InputError` where the model's classes are not ImageNet's.
     """
-    return replace(split, answers=Answers(imagenet_real_labels(model), IMAGENET_FILE), class_order=None)
+    return replace(split, right_classes=RightClasses(imagenet_real_labels(model), IMAGENET_FILE), class_order=None)
 
 
 def per_class(confusion: np.ndarray) -> list[ClassAccuracy]:
