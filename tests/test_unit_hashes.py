@@ -12,8 +12,8 @@ import pytest
 from conftest import WriteSplit, numbered_picture, numbers_in
 
 from seresnet_hub.data.loader import loader, open_split
-from seresnet_hub.data.unit_hashes import SUFFIX, UnitHashes
 from seresnet_hub.data.shards import kept_file
+from seresnet_hub.data.unit_hashes import SUFFIX, UnitHashes
 from seresnet_hub.data.units import require_same_shards
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import get_recipe

@@ -138,7 +138,7 @@ def _only_trained_on(source: str, record: Mapping[str, Any]) -> InputError:
 
 def _is_recorded(whole: Split, record: Mapping[str, Any]) -> bool:
     """Return whether this is the very split that images were held out from."""
-    if whole.answers is not None or whole.rows != record.get("of"):
+    if whole.right_classes is not None or whole.rows != record.get("of"):
         return False
     return _fingerprint(whole, labels_of(whole)) == record.get("fingerprint")
 

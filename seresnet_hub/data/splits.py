@@ -20,7 +20,6 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from seresnet_hub.data.image_folders import ENDINGS, left_out_of, trouble_in
 from seresnet_hub.data.row_files import RowFiles, folder_of
-from seresnet_hub.data.unit_hashes import UnitHashes
 from seresnet_hub.data.shards import (
     READ_AHEAD,
     Shard,
@@ -32,11 +31,12 @@ from seresnet_hub.data.shards import (
     row_groups,
     shard_states,
 )
+from seresnet_hub.data.unit_hashes import UnitHashes
 from seresnet_hub.data.units import (
     RightClasses,
-    Subset,
     Row,
     Split,
+    Subset,
     label_values,
     labels_of,
     read_unit,
@@ -48,8 +48,21 @@ from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.retry import OPENING_ATTEMPTS, retrying
 
 __all__ = [
-    "EMBEDDED", "HELD_OUT", "RightClasses", "Subset", "OnlyTrainingError", "Row", "Shard", "Split", "hold_out",
-    "in_class_order", "labels_of", "open_split", "open_splits", "read_unit", "require_same_shards",
+    "EMBEDDED",
+    "HELD_OUT",
+    "OnlyTrainingError",
+    "RightClasses",
+    "Row",
+    "Shard",
+    "Split",
+    "Subset",
+    "hold_out",
+    "in_class_order",
+    "labels_of",
+    "open_split",
+    "open_splits",
+    "read_unit",
+    "require_same_shards",
     "whole_of",
 ]  # fmt: skip
 
@@ -70,8 +83,9 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
     Of other formats than parquet every row is counted once. `split=None` takes validation, else test, else the only
     one, unless that is called train. Private data sets need a token as huggingface_hub finds it (`hf auth login`, or
     HF_TOKEN). `label_column` is `label` or the only one of class numbers. With `label_lists` it may hold lists of them,
-    which are read at once into `Split.right_classes`. Errors: `InputError` where the source, the split or the column does not
-    exist, or none can be told; where a local folder's pictures are in no class folders, it says how to arrange them.
+    which are read at once into `Split.right_classes`. Errors: `InputError` where the source, the split or the column
+    does not exist or cannot be told; where a local folder's pictures are in no class folders, it says how to arrange
+    them.
     """
     path = _embedded() if source == EMBEDDED else source
     looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
@@ -125,7 +139,9 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
     )
     if label is features[label_column]:
         return opened
-    return replace(opened, right_classes=RightClasses(tuple(_class_list(opened, *row) for row in enumerate(_lists(opened)))))
+    return replace(
+        opened, right_classes=RightClasses(tuple(_class_list(opened, *row) for row in enumerate(_lists(opened))))
+    )
 
 
 def _lists(split: Split) -> list[Any]:
@@ -145,7 +161,7 @@ def in_class_order(split: Split, order: Sequence[int]) -> Split:
     if split.right_classes is None:
         return replace(split, class_order=tuple(order), class_names=renamed)
     try:
-        classes = tuple(tuple(order[number] for number in numbers) for numbers in split.right_classes.classes)
+        classes = tuple(tuple(order[k] for k in numbers) for numbers in split.right_classes.classes)
     except IndexError:
         raise InputError(f"split {split.name!r} of {split.source} has labels beyond its {len(order)} classes") from None
     return replace(split, right_classes=split.right_classes._replace(classes=classes), class_names=renamed)

@@ -54,7 +54,7 @@ class UnitHashes:
         return bool(known in (0, found))
 
     def load(self, fingerprint: int) -> None:
-        """Take over the hashes that were saved for shards with this fingerprint; those that this process has are kept."""
+        """Take over the hashes that were saved for shards with this fingerprint; this process's own stay."""
         before = self._read(fingerprint)
         self.hashes[self.hashes == 0] = before[self.hashes == 0]
         self._saved = before

@@ -16,7 +16,6 @@ import pyarrow
 from datasets import IterableDataset
 
 from seresnet_hub.data.row_files import RowFiles
-from seresnet_hub.data.unit_hashes import UnitHashes
 from seresnet_hub.data.shards import (
     Shard,
     are_parquet,
@@ -26,6 +25,7 @@ from seresnet_hub.data.shards import (
     require_unchanged,
     shard_states,
 )
+from seresnet_hub.data.unit_hashes import UnitHashes
 from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.retry import ATTEMPTS, retrying
 
@@ -55,9 +55,9 @@ class RightClasses(NamedTuple):
 class Split:
     """One split of a streamed data set: its units (row groups or shards) and how many rows each has.
 
-    A part of a split has a `subset`, which says what rows of each unit are in it. `siblings` are the names of all splits
-    of the data set. With `class_order`, label k of the data set is class `class_order[k]`. With `right_classes`, a row's
-    label is the number of its image there.
+    A part of a split has a `subset`, which says which rows of each unit are in it. `siblings` names all splits of the
+    data set. With `class_order`, label k of the data set is class `class_order[k]`. With `right_classes`, a row's label
+    is the number of its image there.
     """
 
     source: str

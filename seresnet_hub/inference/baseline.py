@@ -64,7 +64,9 @@ def chance_of(split: Split) -> Chance | None:
     label, most = counts.most_common(1)[0]
     names = split.class_names or ()
     largest = names[label] if 0 <= label < len(names) else str(label)
-    return Chance(share=most / counts.total(), images=counts.total(), largest=largest, held_out=split.subset is not None)
+    return Chance(
+        share=most / counts.total(), images=counts.total(), largest=largest, held_out=split.subset is not None
+    )
 
 
 def _tail(correct: int, images: int, share: float) -> float:

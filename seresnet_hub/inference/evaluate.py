@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from seresnet_hub.data.batch_augmentation import finish, on_device
 from seresnet_hub.data.class_names import IMAGENET_FILE, class_order, imagenet_real_labels
-from seresnet_hub.data.loader import Loader, Split, evaluation_loader, require_few_damaged
+from seresnet_hub.data.damaged_images import require_few_damaged
+from seresnet_hub.data.loader import Loader, Split, evaluation_loader
 from seresnet_hub.data.splits import RightClasses, in_class_order
 from seresnet_hub.data.transforms import model_transform
 from seresnet_hub.environment import loader_workers

@@ -35,8 +35,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from seresnet_hub.data.batch_augmentation import Mixer, finish, on_device
+from seresnet_hub.data.damaged_images import require_few_damaged
 from seresnet_hub.data.held_out import learnt_before
-from seresnet_hub.data.loader import Split, epoch_plan, loader, require_few_damaged
+from seresnet_hub.data.loader import Split, epoch_plan, loader
 from seresnet_hub.data.plan import Plan
 from seresnet_hub.data.repeated_augmentation import dealt, part_rows
 from seresnet_hub.data.splits import open_splits, require_same_shards
