@@ -147,5 +147,5 @@ def test_workers_on_a_system_that_cannot_fork_are_refused(
 
 
 def test_states_of_processes() -> None:
-    assert module._state(os.getpid()) == "computing"
-    assert module._state(2**22 + 1) == "unknown"
+    assert module.state_of(os.getpid()) == "computing"
+    assert module.state_of(2**22 + 1) == "unknown"

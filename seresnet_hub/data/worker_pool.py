@@ -114,7 +114,7 @@ class WorkerPool:
     def _states(self) -> dict[int, str]:
         """Return what the worker processes do, by their numbers, as far as the system says it."""
         pids = struct.unpack_from(f"{self._number}q", self._shared, 8)
-        return {pid: _state(pid) for pid in pids if pid}
+        return {pid: state_of(pid) for pid in pids if pid}
 
 
 def _require_room(number: int) -> None:
@@ -154,7 +154,7 @@ def _way_out(error: OSError) -> str:
     return "allow more processes (ulimit -u) or memory"
 
 
-def _state(pid: int) -> str:
+def state_of(pid: int) -> str:
     try:
         # The name before it, in brackets, may hold anything.
         letter = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
