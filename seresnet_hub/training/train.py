@@ -35,8 +35,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from seresnet_hub.data.batch_augmentation import Mixer, finish, on_device
+from seresnet_hub.data.damaged_images import require_few_damaged
 from seresnet_hub.data.held_out import learnt_before
-from seresnet_hub.data.loader import Split, epoch_plan, loader, require_few_damaged
+from seresnet_hub.data.loader import Split, epoch_plan, loader
 from seresnet_hub.data.plan import Plan
 from seresnet_hub.data.repeated_augmentation import dealt, part_rows
 from seresnet_hub.data.splits import open_splits, require_same_shards
@@ -209,7 +210,7 @@ def _train(
         f"{train_split.rows:,} training and {eval_split.rows:,} {eval_split.name} images of {num_classes} classes, "
         f"{steps_per_epoch} steps an epoch, {last_step:,} steps"
     )
-    if eval_split.kept is None and eval_split.name == train_split.name:
+    if eval_split.subset is None and eval_split.name == train_split.name:
         say("warning: what is measured here are the training images, so the accuracy says nothing of others")
     chance = chance_of(eval_split)
     if before := learnt_before(beginning.config, eval_split, share=recipe.holdout, seed=recipe.seed):
@@ -703,7 +704,7 @@ def _evaluate(model: nn.Module, split: Split, recipe: Recipe, accelerator: Accel
         model, split, workers=recipe.workers, rank=accelerator.process_index, world_size=accelerator.num_processes,
         batch_size=128 * accelerator.num_processes, total=total,
         # A held-out part is of the collection that is trained on, damage and all.
-        corrupt_share=0.0 if split.kept is None else recipe.corrupt_share, precision=recipe.eval_precision,
+        corrupt_share=0.0 if split.subset is None else recipe.corrupt_share, precision=recipe.eval_precision,
     )  # fmt: skip
 
 
