@@ -48,10 +48,10 @@ from seresnet_hub.files.locks import STATES_FOLDER
 from seresnet_hub.files.model_folder import OTHER_WEIGHTS_FACTS
 from seresnet_hub.inference.baseline import chance_of
 from seresnet_hub.inference.evaluate import Accuracy, evaluate
-from seresnet_hub.models.blocks import use_compiled_sync_norms, use_training_blocks
 from seresnet_hub.models.create import create
 from seresnet_hub.models.load import load, origin_of
 from seresnet_hub.models.names import architecture_of
+from seresnet_hub.models.training_blocks import use_compiled_sync_norms, use_training_blocks
 from seresnet_hub.recipes.inductor import options_of
 from seresnet_hub.recipes.recipe import AUTO, Recipe
 from seresnet_hub.torch_settings import settings_of_run
