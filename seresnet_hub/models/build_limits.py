@@ -21,6 +21,8 @@ from seresnet_hub.errors import InputError
 # values in buffers has 25 million (relative positions of images of 512 pixels).
 BUILD_SECONDS = 10.0
 MOST_BUFFERED = 2**26
+# Where there is no file to compare with: timm's largest networks have 3,108 tensors, and 2.6 billion values.
+MOST_TENSORS, LARGEST_NETWORK = 10_000, 2**33
 WATCH_SECONDS = 0.2
 
 
@@ -33,7 +35,9 @@ class _OutOfTime(BaseException):
 
 
 @contextmanager
-def at_most(*, parameters: int, values: int, seconds: float, what: str) -> Iterator[None]:
+def at_most(
+    *, what: str, parameters: int = MOST_TENSORS, values: int = LARGEST_NETWORK, seconds: float = BUILD_SECONDS
+) -> Iterator[None]:
     """Raise `ExcessError` where this thread makes a network of more within the block.
 
     `parameters` is the number of its parameters, `values` that of all their values, `seconds` the processor's time, and
