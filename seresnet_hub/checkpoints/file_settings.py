@@ -16,6 +16,9 @@ class Preprocessing:
     input_size: tuple[int, int, int] = (3, 224, 224)
 
 
+USUAL_PREPROCESSING = Preprocessing()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a file says beside its shapes: preprocessing, class names, and what had to be assumed."""

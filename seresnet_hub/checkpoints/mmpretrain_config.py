@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from seresnet_hub.checkpoints.file_settings import Preprocessing, Settings
+from seresnet_hub.checkpoints.file_settings import USUAL_PREPROCESSING, Preprocessing, Settings
 from seresnet_hub.errors import InputError
 
 BATCH_NORM_EPS = 1e-5
@@ -163,7 +163,7 @@ def _preprocessing_of(config: Mapping[str, Any], model: Mapping[str, Any]) -> tu
     crop = by_type.get("CenterCrop", {})
     short_edge = _first_number(resize.get("scale", resize.get("size")))
     size = _first_number(crop.get("crop_size", crop.get("size")))
-    usual = Preprocessing()
+    usual = USUAL_PREPROCESSING
     mean, std = _three(statistics.get("mean")), _three(statistics.get("std"))
     interpolation = resize.get("interpolation", usual.interpolation)
     assumed = []

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from seresnet_hub.checkpoints.file_settings import Preprocessing, Settings
+from seresnet_hub.checkpoints.file_settings import USUAL_PREPROCESSING, Preprocessing, Settings
 from seresnet_hub.errors import InputError
 
 Tensors = dict[str, torch.Tensor]
@@ -43,7 +43,7 @@ class Source:
     title: str
     mark: str
     names: Mapping[str, Target]
-    preprocessing: Preprocessing | None = Preprocessing()
+    preprocessing: Preprocessing | None = USUAL_PREPROCESSING
     finish: Callable[[Tensors], Tensors] | None = None
     settings: Callable[[Mapping[str, Any], str], Settings] | None = None
     legacy: bool = False  # its networks are timm's `legacy_*`

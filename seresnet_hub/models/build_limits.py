@@ -35,13 +35,11 @@ class _OutOfTime(BaseException):
 
 
 @contextmanager
-def at_most(
-    *, what: str, parameters: int = MOST_TENSORS, values: int = LARGEST_NETWORK, seconds: float = BUILD_SECONDS
-) -> Iterator[None]:
-    """Raise `ExcessError` where this thread makes a network of more within the block.
+def at_most(*, what: str, parameters: int = MOST_TENSORS, values: int = LARGEST_NETWORK) -> Iterator[None]:
+    """Raise `ExcessError` where this thread makes a network of more within the block, or takes `BUILD_SECONDS`.
 
-    `parameters` is the number of its parameters, `values` that of all their values, `seconds` the processor's time, and
-    `what` the beginning of the error. Parameters count before they are filled, so the memory is not taken yet.
+    `parameters` is the number of its parameters, `values` that of all their values, and `what` the beginning of the
+    error. Parameters count before they are filled, so the memory is not taken yet. Time is the processor's.
     """
     thread, made, held, buffered = threading.get_ident(), 0, 0, 0
 
@@ -65,7 +63,7 @@ def at_most(
     with ExitStack() as hooks:
         hooks.callback(register_module_parameter_registration_hook(count).remove)
         hooks.callback(register_module_buffer_registration_hook(count_buffer).remove)
-        with _in_time(seconds, f"{what} takes more than {seconds:.0f} seconds to make"):
+        with _in_time(BUILD_SECONDS, f"{what} takes more than {BUILD_SECONDS:.0f} seconds to make"):
             yield
 
 
