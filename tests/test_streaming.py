@@ -20,7 +20,7 @@ READ = """
 import hashlib, json, logging, sys
 logging.basicConfig(level=logging.WARNING)
 from dataclasses import replace
-import seresnet_hub.retry as retrying
+import seresnet_hub.data.retry as retrying
 import seresnet_hub.data.splits as splits
 from seresnet_hub.data.loader import loader
 from seresnet_hub.recipes.recipe import get_recipe

@@ -19,6 +19,7 @@ from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from seresnet_hub.data.image_folders import ENDINGS, left_out_of, trouble_in
+from seresnet_hub.data.retry import OPENING_ATTEMPTS, retrying
 from seresnet_hub.data.row_files import RowFiles, folder_of
 from seresnet_hub.data.shards import (
     READ_AHEAD,
@@ -45,7 +46,6 @@ from seresnet_hub.data.units import (
     unit_labels,
 )
 from seresnet_hub.errors import InputError, PrintableLog
-from seresnet_hub.retry import OPENING_ATTEMPTS, retrying
 
 __all__ = [
     "EMBEDDED",

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow
 from datasets import IterableDataset
 
+from seresnet_hub.data.retry import ATTEMPTS, retrying
 from seresnet_hub.data.row_files import RowFiles
 from seresnet_hub.data.shards import (
     Shard,
@@ -27,7 +28,6 @@ from seresnet_hub.data.shards import (
 )
 from seresnet_hub.data.unit_hashes import UnitHashes
 from seresnet_hub.errors import InputError, PrintableLog
-from seresnet_hub.retry import ATTEMPTS, retrying
 
 log = PrintableLog(__name__)
 
