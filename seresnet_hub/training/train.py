@@ -56,7 +56,7 @@ from seresnet_hub.recipes.inductor import options_of
 from seresnet_hub.recipes.recipe import AUTO, Recipe
 from seresnet_hub.torch_settings import settings_of_run
 from seresnet_hub.training.batchnorm_statistics import RunningStatistics
-from seresnet_hub.training.checkpoint import list_states, load_optimizer, save_state
+from seresnet_hub.training.checkpoint import list_checkpoints, load_optimizer, save_checkpoint
 from seresnet_hub.training.checkpoint_checks import Run, require_fitting, require_whole
 from seresnet_hub.training.finetuning import resolved, start_of
 from seresnet_hub.training.history import Row, add_row, is_best, is_due, is_measured
@@ -309,7 +309,7 @@ def _train(
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
                 "average": average.module.state_dict() if average is not None else {}, "statistics": of_processes,
             }  # fmt: skip
-            save_state(output, state, keep=recipe.keep_states)
+            save_checkpoint(output, state, keep=recipe.keep_states)
 
     # ------------------------------------------------------------------ loop
     precision = next(model.parameters()).dtype
@@ -520,7 +520,7 @@ def _figures(accuracy: Accuracy, prefix: str = "") -> dict[str, float]:
 
 
 def _kept(output: Path) -> str:
-    saved = list_states(output)
+    saved = list_checkpoints(output)
     return f"the last good state, {saved[0]}, is kept" if saved else "nothing was saved yet"
 
 
