@@ -16,8 +16,8 @@ from conftest import WriteSplit, encode, numbered_picture
 from PIL import Image
 
 import seresnet_hub
-from seresnet_hub.data.held_out import recorded, split_for
-from seresnet_hub.data.splits import open_split, open_splits
+from seresnet_hub.data.held_out import open_splits, recorded, split_for
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.training import train as training
