@@ -49,7 +49,7 @@ def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_card_s_accuracy_is_measured_again(trained: Path, photos: Path, tmp_path: Path) -> None:
-    from validate import main
+    from seresnet_hub.commands.validate import main
 
     facts = json.loads((trained / "config.json").read_text())["seresnet_hub"]
     (result,) = facts["results"]
@@ -71,7 +71,7 @@ def test_the_held_out_images_are_those_that_were_not_trained_on(trained: Path, p
 
 
 def test_a_training_split_is_not_measured_in_silence(trained: Path, photos: Path, write_split: WriteSplit) -> None:
-    from validate import main
+    from seresnet_hub.commands.validate import main
 
     with pytest.raises(InputError, match=r"only the split 'train', .* --split held-out measures .*, --split train all"):
         main([f"local-dir:{trained}", "--data", str(photos)])
@@ -115,7 +115,7 @@ def test_other_pictures_are_not_called_those_of_the_training(trained: Path, phot
 
 
 def test_a_broken_picture_among_the_held_out_is_left_out_again(photos: Path, tmp_path: Path) -> None:
-    from validate import main
+    from seresnet_hub.commands.validate import main
 
     data = shutil.copytree(photos, tmp_path / "data")
     held = open_splits(str(data), "train", None, holdout=0.25, seed=7)[1]
