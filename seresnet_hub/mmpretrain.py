@@ -10,7 +10,8 @@ from torch import nn
 
 from seresnet_hub.conversion.convert import convert
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference.predict import Picture, predict
+from seresnet_hub.inference.pictures import Picture
+from seresnet_hub.inference.predict import predict
 from seresnet_hub.models.load import load
 from seresnet_hub.models.names import architecture_of
 
@@ -41,7 +42,8 @@ def inference_model(model: nn.Module | str | Path, image: Picture) -> dict[str, 
     """Return the most probable class of one image, as mmpretrain's `inference_model` does.
 
     The keys are `pred_label` (class index), `pred_score` (probability in [0, 1]) and `pred_class` (its name).
-    `model` is a model, or a name that `load` takes. Errors: as for `predict`.
+    `model` is a model, or a name that `load` takes. An array is in RGB order, where mmpretrain takes OpenCV's BGR: give
+    `array[..., ::-1]`. Errors: as for `predict`.
     """
     best = predict(model, [image], topk=1)[0][0]
     return {"pred_label": best["index"], "pred_score": best["score"], "pred_class": best["name"]}

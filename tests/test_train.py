@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from torch._dynamo.testing import CompileCounter
 
 import seresnet_hub
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.plan import Plan
-from seresnet_hub.data.splits import open_split
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.evaluate import evaluate
 from seresnet_hub.publishing.push import load

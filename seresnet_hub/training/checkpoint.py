@@ -36,7 +36,9 @@ def list_checkpoints(output: Path) -> list[Path]:
         return []
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {folder}: {getattr(error, 'strerror', None) or error}") from error
-    found = sorted(((int(match[1]), name) for name in names if (match := CHECKPOINT_NAME.fullmatch(name))), reverse=True)
+    found = sorted(
+        ((int(match[1]), name) for name in names if (match := CHECKPOINT_NAME.fullmatch(name))), reverse=True
+    )
     for _, name in found:
         path = folder / name
         if not path.is_file() and os.path.lexists(path):  # it may have been removed meanwhile

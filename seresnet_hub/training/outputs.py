@@ -15,7 +15,8 @@ from torch import nn
 from seresnet_hub.cards.card import NO_TOP5, card_of, render
 from seresnet_hub.cards.markdown import code, plain
 from seresnet_hub.data.held_out import RECORD_KEY, record_of
-from seresnet_hub.data.loader import EMBEDDED, Split
+from seresnet_hub.data.open_split import EMBEDDED
+from seresnet_hub.data.split import Split
 from seresnet_hub.environment import code_commit, hardware, package_version, versions
 from seresnet_hub.files.locks import require_held
 from seresnet_hub.files.model_folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, timm_config, write_model

@@ -36,12 +36,13 @@ from tqdm import tqdm
 
 from seresnet_hub.data.batch_augmentation import Mixer, finish, on_device
 from seresnet_hub.data.damaged_images import require_few_damaged
-from seresnet_hub.data.held_out import learnt_before
-from seresnet_hub.data.loader import Split, epoch_plan, loader
+from seresnet_hub.data.held_out import learnt_before, open_splits
+from seresnet_hub.data.loader import epoch_plan, loader
 from seresnet_hub.data.plan import Plan
 from seresnet_hub.data.repeated_augmentation import dealt, part_rows
-from seresnet_hub.data.splits import open_splits, require_same_shards
+from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import seed_from
+from seresnet_hub.data.units import require_same_shards
 from seresnet_hub.environment import usable_cpus
 from seresnet_hub.errors import InputError, printable
 from seresnet_hub.files.locks import STATES_FOLDER
