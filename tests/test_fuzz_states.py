@@ -30,6 +30,7 @@ from seresnet_hub.training import checkpoint
 from seresnet_hub.training import train as training
 from seresnet_hub.training.checkpoint_checks import Run, require_fitting
 from seresnet_hub.training.optimizer import optimizer_of, schedule_of
+from seresnet_hub.training.same_run import require_same_run
 from seresnet_hub.training.start_or_resume import begin
 
 FEW, MANY = 24, 1000
@@ -74,15 +75,14 @@ def written(state: Any) -> Put:
     """Return what writes a tree as a state with a valid sha256."""
 
     def put(output: Path) -> None:
-        tensors: dict[str, torch.Tensor] = {}
-        written_text(json.dumps(checkpoint._split(state, "", tensors)), tensors)(output)
+        written_text(*checkpoint.serialized(state))(output)
 
     return put
 
 
 def written_text(text: str, tensors: dict[str, torch.Tensor]) -> Put:
     def put(output: Path) -> None:
-        metadata = {"state": text, "sha256": checkpoint._digest(text, tensors)}
+        metadata = {"state": text, "sha256": checkpoint.digest_of(text, tensors)}
         save_file(tensors, output / "training" / NEWEST, metadata=metadata)
 
     return put
@@ -222,7 +222,7 @@ class Resume:
             self.check(state)
 
     def check(self, state: dict[str, Any]) -> None:
-        training._require_same_run(state, self.settings, 8)
+        require_same_run(state, self.settings, 8)
         require_fitting(state, self.fits, what="seresnet20_cifar")
 
     def __call__(self, case: tuple[Put, bool]) -> str:
@@ -256,8 +256,7 @@ class Resume:
 
 
 def fingerprint(state: dict[str, Any]) -> str:
-    tensors: dict[str, torch.Tensor] = {}
-    return checkpoint._digest(json.dumps(checkpoint._split(state, "", tensors)), tensors)
+    return checkpoint.digest_of(*checkpoint.serialized(state))
 
 
 def fuzz(root: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:

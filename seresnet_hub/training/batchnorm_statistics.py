@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -47,6 +48,15 @@ class RunningStatistics:
             values = torch.split(rows[rank] if same else rows.mean(dim=0), [buffer.numel() for buffer in buffers])
             for buffer, value in zip(buffers, values, strict=True):
                 buffer.copy_(value.view_as(buffer))
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a second forward pass, within the backward one, does to BatchNorm's running statistics."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    yield
+    for buffer, value in before:
+        buffer.copy_(value)
 
 
 def values_in(model: nn.Module) -> int:

@@ -36,12 +36,13 @@ def list_checkpoints(output: Path) -> list[Path]:
         return []
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {folder}: {getattr(error, 'strerror', None) or error}") from error
-    found = sorted(((int(match[1]), name) for name in names if (match := CHECKPOINT_NAME.fullmatch(name))), reverse=True)
-    for _, name in found:
-        path = folder / name
+    matches = filter(None, map(CHECKPOINT_NAME.fullmatch, names))
+    latest_first = sorted(matches, key=lambda match: (int(match[1]), match[0]), reverse=True)
+    paths = [folder / match[0] for match in latest_first]
+    for path in paths:
         if not path.is_file() and os.path.lexists(path):  # it may have been removed meanwhile
             raise InputError(f"{path} is no file, or a link to none, where a state is looked for: move it away")
-    return [folder / name for _, name in found]
+    return paths
 
 
 def save_checkpoint(output: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path:
@@ -51,13 +52,12 @@ def save_checkpoint(output: Path, state: Mapping[str, Any], *, keep: int = 1) ->
     it. Tensors lose their memory layout, tuples become lists. Errors: `InputError` where the disk is full or read-only,
     the run's folder is gone, or the state has something else in it.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(_split(state, "", tensors))
+    text, tensors = serialized(state)
     path = Path(output, STATES_FOLDER, f"step-{state['step']:08d}.safetensors")
     require_held(output)
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"state": text, "sha256": _digest(text, tensors)})
+            save_file(tensors, temporary, metadata={"state": text, "sha256": digest_of(text, tensors)})
         except Exception as error:  # safetensors reports a full disk with a class of its own
             free = shutil.disk_usage(path.parent).free >> 20
             raise OSError(f"{error} ({free} MiB are free there)") from error
@@ -78,7 +78,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-        if metadata["sha256"] != _digest(metadata["state"], tensors):
+        if metadata["sha256"] != digest_of(metadata["state"], tensors):
             raise DamagedCheckpoint("its sha256 is another")
         state: dict[str, Any] = _join(json.loads(metadata["state"]), tensors)
         return state
@@ -124,6 +124,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
+def serialized(state: Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
+    """Return a checkpoint as a text and the tensors that it names; `InputError` as for `save_checkpoint`."""
+    tensors: dict[str, torch.Tensor] = {}
+    return json.dumps(_split(state, "", tensors)), tensors
+
+
 def _split(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     """Return `value` as JSON can say it; its tensors go to `tensors`, and their names stay in their place."""
     if isinstance(value, torch.Tensor):
@@ -155,7 +161,7 @@ def _join(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     return value
 
 
-def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def digest_of(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
