@@ -177,7 +177,7 @@ def test_an_epoch_that_was_trained_but_not_measured_is_measured_first(tmp_path: 
 DYING = """
 import os, signal, sys, torch
 from pathlib import Path
-import train
+from seresnet_hub.commands import train
 from seresnet_hub.commands.run import run
 step, made = torch.optim.SGD.step, []
 def dying(self, *args):

@@ -12,7 +12,8 @@ from torch import nn
 from tqdm import tqdm
 
 from seresnet_hub.data.batch_augmentation import on_device
-from seresnet_hub.data.loader import Split, loader, require_few_damaged
+from seresnet_hub.data.damaged_images import require_few_damaged
+from seresnet_hub.data.loader import Split, loader
 from seresnet_hub.data.plan import Plan
 from seresnet_hub.data.repeated_augmentation import dealt
 from seresnet_hub.errors import InputError
@@ -170,7 +171,7 @@ class Loop:
             model, split, workers=self.recipe.workers, rank=processes.rank, world_size=processes.count,
             batch_size=128 * processes.count, total=processes.total,
             # A held-out part is of the collection that is trained on, damage and all.
-            corrupt_share=0.0 if split.kept is None else self.recipe.corrupt_share,
+            corrupt_share=0.0 if split.subset is None else self.recipe.corrupt_share,
             precision=self.recipe.eval_precision,
         )  # fmt: skip
 

@@ -108,7 +108,7 @@ def train(
             f"{train_split.rows:,} training and {eval_split.rows:,} {eval_split.name} images of {num_classes} classes, "
             f"{plan.steps} steps an epoch, {last_step:,} steps"
         )
-        if eval_split.kept is None and eval_split.name == train_split.name:
+        if eval_split.subset is None and eval_split.name == train_split.name:
             say("warning: what is measured here are the training images, so the accuracy says nothing of others")
         chance = chance_of(eval_split)
         if before := learnt_before(start.config, eval_split, share=recipe.holdout, seed=recipe.seed):
