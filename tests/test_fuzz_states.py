@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,14 +215,13 @@ class Resume:
         network = create("seresnet20_cifar", pretrained=False, num_classes=4).train()
         optimizer = optimizer_of(network, RECIPE, device_type="cpu")
         schedule_of(optimizer, RECIPE, 4, 8)
-        make = partial(optimizer_of, recipe=RECIPE, device_type="cpu")
-        self.fits = Run(network, copy.deepcopy(network), optimizer, make, (3, 8, 8))
+        self.fits = Run(network, copy.deepcopy(network), optimizer, RECIPE)
         for state in good:
             self.check(state)
 
     def check(self, state: dict[str, Any]) -> None:
         require_same_run(state, self.settings, 8)
-        require_fitting(state, self.fits, what="seresnet20_cifar")
+        require_fitting(state, self.fits)
 
     def __call__(self, case: tuple[Put, bool]) -> str:
         put, whole = case

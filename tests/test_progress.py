@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from seresnet_hub.training.progress import Progress
+from seresnet_hub.training.outputs import write_summary
+from seresnet_hub.training.progress import Progress, Row
 
 
 def progress_with(losses: list[float], *, steps_per_epoch: int = 2, last_step: int = 4) -> Progress:
@@ -47,6 +50,17 @@ def test_a_row_holds_the_losses_since_the_row_before() -> None:
     assert not progress.is_measured()
 
 
+def test_the_best_is_the_best_of_the_measured() -> None:
+    rows: list[Row] = [{"step": 1}, {"step": 2, "top1": 40.0}, {"step": 3}, {"step": 4, "top1": 40.0}]
+    progress = progress_with([])
+    progress.history = rows[:2]
+    assert progress.is_best("top1")
+    progress.history = rows
+    assert not progress.is_best("top1")  # the first of equals stays
+    progress.history = [*rows, {"step": 5, "top1": 41.0}]
+    assert progress.is_best("top1")
+
+
 def test_images_that_cannot_be_decoded_are_taken_off_when_the_losses_are_read() -> None:
     """Of two processes, each of which met as many as this one."""
     progress = progress_with([])
@@ -81,3 +95,12 @@ def test_it_goes_on_from_a_checkpoint() -> None:
     after.load_state_dict(before.state_dict())
     assert (after.step, after.seen, after.history, after.losses) == (3, 0, before.history, [1.0, 3.0, 5.0])
     assert (after.position, after.ended) == (1, False)
+
+
+def test_what_was_not_measured_is_empty_in_the_summary(tmp_path: Path) -> None:
+    rows: list[Row] = [{"step": 1, "train_loss": 0.1}, {"step": 2, "train_loss": 1 / 3, "top1": 40.0}]
+    write_summary(rows, tmp_path / "summary.csv")
+    with (tmp_path / "summary.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert [row["top1"] for row in read] == ["", "40.0"]
+    assert float(read[1]["train_loss"]) == 1 / 3

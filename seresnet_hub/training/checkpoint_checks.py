@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.recipes.recipe import Recipe
 from seresnet_hub.training.batchnorm_statistics import values_in
+from seresnet_hub.training.optimizer import optimizer_of
 
 REQUIRED = ("settings", "step", "seen", "shards", "history", "losses", "model", "optimizer", "scaler", "average")
 OPTIONAL = ("statistics",)  # not in states of an older version
@@ -23,24 +26,20 @@ LARGEST = 2**63
 
 
 class Run(NamedTuple):
-    """What a state of a run must fit: its networks as they begin, and its optimiser.
-
-    `make_optimizer` makes the same optimiser of another model, `image_shape` is that of an image it is trained on.
-    """
+    """What a checkpoint of a run must fit: its networks as they begin, its optimiser and its recipe."""
 
     model: nn.Module
     average: nn.Module | None
     optimizer: torch.optim.Optimizer
-    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
-    image_shape: tuple[int, int, int]
+    recipe: Recipe
 
 
 class _Misfit(Exception):
     """What is wrong with a state; the text names the place."""
 
 
-def require_whole(state: Mapping[str, Any]) -> None:
-    """Raise `InputError` where a state lacks something, or one of its parts is of another type or out of its range."""
+def require_whole(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's settings; `InputError` where something in it is missing, of another type or out of range."""
     try:
         lacking = [key for key in REQUIRED if key not in state]
         _require(not lacking, f"something is missing in it: {', '.join(lacking)}")
@@ -52,11 +51,14 @@ def require_whole(state: Mapping[str, Any]) -> None:
             _require(isinstance(state.get(key, {}), dict), f"its {key} is no mapping")
         for key, value in state["scaler"].items():
             _require(_is_number(value) and value >= 0, f"its scaler's {key} is {reprlib.repr(value)}")
-    except _Misfit as error:
+        settings: Any = json.loads(state["settings"])
+        _require(isinstance(settings, dict), "its settings are no mapping")
+        return settings
+    except (_Misfit, ValueError, RecursionError) as error:
         raise InputError(f"cannot resume: the state is not one of this version ({error})") from error
 
 
-def require_fitting(state: Mapping[str, Any], run: Run, *, what: str) -> None:
+def require_fitting(state: Mapping[str, Any], run: Run) -> None:
     """Raise `InputError` where a state says other steps than it has, or its tensors are not those of this run."""
     try:
         _require_like(state["losses"], torch.empty(state["step"], dtype=torch.float64, device="meta"), "losses")
@@ -70,7 +72,7 @@ def require_fitting(state: Mapping[str, Any], run: Run, *, what: str) -> None:
         _require_statistics(state.get("statistics", {}), run)
         _require_optimizer(state["optimizer"], run, after_steps=state["step"] > 0, scaled=bool(state["scaler"]))
     except _Misfit as error:
-        raise InputError(f"cannot resume: the state does not fit {what} ({error})") from error
+        raise InputError(f"cannot resume: the state does not fit {run.recipe.model} ({error})") from error
 
 
 def _require_history(history: Any, step: int) -> None:
@@ -153,13 +155,13 @@ def _after_a_step(run: Run) -> tuple[dict[int, dict[str, Any]], bool]:
     """
     trial, all_of_them = copy.deepcopy(run.model).to("meta").eval(), True
     try:
-        trial(torch.zeros(2, *run.image_shape, device="meta")).sum().backward()
+        trial(torch.zeros(2, 3, run.recipe.input_size, run.recipe.input_size, device="meta")).sum().backward()
     except Exception:  # whatever the model makes of it
         all_of_them = False
         for parameter in trial.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     try:
-        optimizer = run.make_optimizer(trial)
+        optimizer = optimizer_of(trial, run.recipe, device_type="cpu")
         optimizer.step()
         states: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     except Exception:  # whatever the optimiser makes of it

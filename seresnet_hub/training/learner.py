@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -144,9 +143,7 @@ class Learner:
     def load_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Take everything from a checkpoint; `InputError` where something in it does not fit, and nothing was taken."""
         average = self.average.module if self.average is not None else None
-        make = partial(optimizer_of, recipe=self._recipe, device_type="cpu")
-        shape = (3, self._recipe.input_size, self._recipe.input_size)
-        require_fitting(checkpoint, Run(self.model, average, self.optimizer, make, shape), what=self._recipe.model)
+        require_fitting(checkpoint, Run(self.model, average, self.optimizer, self._recipe))
         self.model.load_state_dict(checkpoint["model"])
         load_optimizer(self.optimizer, checkpoint["optimizer"])
         if self._accelerator.scaler is not None:

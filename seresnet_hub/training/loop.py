@@ -20,7 +20,6 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.inference.evaluate import Accuracy, evaluate
 from seresnet_hub.recipes.recipe import Recipe
 from seresnet_hub.training.checkpoint import list_checkpoints, save_checkpoint
-from seresnet_hub.training.history import is_best
 from seresnet_hub.training.learner import Learner
 from seresnet_hub.training.outputs import save_run
 from seresnet_hub.training.processes import Processes
@@ -155,7 +154,7 @@ class Loop:
             kinds.append(("raw_top1", learner.model, raw, self.output / RAW, self.output / BEST_RAW))
         self._track(progress.history[-1])
         for key, model, its_accuracy, last, best in kinds if self.processes.main else []:
-            for folder in (last, best) if is_best(progress.history, key) else (last,):
+            for folder in (last, best) if progress.is_best(key) else (last,):
                 kind = folder.name if folder != self.output else ""
                 facts = self.facts_of(its_accuracy, step=progress.step, seen=progress.seen, kind=kind)
                 save_run(folder, model, self.train_split.class_names, facts, progress.history)

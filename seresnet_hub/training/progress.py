@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from seresnet_hub.data.loader import Batch
-from seresnet_hub.training.history import Row
 from seresnet_hub.training.processes import Processes
+
+Row = dict[str, float]  # what is known of an epoch, with the accuracies where it was measured
 
 
 class Progress:
@@ -51,6 +52,10 @@ class Progress:
     def is_measured(self) -> bool:
         """Return whether the accuracy after this step is in the history."""
         return bool(self.history) and self.history[-1]["step"] == self.step and "top1" in self.history[-1]
+
+    def is_best(self, key: str) -> bool:
+        """Return whether the last row has the largest value of `key` so far, and no other row has it."""
+        return self.history[-1][key] > max((row[key] for row in self.history[:-1] if key in row), default=-1.0)
 
     def begin_epoch(self) -> None:
         self.skipped = self._skipped_here = 0

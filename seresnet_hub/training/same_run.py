@@ -39,11 +39,7 @@ def settings_of(recipe: Recipe, split: Split, *, but: frozenset[str] = NOT_LEARN
 
 def require_same_run(checkpoint: Mapping[str, Any], wanted: str, total_steps: int) -> None:
     """Raise `InputError` where a checkpoint is of other settings than `wanted`, or of another version of this code."""
-    require_whole(checkpoint)
-    try:
-        saved = {**DEFAULTS, **json.loads(checkpoint["settings"])}
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot resume: the state is not one of this version ({error})") from error
+    saved = {**DEFAULTS, **require_whole(checkpoint)}
     changed = [
         f"{key} was {reprlib.repr(saved.get(key))}, now {value!r}" if key != "shards" else "the shards are others"
         for key, value in json.loads(wanted).items()
