@@ -14,7 +14,7 @@ from torch import nn
 class RunningStatistics:
     """The running statistics of some models, by name, over the processes of a run.
 
-    A state within an epoch keeps those of every process, so that a resumed run ends with the bits of one that went on.
+    A checkpoint within an epoch keeps those of every process, so that a resumed run ends with the same bits.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], accelerator: Accelerator) -> None:

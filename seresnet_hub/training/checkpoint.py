@@ -1,4 +1,4 @@
-"""Keep the last states of a training run as safetensors files, each checked when it is read."""
+"""Keep the last checkpoints of a training run as safetensors files, each checked when it is read."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ CHECKPOINT_NAME = re.compile(r"step-([0-9]+)\.safetensors")
 
 
 class DamagedCheckpoint(Exception):
-    """A state file that is not what was written; the text says in what way."""
+    """A checkpoint that is not what was written; the text says in what way."""
 
 
 def list_checkpoints(output: Path) -> list[Path]:
-    """Return the state files of the run in `output`, the latest step first; `InputError` where it cannot be read."""
+    """Return the checkpoints of the run in `output`, the latest step first; `InputError` where it cannot be read."""
     folder = Path(output, STATES_FOLDER)
     try:
         names = os.listdir(folder)
@@ -45,15 +45,15 @@ def list_checkpoints(output: Path) -> list[Path]:
     return paths
 
 
-def save_checkpoint(output: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path:
-    """Write `state` whole or not at all, then delete all but it and the `keep - 1` before it; return the file.
+def save_checkpoint(output: Path, checkpoint: Mapping[str, Any], *, keep: int = 1) -> Path:
+    """Write `checkpoint` whole or not at all, then delete all but it and the `keep - 1` before it; return the file.
 
-    A state is a tree of mappings and lists over tensors, their types, numbers, texts and None; `state["step"]` numbers
+    It is a tree of mappings and lists over tensors, their types, numbers, texts and None; `checkpoint["step"]` numbers
     it. Tensors lose their memory layout, tuples become lists. Errors: `InputError` where the disk is full or read-only,
-    the run's folder is gone, or the state has something else in it.
+    the run's folder is gone, or the tree has something else in it.
     """
-    text, tensors = serialized(state)
-    path = Path(output, STATES_FOLDER, f"step-{state['step']:08d}.safetensors")
+    text, tensors = serialized(checkpoint)
+    path = Path(output, STATES_FOLDER, f"step-{checkpoint['step']:08d}.safetensors")
     require_held(output)
     with replacing(path) as temporary:
         try:
@@ -62,9 +62,9 @@ def save_checkpoint(output: Path, state: Mapping[str, Any], *, keep: int = 1) ->
             free = shutil.disk_usage(path.parent).free >> 20
             raise OSError(f"{error} ({free} MiB are free there)") from error
     # The new one is on the disk, under its name. Later ones are damaged: the run has gone back behind them.
-    states = list_checkpoints(output)
-    place = states.index(path)
-    for other in states[:place] + states[place + keep :]:
+    saved = list_checkpoints(output)
+    place = saved.index(path)
+    for other in saved[:place] + saved[place + keep :]:
         try:
             other.unlink(missing_ok=True)
         except OSError as error:
@@ -73,15 +73,15 @@ def save_checkpoint(output: Path, state: Mapping[str, Any], *, keep: int = 1) ->
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the state in a file. Errors: `DamagedCheckpoint` where it is not what was written, by its sha256."""
+    """Return what a checkpoint holds. Errors: `DamagedCheckpoint` where it is not what was written, by its sha256."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
         if metadata["sha256"] != digest_of(metadata["state"], tensors):
             raise DamagedCheckpoint("its sha256 is another")
-        state: dict[str, Any] = _join(json.loads(metadata["state"]), tensors)
-        return state
+        checkpoint: dict[str, Any] = _join(json.loads(metadata["state"]), tensors)
+        return checkpoint
     except DamagedCheckpoint:
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
@@ -89,7 +89,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def latest_checkpoint(output: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """Return the last readable state of the run in `output`, its file, and what is wrong with later ones.
+    """Return the last readable checkpoint of the run in `output`, its file, and what is wrong with later ones.
 
     Errors: `InputError` where there is none.
     """
@@ -124,10 +124,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def serialized(state: Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
+def serialized(checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
     """Return a checkpoint as a text and the tensors that it names; `InputError` as for `save_checkpoint`."""
     tensors: dict[str, torch.Tensor] = {}
-    return json.dumps(_split(state, "", tensors)), tensors
+    return json.dumps(_split(checkpoint, "", tensors)), tensors
 
 
 def _split(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""Check all that a state says before anything is taken from it: its keys, types and ranges, and shapes by the model."""
+"""Check all that a checkpoint says before it is used: its keys, types and ranges, and shapes by the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from seresnet_hub.training.batchnorm_statistics import values_in
 from seresnet_hub.training.optimizer import optimizer_of
 
 REQUIRED = ("settings", "step", "seen", "shards", "history", "losses", "model", "optimizer", "scaler", "average")
-OPTIONAL = ("statistics",)  # not in states of an older version
+OPTIONAL = ("statistics",)  # not in checkpoints of an older version
 ROW = ("step", "epoch", "learning_rate", "train_loss")
 # Of a group of parameters: what the recipe decides and no step changes.
 FIXED = frozenset({"momentum", "weight_decay", "dampening", "nesterov", "betas", "eps", "lr_scale", "initial_lr"})
@@ -35,42 +35,45 @@ class Run(NamedTuple):
 
 
 class _Misfit(Exception):
-    """What is wrong with a state; the text names the place."""
+    """What is wrong with a checkpoint; the text names the place."""
 
 
-def require_whole(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint's settings; `InputError` where something in it is missing, of another type or out of range."""
+def require_whole(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's settings; `InputError` where something in it is missing, of another type or range."""
     try:
-        lacking = [key for key in REQUIRED if key not in state]
+        lacking = [key for key in REQUIRED if key not in saved]
         _require(not lacking, f"something is missing in it: {', '.join(lacking)}")
-        _require(state.keys() <= {*REQUIRED, *OPTIONAL}, f"it has {_others(state)}, which this version does not know")
-        _require(isinstance(state["settings"], str), "its settings are no text")
+        _require(
+            saved.keys() <= {*REQUIRED, *OPTIONAL},
+            f"it has {_others(saved)}, which this version does not know",
+        )
+        _require(isinstance(saved["settings"], str), "its settings are no text")
         for key, least in (("step", 0), ("seen", 0), ("shards", -LARGEST)):
-            _require(_is_integer(state[key], least), f"its {key} is {reprlib.repr(state[key])}")
+            _require(_is_integer(saved[key], least), f"its {key} is {reprlib.repr(saved[key])}")
         for key in ("model", "optimizer", "scaler", "average", "statistics"):
-            _require(isinstance(state.get(key, {}), dict), f"its {key} is no mapping")
-        for key, value in state["scaler"].items():
+            _require(isinstance(saved.get(key, {}), dict), f"its {key} is no mapping")
+        for key, value in saved["scaler"].items():
             _require(_is_number(value) and value >= 0, f"its scaler's {key} is {reprlib.repr(value)}")
-        settings: Any = json.loads(state["settings"])
+        settings: Any = json.loads(saved["settings"])
         _require(isinstance(settings, dict), "its settings are no mapping")
         return settings
     except (_Misfit, ValueError, RecursionError) as error:
         raise InputError(f"cannot resume: the state is not one of this version ({error})") from error
 
 
-def require_fitting(state: Mapping[str, Any], run: Run) -> None:
-    """Raise `InputError` where a state says other steps than it has, or its tensors are not those of this run."""
+def require_fitting(saved: Mapping[str, Any], run: Run) -> None:
+    """Raise `InputError` where a checkpoint says other steps than it has, or its tensors are not those of this run."""
     try:
-        _require_like(state["losses"], torch.empty(state["step"], dtype=torch.float64, device="meta"), "losses")
-        _require(bool(state["losses"].isfinite().all()), "losses are not finite")
-        _require_history(state["history"], state["step"])
-        _require_tensors(state["model"], run.model, "model")
+        _require_like(saved["losses"], torch.empty(saved["step"], dtype=torch.float64, device="meta"), "losses")
+        _require(bool(saved["losses"].isfinite().all()), "losses are not finite")
+        _require_history(saved["history"], saved["step"])
+        _require_tensors(saved["model"], run.model, "model")
         if run.average is None:
-            _require(not state["average"], "it has a moving average, which the run has not")
+            _require(not saved["average"], "it has a moving average, which the run has not")
         else:
-            _require_tensors(state["average"], run.average, "average")
-        _require_statistics(state.get("statistics", {}), run)
-        _require_optimizer(state["optimizer"], run, after_steps=state["step"] > 0, scaled=bool(state["scaler"]))
+            _require_tensors(saved["average"], run.average, "average")
+        _require_statistics(saved.get("statistics", {}), run)
+        _require_optimizer(saved["optimizer"], run, after_steps=saved["step"] > 0, scaled=bool(saved["scaler"]))
     except _Misfit as error:
         raise InputError(f"cannot resume: the state does not fit {run.recipe.model} ({error})") from error
 
@@ -203,8 +206,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _others(state: Mapping[str, Any]) -> str:
-    return reprlib.repr(_first(state, {*REQUIRED, *OPTIONAL}))
+def _others(checkpoint: Mapping[str, Any]) -> str:
+    return reprlib.repr(_first(checkpoint, {*REQUIRED, *OPTIONAL}))
 
 
 def _first(given: Any, known: Any) -> Any:

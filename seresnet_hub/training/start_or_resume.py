@@ -25,10 +25,10 @@ FILES = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, SUMMARY_NAME, CURVES_NAME)
 def begin(
     output: Path, *, resume: bool, say: Callable[[str], None], on_exit: ExitStack
 ) -> tuple[dict[str, Any], list[str]] | None:
-    """Lock `output` until `on_exit`; return the state to resume from and what is wrong with later ones, or None.
+    """Lock `output` until `on_exit`; return the checkpoint to resume from and what is wrong with later ones, or None.
 
     None is a new run. What a killed run left half-written is removed. Errors: `InputError` where another run is in
-    there, where it holds what a new run would overwrite, and where all states are damaged; nothing was changed then.
+    there, it holds what a new run would overwrite, or all checkpoints are damaged; nothing was changed then.
     """
     _require_writable(output)
     try:
@@ -41,8 +41,7 @@ def begin(
         raise InputError(f"cannot use {output}: {error.strerror or error}") from error
     found = None
     if list_checkpoints(output):
-        _, state, damaged = latest_checkpoint(output)
-        found = state, damaged
+        found = latest_checkpoint(output)[1:]
     elif resume:
         say(f"nothing to resume in {output} yet: beginning")
     for folder in (*(output / name for name in FOLDERS), output / STATES_FOLDER):
@@ -70,7 +69,7 @@ def _require_ours(output: Path, *, resume: bool) -> None:
 
 
 def _kept(output: Path) -> str | None:
-    """Return the name of something in `output` that is not of a run that ended before its first state.
+    """Return the name of something in `output` that is not of a run that ended before its first checkpoint.
 
     Such a run leaves its lock, what it had half written, and whatever its trackers put beside the lock.
     """
