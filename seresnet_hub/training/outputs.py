@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import re
 import shlex
@@ -29,7 +30,7 @@ from seresnet_hub.models.load import Origin
 from seresnet_hub.plots import draw_curves
 from seresnet_hub.recipes.fields import written
 from seresnet_hub.recipes.recipe import RECIPES, Recipe
-from seresnet_hub.training.history import Row, write_summary
+from seresnet_hub.training.progress import Row
 from seresnet_hub.training.start_or_resume import BEST, BEST_RAW, RAW
 
 
@@ -57,6 +58,15 @@ def save_run(
             draw_curves(history, temporary, top5=config["num_classes"] > NO_TOP5)
 
     fill_folder(output, fill)
+
+
+def write_summary(history: Sequence[Row], path: Path) -> None:
+    """Write the rows as CSV, in the manner of timm's summary; what was not measured is empty."""
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, columns)
+        table.writeheader()
+        table.writerows(history)
 
 
 AUTOCAST_NAMES = {"bf16": "bfloat16", "fp16": "float16"}
