@@ -22,8 +22,8 @@ from PIL import Image
 from seresnet_hub.commands.run import run
 from seresnet_hub.commands.terminal import as_table
 from seresnet_hub.environment import loader_workers
-from seresnet_hub.recipes.fields import FIELDS
-from seresnet_hub.recipes.recipe import RECIPES
+from seresnet_hub.recipes.fields import declarations
+from seresnet_hub.recipes.recipe import RECIPES, Recipe
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -220,7 +220,7 @@ def test_recipes_are_listed_and_explained(capfd: pytest.CaptureFixture[str]) -> 
     assert (code, out.count("\n")) == (0, 1)
     result = json.loads(out)
     fields = {row["field"]: row for row in result["fields"]}
-    assert (result["recipe"], len(fields)) == ("finetune", len(FIELDS))
+    assert (result["recipe"], len(fields)) == ("finetune", len(declarations(Recipe)))
     assert (fields["epochs"]["value"], fields["batch_size"]["value"]) == ("7", "auto")
     shown = as_table(result)
     assert re.search(r"^crop +resized +pad \| resized +pad: resize", shown, re.MULTILINE)
