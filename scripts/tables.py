@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import _start  # isort: skip
+import seresnet_hub_command  # noqa: F401  # isort: skip
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from seresnet_hub.commands.parser import command
+from seresnet_hub.commands.run import start
+
 
 def parser() -> argparse.ArgumentParser:
-    parser = _start.command(__doc__)
+    parser = command(__doc__, example="python scripts/tables.py --check")
     parser.add_argument("file", nargs="?", default="README.md", type=Path, help="Markdown file (default: README.md)")
     parser.add_argument(
         "--measured", default="model_cards", type=Path, help="folder of measured results (default: model_cards)"
@@ -40,4 +43,4 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    _start.start(parser(), main)
+    start(parser(), main)

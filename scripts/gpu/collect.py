@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import _start  # isort: skip
+import seresnet_hub_command  # noqa: F401  # isort: skip
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from seresnet_hub.commands.parser import command
+from seresnet_hub.commands.run import start
 
 # The parts of each benchmark, and what else goes with it.
 BENCHMARKS = {"training": ("training", "variants"), "inference": ("inference", "epilogue")}
@@ -20,7 +23,7 @@ OWN = "own"  # what predictions call this package's network, in training and in 
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = _start.command(__doc__)
+    parser = command(__doc__, example="python scripts/gpu/collect.py results")
     parser.add_argument("folder", type=Path, nargs="+", metavar="FOLDER", help="with a results.jsonl, of one GPU")
     parser.add_argument(
         "--output", type=Path, default=Path("model_cards"), metavar="DIR",
@@ -205,4 +208,4 @@ def draw(measurements: Sequence[Mapping[str, Any]], device: str, path: Path) -> 
 
 
 if __name__ == "__main__":
-    _start.start(parser(), main)
+    start(parser(), main)
