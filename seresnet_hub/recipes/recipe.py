@@ -221,29 +221,41 @@ class Recipe:
         return self.learning_rate * (ratio if self.lr_scaling == "linear" else math.sqrt(ratio))
 
 
-def with_origins(recipe: str) -> tuple[Recipe, dict[str, str]]:
-    """Return a recipe as `get_recipe` does, and where each field's value comes from: a file, or "default"."""
-    path = toml_files.path_of(recipe)
+def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+    """Return `recipe` with fields replaced by `key=value` texts, each checked by name and type.
+
+    Tuples are written `0.08,1.0`; `none` clears a field that may be empty, and `auto` lets one that may follow the
+    weights and the data do so. With fewer epochs, a warm-up that is not set as well becomes shorter than they are.
+    Errors: `InputError` names the field.
+    """
+    return replace(recipe, **_changes(recipe, assignments))
+
+
+def _changes(recipe: Recipe, assignments: Sequence[str]) -> dict[str, Any]:
+    changes = parsed(assignments, Recipe)
+    epochs = changes.get("epochs")
+    if epochs and "warmup_epochs" not in changes and recipe.warmup_epochs is not AUTO:
+        changes["warmup_epochs"] = min(recipe.warmup_epochs, max(epochs - 1, 0))
+    return changes
+
+
+def with_origins(name: str, assignments: Sequence[str] = ()) -> tuple[Recipe, dict[str, str]]:
+    """Return the recipe of `get_recipe` and `override`, and each value's origin: a file, "--set" or "default"."""
+    path = toml_files.path_of(name)
     file = toml_files.read(path, Recipe)
     optional = {field.name for field in fields(Recipe) if field.default is not MISSING}
     if lacking := [one.name for one in fields(Recipe) if one.name not in {"name", *optional, *file.values}]:
         raise InputError(f"{path}: lacks {', '.join(lacking)}: set them, or name a recipe to begin with as its base")
     try:
-        return Recipe(name=path.stem, **file.values), dict.fromkeys(optional, "default") | file.origins
+        recipe = Recipe(name=path.stem, **file.values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    changes = _changes(recipe, assignments)
+    origins = dict.fromkeys(optional, "default") | file.origins | dict.fromkeys(changes, "--set")
+    return replace(recipe, **changes), origins
 
 
 RECIPES: dict[str, Recipe] = {name: with_origins(name)[0] for name in toml_files.NAMES}
-
-
-def listed() -> list[dict[str, str]]:
-    """Return each recipe of this package as `{recipe, model, data, summary}`."""
-    return [
-        {"recipe": name, "model": recipe.model or AUTO_TEXT, "data": recipe.data or "yours",
-         "summary": toml_files.read(toml_files.path_of(name), Recipe).summary}
-        for name, recipe in RECIPES.items()
-    ]  # fmt: skip
 
 
 def get_recipe(name: str | Path) -> Recipe:
@@ -255,20 +267,10 @@ def get_recipe(name: str | Path) -> Recipe:
     return RECIPES.get(str(name)) or with_origins(str(name))[0]
 
 
-def changes_of(recipe: Recipe, assignments: Sequence[str]) -> dict[str, Any]:
-    """Return the fields that `key=value` texts change, each checked by name and type.
-
-    Tuples are written `0.08,1.0`; `none` clears a field that may be empty, and `auto` lets one that may follow the
-    weights and the data do so. With fewer epochs, a warm-up that is not set as well becomes shorter than they are.
-    Errors: `InputError` names the field.
-    """
-    changes = parsed(assignments, Recipe)
-    epochs = changes.get("epochs")
-    if epochs and "warmup_epochs" not in changes and recipe.warmup_epochs is not AUTO:
-        changes["warmup_epochs"] = min(recipe.warmup_epochs, max(epochs - 1, 0))
-    return changes
-
-
-def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
-    """Return `recipe` with the fields that `key=value` texts change; see `changes_of`."""
-    return replace(recipe, **changes_of(recipe, assignments))
+def listed() -> list[dict[str, str]]:
+    """Return each recipe of this package as `{recipe, model, data, summary}`."""
+    return [
+        {"recipe": name, "model": recipe.model or AUTO_TEXT, "data": recipe.data or "yours",
+         "summary": toml_files.read(toml_files.path_of(name), Recipe).summary}
+        for name, recipe in RECIPES.items()
+    ]  # fmt: skip
