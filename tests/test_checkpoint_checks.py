@@ -17,7 +17,7 @@ from timm.optim import list_optimizers
 from seresnet_hub.errors import InputError
 from seresnet_hub.models.create import create
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
-from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import checkpoint
 from seresnet_hub.training.checkpoint_checks import Run, require_fitting, require_whole
 from seresnet_hub.training.optimizer import optimizer_of, schedule_of
 
@@ -64,7 +64,7 @@ def good() -> tuple[dict[str, Any], Run]:
 
 
 def saved_and_read(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    return states.read_state(states.save_state(folder, state))
+    return checkpoint.load_checkpoint(checkpoint.save_checkpoint(folder, state))
 
 
 def accepted(name: str, folder: Path) -> bool:

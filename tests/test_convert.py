@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from hub_actions import FlipByte
+from hub_faults import FlipByte
 from hub_server import HubServer
 from references import networks
 from safetensors import safe_open

@@ -310,7 +310,7 @@ def test_a_broken_picture_among_the_held_out_is_left_out_and_the_card_counts_the
         get_recipe("digits"), eval_split=None, holdout=0.2, input_size=8, epochs=1, batch_size=16, workers=0, seed=3
     )
     folder = write_split([[30, 30]])
-    kept = splits.open_splits(str(folder), "train", None, holdout=0.2, seed=3)[1].kept
+    kept = splits.open_splits(str(folder), "train", None, holdout=0.2, seed=3)[1].subset
     assert kept is not None
     rows = [30 * unit + int(row) for unit, inside in enumerate(kept.rows) for row in inside][:broken]
     write_split([[30, 30]], images=[numbered_picture(k)[: 40 if k in rows else None] for k in range(60)])

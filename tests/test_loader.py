@@ -278,7 +278,7 @@ def test_a_shard_cut_short_after_opening_is_refused(write_split: WriteSplit) -> 
     shard.write_bytes(shard.read_bytes()[:200])
     with pytest.raises(InputError, match=r"shards of .* have changed.*train-00001-of-00002.parquet \(was 2,"):
         next(iter(loader(split, None, PLAIN)))  # between two epochs
-    with pytest.raises(InputError, match=r"cannot read part 1 of split 'train' .*\(in train-00001-of-00002.parquet\)"):
+    with pytest.raises(InputError, match=r"cannot read unit 1 of split 'train' .*\(in train-00001-of-00002.parquet\)"):
         read_unit(split, 1)  # within one
 
 

@@ -18,19 +18,9 @@ import pytest
 import timm
 import torch
 from conftest import WriteSplit
+from hub_faults import Drop, FlipByte, LoseAnswer, Pause, Status, Truncate
 from hub_fixtures import CARD, REPO, commits, outputs, write_folder
-from hub_server import (
-    EXPIRED_TOKEN,
-    READ_TOKEN,
-    WRITE_TOKEN,
-    Drop,
-    FlipByte,
-    HubServer,
-    LoseAnswer,
-    Pause,
-    Status,
-    Truncate,
-)
+from hub_server import EXPIRED_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer
 from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download
 from PIL import Image
 from safetensors.torch import load_file, save_file

@@ -31,7 +31,7 @@ from seresnet_hub.data.repeated_augmentation import dealt
 from seresnet_hub.data.splits import read_unit
 from seresnet_hub.data.transforms import seed_from, seeded
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
-from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import checkpoint
 from seresnet_hub.training import train as training
 
 IMAGES, BATCH = 200, 8
@@ -67,7 +67,7 @@ def batches(recipe: Recipe, data: Path, epochs: int) -> Iterator[tuple[torch.Ten
 
 
 def state_of(run: Path) -> dict[str, Any]:
-    return states.latest_state(run)[1]
+    return checkpoint.latest_checkpoint(run)[1]
 
 
 def assert_same_losses(ours: torch.Tensor, theirs: list[float], steps: int, tolerance: float = 1e-4) -> None:

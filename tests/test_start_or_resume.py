@@ -17,7 +17,7 @@ import torch
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.locks import LOCK_NAME
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
-from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import checkpoint
 from seresnet_hub.training import start_or_resume as starting
 from seresnet_hub.training import train as training
 from seresnet_hub.training.start_or_resume import begin, processes_started, require_launcher
@@ -106,7 +106,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_and_a_damaged_one_does_not_begin_anew(tmp_path: Path) -> None:
-    path = states.save_state(tmp_path, {"step": 3, "model": {"weight": torch.ones(2)}})
+    path = checkpoint.save_checkpoint(tmp_path, {"step": 3, "model": {"weight": torch.ones(2)}})
     (tmp_path / "training" / PARTIAL).write_text("half")
     with pytest.raises(InputError, match="already exists: continue it with --resume"), ExitStack() as on_exit:
         begin(tmp_path, resume=False, say=print, on_exit=on_exit)
@@ -153,13 +153,13 @@ SETTINGS = [f"{name}={getattr(SMALL, name)}" for name in ("epochs", "batch_size"
 KILLED = """
 import os, sys, torch
 sys.path.insert(0, sys.argv.pop(1))
-import seresnet_hub.training.checkpoint as states, train
+import seresnet_hub.training.checkpoint as checkpoint, train
 from seresnet_hub.commands.run import run
 moment = sys.argv.pop(1)
 if moment == "step":
     torch.optim.SGD.step = lambda *_: os._exit(9)
 else:
-    states.save_file = lambda tensors, path, **_: (open(path, "wb").write(b"half"), os._exit(9))
+    checkpoint.save_file = lambda tensors, path, **_: (open(path, "wb").write(b"half"), os._exit(9))
 sys.exit(run(train.main))
 """
 
@@ -221,16 +221,16 @@ def test_mpi_says_how_many_it_started() -> None:
 def counted(recipe: Recipe, numbers: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int]]:
     """Train; return the steps after which states were saved, and those of the history that were measured."""
     saved: list[int] = []
-    save = training.save_state
+    save = training.save_checkpoint
 
     def record(folder: Path, state: dict[str, int], **options: int) -> Path:
         saved.append(state["step"])
         return save(folder, state, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_state", record)
+        patch.setattr(training, "save_checkpoint", record)
         training.train(recipe, data=numbers, output=output)
-    history = states.latest_state(output)[1]["history"]
+    history = checkpoint.latest_checkpoint(output)[1]["history"]
     assert [row["step"] for row in history] == [4 * epoch for epoch in range(1, recipe.epochs + 1)]
     assert all("train_loss" in row for row in history)
     return saved, [int(row["step"]) for row in history if "top1" in row]

@@ -142,7 +142,7 @@ def test_training_counts_its_steady_steps(tmp_path: Path, numbers: str, monkeypa
         return after
 
     monkeypatch.setattr(torch.Tensor, "backward", slow_backward)
-    for name in ("evaluate", "save_run", "save_state", "loader"):
+    for name in ("evaluate", "save_run", "save_checkpoint", "loader"):
         monkeypatch.setattr(training, name, slow(getattr(training, name)))
     monkeypatch.setattr(training, "Clock", lambda profile: Clock(profile, now=hands))
     recipe = replace(SMALL, epochs=9, eval_every=4, checkpoint_steps=3)

@@ -17,7 +17,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.torch_settings import float32_arithmetic, settings_of_run
 from seresnet_hub.training import train as training
-from seresnet_hub.training.checkpoint import latest_state, save_state
+from seresnet_hub.training.checkpoint import latest_checkpoint, save_checkpoint
 
 SMALL = replace(get_recipe("digits"), epochs=1, batch_size=10, input_size=8, shuffle_window=20, workers=0)
 
@@ -156,10 +156,10 @@ def test_a_run_goes_on_as_deterministic_as_it_was(tmp_path: Path, numbers: str) 
 
 def test_a_state_older_than_the_field_is_of_a_run_without_it(tmp_path: Path, numbers: str) -> None:
     training.train(SMALL, data=numbers, output=tmp_path / "run", max_steps=2)
-    state = latest_state(tmp_path / "run")[1]
+    state = latest_checkpoint(tmp_path / "run")[1]
     settings = json.loads(state["settings"])
     del settings["deterministic"]
-    save_state(tmp_path / "run", {**state, "settings": json.dumps(settings)})
+    save_checkpoint(tmp_path / "run", {**state, "settings": json.dumps(settings)})
     with pytest.raises(InputError, match="deterministic was False, now True"):
         training.train(replace(SMALL, deterministic=True), data=numbers, output=tmp_path / "run", resume=True)
     assert training.train(SMALL, data=numbers, output=tmp_path / "run", resume=True)["steps"] == 4

@@ -26,11 +26,11 @@ def record_of(part: Split, *, share: float, seed: int, corrupt_share: float) -> 
 
     `corrupt_share` is how many of them could be undecodable.
     """
-    assert part.kept is not None
-    return {"split": part.kept.split, "holdout": share, "seed": seed, "images": part.rows,
+    assert part.subset is not None
+    return {"split": part.subset.whole_name, "holdout": share, "seed": seed, "images": part.rows,
             "corrupt_share": corrupt_share,
-            "of": sum(part.kept.unit_rows),
-            "fingerprint": _fingerprint(whole_of(part), np.concatenate(part.kept.labels))}  # fmt: skip
+            "of": sum(part.whole_unit_rows),
+            "fingerprint": _fingerprint(whole_of(part), np.concatenate(part.subset.labels))}  # fmt: skip
 
 
 def allowed_damage(model: nn.Module, split: Split) -> float:
@@ -49,7 +49,7 @@ def learnt_before(start: Mapping[str, Any], part: Split, *, share: float, seed: 
     `start` is timm's config of the weights. Their own held-out images were others where data, share or seed differ.
     """
     record = _record_in(start)
-    if record is None or part.kept is None:
+    if record is None or part.subset is None:
         return ""
     now = record_of(part, share=share, seed=seed, corrupt_share=0.0)
     if all(record.get(key) == now[key] for key in ("holdout", "seed", "fingerprint")):
@@ -138,7 +138,7 @@ def _only_trained_on(source: str, record: Mapping[str, Any]) -> InputError:
 
 def _is_recorded(whole: Split, record: Mapping[str, Any]) -> bool:
     """Return whether this is the very split that images were held out from."""
-    if whole.answers is not None or whole.rows != record.get("of"):
+    if whole.right_classes is not None or whole.rows != record.get("of"):
         return False
     return _fingerprint(whole, labels_of(whole)) == record.get("fingerprint")
 

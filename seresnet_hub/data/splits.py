@@ -20,7 +20,6 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from seresnet_hub.data.image_folders import ENDINGS, left_out_of, trouble_in
 from seresnet_hub.data.row_files import RowFiles, folder_of
-from seresnet_hub.data.shard_changes import Contents
 from seresnet_hub.data.shards import (
     READ_AHEAD,
     Shard,
@@ -32,11 +31,12 @@ from seresnet_hub.data.shards import (
     row_groups,
     shard_states,
 )
+from seresnet_hub.data.unit_hashes import UnitHashes
 from seresnet_hub.data.units import (
-    Answers,
-    Kept,
+    RightClasses,
     Row,
     Split,
+    Subset,
     label_values,
     labels_of,
     read_unit,
@@ -48,8 +48,21 @@ from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.retry import OPENING_ATTEMPTS, retrying
 
 __all__ = [
-    "EMBEDDED", "HELD_OUT", "Answers", "Kept", "OnlyTrainingError", "Row", "Shard", "Split", "hold_out",
-    "in_class_order", "labels_of", "open_split", "open_splits", "read_unit", "require_same_shards",
+    "EMBEDDED",
+    "HELD_OUT",
+    "OnlyTrainingError",
+    "RightClasses",
+    "Row",
+    "Shard",
+    "Split",
+    "Subset",
+    "hold_out",
+    "in_class_order",
+    "labels_of",
+    "open_split",
+    "open_splits",
+    "read_unit",
+    "require_same_shards",
     "whole_of",
 ]  # fmt: skip
 
@@ -70,8 +83,9 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
     Of other formats than parquet every row is counted once. `split=None` takes validation, else test, else the only
     one, unless that is called train. Private data sets need a token as huggingface_hub finds it (`hf auth login`, or
     HF_TOKEN). `label_column` is `label` or the only one of class numbers. With `label_lists` it may hold lists of them,
-    which are read at once into `Split.answers`. Errors: `InputError` where the source, the split or the column does not
-    exist, or none can be told; where a local folder's pictures are in no class folders, it says how to arrange them.
+    which are read at once into `Split.right_classes`. Errors: `InputError` where the source, the split or the column
+    does not exist or cannot be told; where a local folder's pictures are in no class folders, it says how to arrange
+    them.
     """
     path = _embedded() if source == EMBEDDED else source
     looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
@@ -119,13 +133,15 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
         unit_shards=unit_shards,
         files=files,
         row_files=RowFiles.of(path, files, lists_pictures=isinstance(builder, ImageFolder)),
-        contents=Contents(len(unit_rows), columns=(image_column, label_column), folder=folder_of(files)),
+        unit_hashes=UnitHashes(len(unit_rows), columns=(image_column, label_column), folder=folder_of(files)),
         dataset=stream,
         siblings=tuple(streams),
     )
     if label is features[label_column]:
         return opened
-    return replace(opened, answers=Answers(tuple(_class_list(opened, *row) for row in enumerate(_lists(opened)))))
+    return replace(
+        opened, right_classes=RightClasses(tuple(_class_list(opened, *row) for row in enumerate(_lists(opened))))
+    )
 
 
 def _lists(split: Split) -> list[Any]:
@@ -142,13 +158,13 @@ def in_class_order(split: Split, order: Sequence[int]) -> Split:
     """Return the split with its classes renumbered: its class k becomes class `order[k]`."""
     names = split.class_names
     renamed = tuple(names[order.index(number)] for number in range(len(order))) if names else None
-    if split.answers is None:
+    if split.right_classes is None:
         return replace(split, class_order=tuple(order), class_names=renamed)
     try:
-        classes = tuple(tuple(order[number] for number in numbers) for numbers in split.answers.classes)
+        classes = tuple(tuple(order[k] for k in numbers) for numbers in split.right_classes.classes)
     except IndexError:
         raise InputError(f"split {split.name!r} of {split.source} has labels beyond its {len(order)} classes") from None
-    return replace(split, answers=split.answers._replace(classes=classes), class_names=renamed)
+    return replace(split, right_classes=split.right_classes._replace(classes=classes), class_names=renamed)
 
 
 def open_splits(
@@ -194,16 +210,16 @@ def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
 
     def part(mask: np.ndarray, name: str) -> Split:
         rows = tuple(np.flatnonzero(unit) for unit in np.split(mask, cuts))
-        kept = Kept(split.name, split.unit_rows, rows, labels)
-        return replace(split, name=name, unit_rows=tuple(map(len, rows)), kept=kept)
+        subset = Subset(split.name, split.unit_rows, rows, labels)
+        return replace(split, name=name, unit_rows=tuple(map(len, rows)), subset=subset)
 
     return part(~chosen, split.name), part(chosen, HELD_OUT)
 
 
 def whole_of(part: Split) -> Split:
     """Return the split that `hold_out` divided, of one of its parts."""
-    assert part.kept is not None
-    return replace(part, name=part.kept.split, unit_rows=part.kept.unit_rows, kept=None)
+    assert part.subset is not None
+    return replace(part, name=part.subset.whole_name, unit_rows=part.whole_unit_rows, subset=None)
 
 
 def _open(path: str, is_glob: bool) -> tuple[Any, dict[str, IterableDataset]]:

@@ -16,7 +16,6 @@ import pyarrow
 from datasets import IterableDataset
 
 from seresnet_hub.data.row_files import RowFiles
-from seresnet_hub.data.shard_changes import Contents
 from seresnet_hub.data.shards import (
     Shard,
     are_parquet,
@@ -26,22 +25,23 @@ from seresnet_hub.data.shards import (
     require_unchanged,
     shard_states,
 )
+from seresnet_hub.data.unit_hashes import UnitHashes
 from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.retry import ATTEMPTS, retrying
 
 log = PrintableLog(__name__)
 
 
-class Kept(NamedTuple):
+class Subset(NamedTuple):
     """The rows that a part of a split keeps, unit by unit, and the whole split's name, rows a unit and labels."""
 
-    split: str
-    unit_rows: tuple[int, ...]
+    whole_name: str
+    whole_unit_rows: tuple[int, ...]
     rows: tuple[np.ndarray, ...]
     labels: tuple[np.ndarray, ...]
 
 
-class Answers(NamedTuple):
+class RightClasses(NamedTuple):
     """The classes that are right for each image, where that may be several, or none.
 
     The images are the rows in order; with `file_pattern`, those whose number, counted from 1, it finds in file names.
@@ -55,9 +55,9 @@ class Answers(NamedTuple):
 class Split:
     """One split of a streamed data set: its units (row groups or shards) and how many rows each has.
 
-    `kept` says of a part of a split which rows it has; `siblings` are the names of all splits of the data set. With
-    `class_order` a label of the data set stands for the class at that place of it. With `answers` a row's label is the
-    number of its image there.
+    A part of a split has a `subset`, which says which rows of each unit are in it. `siblings` names all splits of the
+    data set. With `class_order`, label k of the data set is class `class_order[k]`. With `right_classes`, a row's label
+    is the number of its image there.
     """
 
     source: str
@@ -69,12 +69,12 @@ class Split:
     shards: tuple[Shard, ...] = ()
     unit_shards: tuple[int, ...] = field(default=(), repr=False)
     class_order: tuple[int, ...] | None = field(default=None, repr=False)
-    answers: Answers | None = field(default=None, repr=False)
-    kept: Kept | None = field(default=None, repr=False, compare=False)
+    right_classes: RightClasses | None = field(default=None, repr=False)
+    subset: Subset | None = field(default=None, repr=False, compare=False)
     siblings: tuple[str, ...] = field(default=(), repr=False, compare=False)
     files: tuple[str, ...] = field(default=(), repr=False, compare=False)
     row_files: RowFiles = field(default=RowFiles(""), repr=False, compare=False)
-    contents: Contents = field(repr=False, compare=False)
+    unit_hashes: UnitHashes = field(repr=False, compare=False)
     dataset: IterableDataset = field(repr=False, compare=False)
     _of_one_file: dict[int, IterableDataset] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -82,6 +82,11 @@ class Split:
     def rows(self) -> int:
         """The number of images in the split."""
         return sum(self.unit_rows)
+
+    @property
+    def whole_unit_rows(self) -> tuple[int, ...]:
+        """The rows of each unit in the whole split, of which this may be a part."""
+        return self.unit_rows if self.subset is None else self.subset.whole_unit_rows
 
     @property
     def fingerprint(self) -> int:
@@ -107,11 +112,10 @@ class Split:
         """Say where a row lies, counted as a viewer of the data set counts, and in which shard."""
         ends = list(accumulate(self.unit_rows))
         unit = bisect_right(ends, index)
-        name, unit_rows = self.name, self.unit_rows
-        if self.kept is not None:
-            row = self.kept.rows[unit][index - ends[unit] + self.unit_rows[unit]]
-            name, unit_rows = self.kept.split, self.kept.unit_rows
-            index = sum(unit_rows[:unit]) + int(row)
+        name, unit_rows = self.name, self.whole_unit_rows
+        if self.subset is not None:
+            row = self.subset.rows[unit][index - ends[unit] + self.unit_rows[unit]]
+            name, index = self.subset.whole_name, sum(unit_rows[:unit]) + int(row)
         inside = ""
         if self.unit_shards:
             shard = self.unit_shards[unit]
@@ -122,7 +126,7 @@ class Split:
     def unit_place(self, unit: int) -> str:
         """Say which unit it is, and of which shard."""
         inside = f" (in {self.shards[self.unit_shards[unit]].name})" if self.unit_shards else ""
-        return f"part {unit} of split {self.name!r} of {self.source}{inside}"
+        return f"unit {unit} of split {self.name!r} of {self.source}{inside}"
 
 
 class Row(NamedTuple):
@@ -147,7 +151,7 @@ def require_same_shards(split: Split, fingerprint: int) -> None:
     The shards' contents are then compared, as they are read, with what was last read of them on this machine.
     """
     if fingerprint == split.fingerprint:
-        split.contents.remember(fingerprint)
+        split.unit_hashes.load(fingerprint)
         return
     if before := kept_shards(fingerprint):
         require_unchanged(split.source, before, split.shards)
@@ -156,10 +160,10 @@ def require_same_shards(split: Split, fingerprint: int) -> None:
 
 def labels_of(split: Split) -> np.ndarray:
     """Return the label of each row, in order; reads the label column, of a part of a split nothing."""
-    if split.kept is None:
+    if split.subset is None:
         labels = [unit_labels(split, unit) for unit in range(len(split.unit_rows))]
     else:
-        labels = [unit[rows] for unit, rows in zip(split.kept.labels, split.kept.rows, strict=True)]
+        labels = [unit[rows] for unit, rows in zip(split.subset.labels, split.subset.rows, strict=True)]
     return np.concatenate(labels) if labels else np.array([], np.int64)
 
 
@@ -207,18 +211,18 @@ def read_unit(split: Split, unit: int) -> list[Row]:
             images = [image for chunk in table.column(split.image_column).chunks for image in _images(chunk)]
             labels = table.column(split.label_column).to_pylist()
             rows += [Row(first + len(rows) + k, image, labels[k]) for k, image in enumerate(images)]
-        whole = split.unit_rows if split.kept is None else split.kept.unit_rows
-        if len(rows) != whole[unit]:
+        announced = split.whole_unit_rows[unit]
+        if len(rows) != announced:
             with suppress(OSError):  # what was kept may be wrong: it is counted anew the next time
                 kept_file(split.fingerprint).unlink(missing_ok=True)
-            raise InputError(f"it gave {len(rows)} rows, not the {whole[unit]} it announced")
-        if not split.contents.are(unit, ((row.image, row.label) for row in rows)):
+            raise InputError(f"it gave {len(rows)} rows, not the {announced} it announced")
+        if not split.unit_hashes.match(unit, ((row.image, row.label) for row in rows)):
             raise InputError(
                 "it holds other bytes than when it was last read, although its size and its end are the same: its "
                 "file was changed or damaged; restore it, or begin a new run"
             )
-        if split.kept is not None:
-            rows = [rows[row]._replace(number=first + k) for k, row in enumerate(split.kept.rows[unit].tolist())]
+        if split.subset is not None:
+            rows = [rows[row]._replace(number=first + k) for k, row in enumerate(split.subset.rows[unit].tolist())]
         return rows
 
     place = split.unit_place(unit)
@@ -253,16 +257,16 @@ def _images(chunk: Any) -> list[dict[str, Any] | None]:
 
 def _label(split: Split, row: Row) -> Any:
     """Return a row's label as `Split` has it, the data set's own where it is none that could be looked up."""
-    if split.answers is not None and split.answers.file_pattern is not None:
+    if split.right_classes is not None and split.right_classes.file_pattern is not None:
         path = (row.image or {}).get("path") or ""
-        found = re.search(split.answers.file_pattern, path)
+        found = re.search(split.right_classes.file_pattern, path)
         if found is None:
             raise InputError(
                 f"{split.place(row.number)}: the image's file is called {path!r}, but it must be named as "
-                f"{split.answers.file_pattern} to look up its labels"
+                f"{split.right_classes.file_pattern} to look up its labels"
             )
         return int(found[1]) - 1
-    if split.answers is not None:
+    if split.right_classes is not None:
         return row.number
     if split.class_order is not None and isinstance(row.label, int) and 0 <= row.label < len(split.class_order):
         return split.class_order[row.label]

@@ -20,14 +20,14 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.files.locks import STATES_FOLDER, require_held
 from seresnet_hub.files.writing import replacing
 
-STATE_NAME = re.compile(r"step-([0-9]+)\.safetensors")
+CHECKPOINT_NAME = re.compile(r"step-([0-9]+)\.safetensors")
 
 
-class DamagedState(Exception):
+class DamagedCheckpoint(Exception):
     """A state file that is not what was written; the text says in what way."""
 
 
-def list_states(output: Path) -> list[Path]:
+def list_checkpoints(output: Path) -> list[Path]:
     """Return the state files of the run in `output`, the latest step first; `InputError` where it cannot be read."""
     folder = Path(output, STATES_FOLDER)
     try:
@@ -36,7 +36,9 @@ def list_states(output: Path) -> list[Path]:
         return []
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {folder}: {getattr(error, 'strerror', None) or error}") from error
-    found = sorted(((int(match[1]), name) for name in names if (match := STATE_NAME.fullmatch(name))), reverse=True)
+    found = sorted(
+        ((int(match[1]), name) for name in names if (match := CHECKPOINT_NAME.fullmatch(name))), reverse=True
+    )
     for _, name in found:
         path = folder / name
         if not path.is_file() and os.path.lexists(path):  # it may have been removed meanwhile
@@ -44,7 +46,7 @@ def list_states(output: Path) -> list[Path]:
     return [folder / name for _, name in found]
 
 
-def save_state(output: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path:
+def save_checkpoint(output: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path:
     """Write `state` whole or not at all, then delete all but it and the `keep - 1` before it; return the file.
 
     A state is a tree of mappings and lists over tensors, their types, numbers, texts and None; `state["step"]` numbers
@@ -62,7 +64,7 @@ def save_state(output: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path
             free = shutil.disk_usage(path.parent).free >> 20
             raise OSError(f"{error} ({free} MiB are free there)") from error
     # The new one is on the disk, under its name. Later ones are damaged: the run has gone back behind them.
-    states = list_states(output)
+    states = list_checkpoints(output)
     place = states.index(path)
     for other in states[:place] + states[place + keep :]:
         try:
@@ -72,32 +74,32 @@ def save_state(output: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path
     return path
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """Return the state in a file. Errors: `DamagedState` where it is not what was written, by its sha256."""
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the state in a file. Errors: `DamagedCheckpoint` where it is not what was written, by its sha256."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
         if metadata["sha256"] != _digest(metadata["state"], tensors):
-            raise DamagedState("its sha256 is another")
+            raise DamagedCheckpoint("its sha256 is another")
         state: dict[str, Any] = _join(json.loads(metadata["state"]), tensors)
         return state
-    except DamagedState:
+    except DamagedCheckpoint:
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
-        raise DamagedState(f"{type(error).__name__}: {error}") from error
+        raise DamagedCheckpoint(f"{type(error).__name__}: {error}") from error
 
 
-def latest_state(output: Path) -> tuple[Path, dict[str, Any], list[str]]:
+def latest_checkpoint(output: Path) -> tuple[Path, dict[str, Any], list[str]]:
     """Return the last readable state of the run in `output`, its file, and what is wrong with later ones.
 
     Errors: `InputError` where there is none.
     """
     damaged: list[str] = []
-    for path in list_states(output):
+    for path in list_checkpoints(output):
         try:
-            return path, read_state(path), damaged
-        except DamagedState as error:
+            return path, load_checkpoint(path), damaged
+        except DamagedCheckpoint as error:
             damaged.append(f"{path} is damaged ({error})")
     if damaged:
         raise InputError(f"cannot resume: {'; '.join(damaged)}")
@@ -149,7 +151,7 @@ def _join(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         if "dtype" in value:
             dtype = getattr(torch, value["dtype"])
             if not isinstance(dtype, torch.dtype):
-                raise DamagedState(f"{value['dtype']!r} is no type of torch's")
+                raise DamagedCheckpoint(f"{value['dtype']!r} is no type of torch's")
             return dtype
         return {key: _join(item, tensors) for key, item in value["items"]}
     return value

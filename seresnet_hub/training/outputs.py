@@ -84,7 +84,7 @@ def facts_of_run(
     if origin is not None:
         begun = f" from {code(origin.name)}"
         recipe, asked = (dataclasses.replace(one, weights=origin.name) for one in (recipe, asked))
-    if split.kept is not None:
+    if split.subset is not None:
         notes.append(
             f"Its accuracy was measured on {accuracy.seen:,} images held out from the same collection it was trained "
             f"on ({100 * recipe.holdout:g} % of each class); pictures from elsewhere may fare worse."
@@ -105,7 +105,7 @@ def facts_of_run(
     done = f"{step:,} steps" if step == steps else f"{step:,} of its {steps:,} steps"
     fields = dataclasses.asdict(recipe)
     record = None
-    if split.kept is not None:
+    if split.subset is not None:
         record = record_of(split, share=recipe.holdout, seed=recipe.seed, corrupt_share=recipe.corrupt_share)
     return {
         "title": f"{recipe.model}, trained on {data}",

@@ -14,7 +14,7 @@ from seresnet_hub.files.durability import flush_way_to
 from seresnet_hub.files.leftovers import PARTIAL, sweep
 from seresnet_hub.files.locks import RUN_LOCK, STATES_FOLDER, acquire
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, SUMMARY_NAME, WEIGHTS_NAME
-from seresnet_hub.training.checkpoint import STATE_NAME, latest_state, list_states
+from seresnet_hub.training.checkpoint import CHECKPOINT_NAME, latest_checkpoint, list_checkpoints
 
 # Folders within the output: of the moving average's run also the raw weights, and of both the best beside the last.
 BEST, RAW, BEST_RAW = "best", "raw", "best_raw"
@@ -62,8 +62,8 @@ def begin(
     except OSError as error:
         raise InputError(f"cannot use {output}: {error.strerror or error}") from error
     found = None
-    if list_states(output):
-        _, state, damaged = latest_state(output)
+    if list_checkpoints(output):
+        _, state, damaged = latest_checkpoint(output)
         found = state, damaged
     elif resume:
         say(f"nothing to resume in {output} yet: beginning")
@@ -74,7 +74,7 @@ def begin(
 
 def _require_ours(output: Path, *, resume: bool) -> None:
     """Raise `InputError` where a run may not begin, or go on, in `output` as it is."""
-    if list_states(output):
+    if list_checkpoints(output):
         if resume:
             return
         raise InputError(f"{output} already exists: continue it with --resume, or choose another --output")
@@ -115,7 +115,7 @@ def _is_partial(path: Path) -> bool:
 
 def _is_of_a_run(name: str) -> bool:
     """Return whether a run writes files or folders of that name."""
-    return name in (*FILES, *FOLDERS) or STATE_NAME.fullmatch(name) is not None
+    return name in (*FILES, *FOLDERS) or CHECKPOINT_NAME.fullmatch(name) is not None
 
 
 def _require_writable(output: Path) -> None:

@@ -35,8 +35,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from seresnet_hub.data.batch_augmentation import Mixer, finish, on_device
+from seresnet_hub.data.damaged_images import require_few_damaged
 from seresnet_hub.data.held_out import learnt_before
-from seresnet_hub.data.loader import Split, epoch_plan, loader, require_few_damaged
+from seresnet_hub.data.loader import Split, epoch_plan, loader
 from seresnet_hub.data.plan import Plan
 from seresnet_hub.data.repeated_augmentation import dealt, part_rows
 from seresnet_hub.data.splits import open_splits, require_same_shards
@@ -55,7 +56,7 @@ from seresnet_hub.recipes.inductor import options_of
 from seresnet_hub.recipes.recipe import AUTO, Recipe
 from seresnet_hub.torch_settings import settings_of_run
 from seresnet_hub.training.batchnorm_statistics import RunningStatistics
-from seresnet_hub.training.checkpoint import list_states, load_optimizer, save_state
+from seresnet_hub.training.checkpoint import list_checkpoints, load_optimizer, save_checkpoint
 from seresnet_hub.training.checkpoint_checks import Run, require_fitting, require_whole
 from seresnet_hub.training.finetuning import resolved, start_of
 from seresnet_hub.training.history import Row, add_row, is_best, is_due, is_measured
@@ -209,7 +210,7 @@ def _train(
         f"{train_split.rows:,} training and {eval_split.rows:,} {eval_split.name} images of {num_classes} classes, "
         f"{steps_per_epoch} steps an epoch, {last_step:,} steps"
     )
-    if eval_split.kept is None and eval_split.name == train_split.name:
+    if eval_split.subset is None and eval_split.name == train_split.name:
         say("warning: what is measured here are the training images, so the accuracy says nothing of others")
     chance = chance_of(eval_split)
     if before := learnt_before(beginning.config, eval_split, share=recipe.holdout, seed=recipe.seed):
@@ -308,7 +309,7 @@ def _train(
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
                 "average": average.module.state_dict() if average is not None else {}, "statistics": of_processes,
             }  # fmt: skip
-            save_state(output, state, keep=recipe.keep_states)
+            save_checkpoint(output, state, keep=recipe.keep_states)
 
     # ------------------------------------------------------------------ loop
     precision = next(model.parameters()).dtype
@@ -519,7 +520,7 @@ def _figures(accuracy: Accuracy, prefix: str = "") -> dict[str, float]:
 
 
 def _kept(output: Path) -> str:
-    saved = list_states(output)
+    saved = list_checkpoints(output)
     return f"the last good state, {saved[0]}, is kept" if saved else "nothing was saved yet"
 
 
@@ -703,7 +704,7 @@ def _evaluate(model: nn.Module, split: Split, recipe: Recipe, accelerator: Accel
         model, split, workers=recipe.workers, rank=accelerator.process_index, world_size=accelerator.num_processes,
         batch_size=128 * accelerator.num_processes, total=total,
         # A held-out part is of the collection that is trained on, damage and all.
-        corrupt_share=0.0 if split.kept is None else recipe.corrupt_share, precision=recipe.eval_precision,
+        corrupt_share=0.0 if split.subset is None else recipe.corrupt_share, precision=recipe.eval_precision,
     )  # fmt: skip
 
 
