@@ -20,6 +20,7 @@ import torch
 from conftest import WriteSplit, encode
 from PIL import Image
 
+from seresnet_hub.commands.main import COMMANDS
 from seresnet_hub.commands.run import run
 from seresnet_hub.commands.terminal import as_table
 from seresnet_hub.environment import loader_workers
@@ -30,7 +31,8 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def command(name: str) -> ModuleType:
-    return import_module(f"seresnet_hub.commands.{name}")
+    """Return the module of a command, or of a script that is for a clone."""
+    return import_module(f"seresnet_hub.commands.{name}" if name in COMMANDS else name)
 
 
 def call(name: str, *arguments: object, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
