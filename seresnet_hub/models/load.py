@@ -93,19 +93,19 @@ def origin_of(name: str | Path) -> Origin:
     """Return where the weights that `load` takes under this name come from; errors as for `load`."""
     meant = parse_name(name)
     if meant.repo_id:
-        config = _repository_snapshot(meant).paths[CONFIG_NAME]
-        license = _licence_in(config) or licence_on_the_hub(meant.repo_id, meant.revision)
+        config = checked_config(_repository_snapshot(meant).paths[CONFIG_NAME])
+        license = licence_in(config) or licence_on_the_hub(meant.repo_id, meant.revision)
         return Origin(meant.name, meant.repo_id, license)
     if meant.folder is not None:
         require_model_folder(meant.folder)
-        return Origin(f"local-dir:{meant.folder.resolve().name}", "", _licence_in(meant.folder / CONFIG_NAME))
+        license = licence_in(checked_config(meant.folder / CONFIG_NAME))
+        return Origin(f"local-dir:{meant.folder.resolve().name}", "", license)
     cfg = _timms_config(meant.name)
     return Origin(meant.name, (cfg.hf_hub_id or "") if cfg else "", (cfg.license or "") if cfg else "")
 
 
-def _licence_in(path: Path) -> str:
-    """Return the licence that a `config.json` names, among our facts or timm's."""
-    config = checked_config(path)
+def licence_in(config: Mapping[str, Any]) -> str:
+    """Return the licence that a checked `config.json` names, among our facts or timm's, "" where it names none."""
     named = (config.get(key, {}).get("license") for key in (FACTS_KEY, "pretrained_cfg"))
     return next(filter(None, named), "")
 
