@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _start  # isort: skip
+import seresnet_hub_command  # noqa: F401  # isort: skip
 
 import argparse
 import json
@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from seresnet_hub.commands.parser import command
+from seresnet_hub.commands.run import start
 
 if TYPE_CHECKING:
     from seresnet_hub.cards.card import Card, Result
@@ -22,7 +25,7 @@ OWN_FOLDERS = Path(__file__).resolve().parent.parent / "seresnet_hub" / "own_wei
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = _start.command(__doc__)
+    parser = command(__doc__, example="python scripts/cards.py --check")
     parser.add_argument("--directory", default="model_cards", type=Path, help="default: model_cards")
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a card is stale")
     return parser
@@ -93,4 +96,4 @@ def measured(path: Path) -> list[Result]:
 
 
 if __name__ == "__main__":
-    _start.start(parser(), main)
+    start(parser(), main)

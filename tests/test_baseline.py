@@ -9,8 +9,9 @@ import pytest
 from conftest import WriteSplit
 from scipy.stats import binomtest
 
-from seresnet_hub.data.splits import open_split, open_splits
-from seresnet_hub.inference.baseline import Chance, _tail, chance_of
+from seresnet_hub.data.held_out import open_splits
+from seresnet_hub.data.open_split import open_split
+from seresnet_hub.inference.baseline import Chance, binomial_tail, chance_of
 from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.training import train as training
 
@@ -18,7 +19,7 @@ from seresnet_hub.training import train as training
 def test_the_tail_is_the_binomial_one() -> None:
     for correct, images, share in ((3, 6, 1 / 3), (0, 5, 0.5), (5, 5, 0.5), (700, 2000, 1 / 3), (19_000, 20_000, 0.9)):
         reference = binomtest(correct, images, share, alternative="greater").pvalue
-        assert _tail(correct, images, share) == pytest.approx(reference, rel=1e-6, abs=1e-200)
+        assert binomial_tail(correct, images, share) == pytest.approx(reference, rel=1e-6, abs=1e-200)
 
 
 def test_the_largest_class_is_counted(write_split: WriteSplit) -> None:

@@ -286,7 +286,7 @@ def test_mmpretrains_names_are_understood() -> None:
 
 def test_an_unknown_name_is_one_clear_error() -> None:
     with pytest.raises(InputError, match="cannot create model 'seresnet9000': Unknown model"):
-        seresnet_hub.create("seresnet9000")
+        models.create("seresnet9000")
 
 
 @pytest.mark.parametrize("indices", [0, 5])

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub_actions import Action, Delay, Drop, Endless, Garble, LoseAnswer, Pause, Status, Truncate
+from hub_faults import Action, Delay, Drop, Endless, Garble, LoseAnswer, Pause, Status, Truncate
 from hub_fixtures import REPO, commits, outputs, write_folder
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import constants

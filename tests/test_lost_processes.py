@@ -232,7 +232,7 @@ def test_the_others_end_where_one_process_is_refused(tmp_path: Path, refused: in
 # Training on two processes: rank 1 dies in its third step, and rank 0 waits, as for a GPU.
 DYING = """
 import os, signal, sys, time, torch
-import train
+from seresnet_hub.commands import train
 from seresnet_hub.training import lost_processes
 from seresnet_hub.commands.run import run
 lost_processes.WATCHED = frozenset({"gloo"})

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from hub_server import FlipByte, HubServer
+from hub_faults import FlipByte
+from hub_server import HubServer
 from safetensors.torch import save_file
 from torch import nn
 

@@ -18,19 +18,9 @@ import pytest
 import timm
 import torch
 from conftest import WriteSplit
+from hub_faults import Drop, FlipByte, LoseAnswer, Pause, Status, Truncate
 from hub_fixtures import CARD, REPO, commits, outputs, write_folder
-from hub_server import (
-    EXPIRED_TOKEN,
-    READ_TOKEN,
-    WRITE_TOKEN,
-    Drop,
-    FlipByte,
-    HubServer,
-    LoseAnswer,
-    Pause,
-    Status,
-    Truncate,
-)
+from hub_server import EXPIRED_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer
 from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -41,7 +31,8 @@ from seresnet_hub.files.model_folder import timm_config, write_model
 from seresnet_hub.files.writing import sha256_of
 from seresnet_hub.hub.client import licence_on_the_hub, say
 from seresnet_hub.publishing import push as room
-from seresnet_hub.training.history import Row, write_summary
+from seresnet_hub.training.outputs import write_summary
+from seresnet_hub.training.progress import Row
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

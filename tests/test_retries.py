@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hub_actions import Drop, Garble, Status
+from hub_faults import Drop, Garble, Status
 from hub_fixtures import REPO, commits
 from hub_server import Handler, HubServer
 from huggingface_hub import HfApi

@@ -20,7 +20,8 @@ from conftest import WriteSplit, numbered_picture, numbers_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seresnet_hub.data.loader import Batch, loader, open_split
+from seresnet_hub.data.loader import Batch, loader
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import get_recipe
 
@@ -125,7 +126,7 @@ def test_a_position_is_a_few_integers_and_refuses_changed_shards(write_split: Wr
 
 
 def test_resuming_reads_only_what_is_left(write_split: WriteSplit, monkeypatch: pytest.MonkeyPatch) -> None:
-    from seresnet_hub.data import loader as module
+    from seresnet_hub.data import worker as module
 
     split = open_split(str(write_split([[12]] * 24)), "train")
     read: list[int] = []

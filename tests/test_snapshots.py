@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from hub_actions import Drop, FlipByte, Garble, Pause, Status
+from hub_faults import Drop, FlipByte, Garble, Pause, Status
 from hub_fixtures import REPO, outputs, write_folder
-from hub_server import Handler, HubServer, as_json
+from hub_http import as_json
+from hub_server import Handler, HubServer
 from huggingface_hub import constants
 
 from seresnet_hub.errors import InputError

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import timm
 from foreign_files import SHORT, assert_same, saved, small
-from hub_actions import FlipByte
+from hub_faults import FlipByte
 from hub_server import HubServer
 from references import networks
 from safetensors.torch import save_file

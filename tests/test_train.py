@@ -23,14 +23,16 @@ from safetensors import SafetensorError
 from torch._dynamo.testing import CompileCounter
 
 import seresnet_hub
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.plan import Plan
-from seresnet_hub.data.splits import open_split
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.evaluate import evaluate
 from seresnet_hub.publishing.push import load
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
-from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import checkpoint, same_run
 from seresnet_hub.training import train as training
+from seresnet_hub.training.initial_model import require_mixable
+from seresnet_hub.training.learner import piece_sizes
 
 SPEED = ["images_per_second", "waiting_share", "first_steps_seconds", "peak_bytes"]
 KEYS = ["output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", *SPEED, "stopped"]
@@ -178,11 +180,11 @@ def test_two_processes_share_the_work(tmp_path: Path, numbers: str) -> None:
 def test_processes_that_drift_apart_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("seresnet20_cifar")
     other = timm.create_model("seresnet20_cifar")
-    monkeypatch.setattr(training, "gather_object", lambda own: [*own, training_digest(other)])
+    monkeypatch.setattr(same_run, "gather_object", lambda own: [*own, training_digest(other)])
     with pytest.raises(RuntimeError, match="drifted apart"):
-        training._require_same_on_all_ranks(model)
-    monkeypatch.setattr(training, "gather_object", lambda own: [*own, training_digest(model)])
-    training._require_same_on_all_ranks(model)
+        same_run.require_same_weights_everywhere(model)
+    monkeypatch.setattr(same_run, "gather_object", lambda own: [*own, training_digest(model)])
+    same_run.require_same_weights_everywhere(model)
 
 
 def training_digest(model: torch.nn.Module) -> str:
@@ -201,7 +203,7 @@ def test_a_full_disk_keeps_the_last_state(tmp_path: Path, numbers: str, monkeypa
         Path(path).write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(states, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     message = r"cannot write \S+/run/training/step-00000008.safetensors: .*No space left .* MiB are free"
     refused(message, data=numbers, output=out, resume=True)
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.parent.name == "training"}
@@ -259,7 +261,7 @@ def test_no_process_is_left_out_of_mixing(batch_size: int, repeats: int, process
     recipe = replace(SMALL, mixup=0.1, batch_size=batch_size, repeated_augmentation=repeats)
     plan = Plan(unit_rows=(5000,), batch_size=batch_size // repeats, lanes=24, order=None)
     with pytest.raises(InputError, match=message) if message else nullcontext():
-        training._require_mixable(recipe, plan, processes)
+        require_mixable(recipe, plan, processes)
 
 
 @pytest.mark.slow
@@ -296,7 +298,7 @@ def test_the_last_good_state_survives_an_explosion(tmp_path: Path, numbers: str)
     late = replace(SMALL, schedule="step", decay_epochs=(1,), decay_rate=1e38)
     kept = r"lower learning_rate=0.1; the last good state, \S+/step-00000004.safetensors, is kept"
     refused(rf"the loss is \S+ at step [67] \(noticed at 8\): {kept}", late, data=numbers, output=out)
-    assert [path.name for path in states.list_states(out)] == ["step-00000004.safetensors"]
+    assert [path.name for path in checkpoint.list_checkpoints(out)] == ["step-00000004.safetensors"]
     assert all(tensor.isfinite().all() for tensor in weights(out).values())
 
 
@@ -321,7 +323,7 @@ def test_resume_refuses_another_recipe_and_a_damaged_state(tmp_path: Path, numbe
         output=out,
         resume=True,
     )
-    (state,) = states.list_states(out)
+    (state,) = checkpoint.list_checkpoints(out)
     state.write_bytes(state.read_bytes()[:1000])
     refused("step-00000001.safetensors is damaged", data=numbers, output=out, resume=True)
 
@@ -332,7 +334,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     recipe = replace(SMALL, checkpoint_steps=3)
     training.train(recipe, data=numbers, output=tmp_path / "whole")
     training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=6)
-    newest, before = states.list_states(tmp_path / "run")
+    newest, before = checkpoint.list_checkpoints(tmp_path / "run")
     assert (newest.stem, before.stem) == ("step-00000006", "step-00000004")
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
@@ -351,12 +353,12 @@ def test_a_damaged_state_gives_way_to_the_one_before(
 def test_an_incomplete_state_is_refused(tmp_path: Path, numbers: str, key: str, value: object, message: str) -> None:
     out = tmp_path / "run"
     training.train(SMALL, data=numbers, output=out, max_steps=1)
-    state = states.latest_state(out)[1]
+    state = checkpoint.latest_checkpoint(out)[1]
     if value is None:
         del state[key]
     else:
         state[key] = value
-    states.save_state(out, state)
+    checkpoint.save_checkpoint(out, state)
     refused(message, data=numbers, output=out, resume=True)
 
 
@@ -364,7 +366,7 @@ def test_a_full_disk_leaves_no_new_folder(tmp_path: Path, numbers: str, monkeypa
     def full(_: object, path: Path, **__: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(states, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     message = r"cannot write \S+/run/training/step-00000004.safetensors: .*No space left .* MiB are free"
     refused(message, data=numbers, output=tmp_path / "run")
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and "run" in path.parts]
@@ -491,7 +493,7 @@ def test_short_batches_compile_nothing(tmp_path: Path, numbers: str, monkeypatch
 
 @pytest.mark.parametrize(("images", "pieces", "sizes"), [(10, 1, {10}), (10, 3, {4, 2}), (12, 3, {4}), (2, 3, {1})])
 def test_the_sizes_of_pieces_are_those_of_torchs_chunks(images: int, pieces: int, sizes: set[int]) -> None:
-    assert training._piece_sizes(images, pieces) == sizes == {len(t) for t in torch.zeros(images).chunk(pieces)}
+    assert piece_sizes(images, pieces) == sizes == {len(t) for t in torch.zeros(images).chunk(pieces)}
 
 
 def test_blocks_for_training_need_something_to_gain(tmp_path: Path, numbers: str) -> None:

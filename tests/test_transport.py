@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from hub_actions import Endless, Garble, Pause, Status, Truncate
+from hub_faults import Endless, Garble, Pause, Status, Truncate
 from hub_fixtures import REPO, commits, outputs
-from hub_server import Answer, Handler, HubServer, as_json
+from hub_http import Answer, as_json
+from hub_server import Handler, HubServer
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import get_session
 

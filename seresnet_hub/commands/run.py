@@ -1,7 +1,8 @@
-"""What every script shares: a result on standard output, and one clear line where the input was wrong."""
+"""How a command runs: a result on standard output, and one clear line where the input was wrong."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import io
@@ -10,7 +11,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 from seresnet_hub.commands.terminal import as_table
 from seresnet_hub.errors import (
@@ -21,6 +23,19 @@ from seresnet_hub.errors import (
     LostProcessError,
     of_a_dead_worker,
 )
+
+
+def start(
+    parser: argparse.ArgumentParser,
+    main: Callable[[Sequence[str]], dict[str, Any]],
+    arguments: Sequence[str] | None = None,
+    exit_code: Callable[[argparse.Namespace, dict[str, Any]], int] = lambda *_: 0,
+) -> NoReturn:
+    """Run a command's `main` on its arguments (default: those of the command line), and exit with its code."""
+    options = parser.parse_args(arguments)  # --help and wrong options end here
+    import seresnet_hub.models.create  # noqa: F401  # its models are registered with timm, as an import of the package does
+
+    sys.exit(run(main, arguments, as_json=options.json, exit_code=partial(exit_code, options)))
 
 
 def run(

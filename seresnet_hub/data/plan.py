@@ -119,8 +119,8 @@ class Plan:
         """Return the length of every rank's part of a batch; ranks with a row less have a padded one."""
         return -(-self.batch_rows(batch) // world_size)
 
-    def parts(self, world_size: int, workers: int) -> int:
-        """Return among how many workers a rank divides its places: as many as have whole lanes, else a lane each."""
+    def workers_in_use(self, world_size: int, workers: int) -> int:
+        """Return how many of a rank's workers divide its places: as many as have whole lanes, else a lane each."""
         whole = [n for n in range(1, workers + 1) if self.lanes % (world_size * n) == 0]
         return max(whole, default=min(workers, max(1, self.lanes // world_size)))
 

@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from seresnet_hub.data.splits import Split, labels_of
+from seresnet_hub.data.split import Split
+from seresnet_hub.data.units import labels_of
 
 # Labels of larger splits are not read: what has so many images does not end at chance unseen.
 MOST_IMAGES = 20_000
@@ -26,7 +27,7 @@ class Chance:
     @property
     def too_few_images(self) -> bool:
         """Whether not even all images right would be evidence of anything."""
-        return _tail(self.images, self.images, self.share) > SIGNIFICANCE
+        return binomial_tail(self.images, self.images, self.share) > SIGNIFICANCE
 
     def too_few(self) -> str:
         """Return in one sentence that no accuracy on so few images shows anything, and what to do."""
@@ -39,7 +40,7 @@ class Chance:
         It does not where so many images would be right by chance with a probability above 5 % (binomial tail).
         """
         correct = round(top1 * self.images / 100)
-        if _tail(correct, self.images, self.share) <= SIGNIFICANCE:
+        if binomial_tail(correct, self.images, self.share) <= SIGNIFICANCE:
             return ""
         guess = f"always naming {self.largest!r}, the largest class, has {100 * self.share:.2f} %"
         if self.too_few_images:
@@ -56,7 +57,7 @@ def chance_of(split: Split) -> Chance | None:
 
     Errors: `InputError` where the labels cannot be read.
     """
-    if split.answers is not None or split.rows > MOST_IMAGES or (split.remote and split.kept is None):
+    if split.right_classes is not None or split.rows > MOST_IMAGES or (split.remote and split.subset is None):
         return None
     counts = Counter(labels_of(split).tolist())
     if not counts:
@@ -64,10 +65,12 @@ def chance_of(split: Split) -> Chance | None:
     label, most = counts.most_common(1)[0]
     names = split.class_names or ()
     largest = names[label] if 0 <= label < len(names) else str(label)
-    return Chance(share=most / counts.total(), images=counts.total(), largest=largest, held_out=split.kept is not None)
+    return Chance(
+        share=most / counts.total(), images=counts.total(), largest=largest, held_out=split.subset is not None
+    )
 
 
-def _tail(correct: int, images: int, share: float) -> float:
+def binomial_tail(correct: int, images: int, share: float) -> float:
     """Return the probability of `correct` or more right answers of `images`, each right with probability `share`."""
     if correct <= 0 or share >= 1:
         return 1.0

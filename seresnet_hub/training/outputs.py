@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from torch import nn
 
 from seresnet_hub.cards.card import NO_TOP5, card_of, render
 from seresnet_hub.cards.markdown import code, plain
 from seresnet_hub.data.held_out import RECORD_KEY, record_of
-from seresnet_hub.data.loader import EMBEDDED, Split
+from seresnet_hub.data.open_split import EMBEDDED
+from seresnet_hub.data.split import Split
 from seresnet_hub.environment import code_commit, hardware, package_version, versions
 from seresnet_hub.files.locks import require_held
 from seresnet_hub.files.model_folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, timm_config, write_model
@@ -26,9 +28,9 @@ from seresnet_hub.models.cost import sizes_of
 from seresnet_hub.models.create import list_models
 from seresnet_hub.models.load import Origin
 from seresnet_hub.plots import draw_curves
-from seresnet_hub.recipes.fields import written
+from seresnet_hub.recipes.fields import described
 from seresnet_hub.recipes.recipe import RECIPES, Recipe
-from seresnet_hub.training.history import Row, write_summary
+from seresnet_hub.training.progress import Row
 from seresnet_hub.training.start_or_resume import BEST, BEST_RAW, RAW
 
 
@@ -58,6 +60,15 @@ def save_run(
     fill_folder(output, fill)
 
 
+def write_summary(history: Sequence[Row], path: Path) -> None:
+    """Write the rows as CSV, in the manner of timm's summary; what was not measured is empty."""
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, columns)
+        table.writeheader()
+        table.writerows(history)
+
+
 AUTOCAST_NAMES = {"bf16": "bfloat16", "fp16": "float16"}
 # What is said of the weights in a folder beside the last ones.
 KINDS = {
@@ -84,7 +95,7 @@ def facts_of_run(
     if origin is not None:
         begun = f" from {code(origin.name)}"
         recipe, asked = (dataclasses.replace(one, weights=origin.name) for one in (recipe, asked))
-    if split.kept is not None:
+    if split.subset is not None:
         notes.append(
             f"Its accuracy was measured on {accuracy.seen:,} images held out from the same collection it was trained "
             f"on ({100 * recipe.holdout:g} % of each class); pictures from elsewhere may fare worse."
@@ -105,7 +116,7 @@ def facts_of_run(
     done = f"{step:,} steps" if step == steps else f"{step:,} of its {steps:,} steps"
     fields = dataclasses.asdict(recipe)
     record = None
-    if split.kept is not None:
+    if split.subset is not None:
         record = record_of(split, share=recipe.holdout, seed=recipe.seed, corrupt_share=recipe.corrupt_share)
     return {
         "title": f"{recipe.model}, trained on {data}",
@@ -144,12 +155,13 @@ def _per_class(accuracy: Accuracy) -> dict[str, dict[str, list[int]]]:
 def _command(recipe: Recipe, data: str | None, max_steps: int | None, world_size: int) -> str:
     """Return the command that trains `recipe` again: its name, and each field that differs from the table's."""
     launcher = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(world_size)]
-    words = [*(launcher if world_size > 1 else ["python"]), "scripts/train.py", "--recipe", recipe.name]
+    words = [*(launcher if world_size > 1 else ["python"]), "scripts/train.py", "--recipe"]
+    words += [recipe.name if recipe.name in RECIPES else f"{recipe.name}.toml"]
     words += ["--data", data] if data else []
     words += ["--max-steps", str(max_steps)] if max_steps else []
-    original, hints = RECIPES.get(recipe.name), get_type_hints(Recipe, include_extras=True)
-    for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
-        if original is not None and field.name not in ("name", "data") and value != getattr(original, field.name):
-            words += ["--set", f"{field.name}={written(value, hints[field.name])}"]
+    original = RECIPES.get(recipe.name)
+    for row in described(recipe) if original is not None else ():
+        name = row["field"]
+        if name not in ("name", "data") and getattr(recipe, name) != getattr(original, name):
+            words += ["--set", f"{name}={row['value']}"]
     return shlex.join(words)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module
+from types import ModuleType
 
 import pytest
+
+from seresnet_hub.commands.main import COMMANDS
+
+
+def command(name: str) -> ModuleType:
+    return import_module(f"seresnet_hub.commands.{name}" if name in COMMANDS else name)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +38,7 @@ def test_what_can_name_nothing_ends_at_the_command_line(
     arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        importlib.import_module(arguments[0]).parser().parse_args(arguments[1:])
+        command(arguments[0]).parser().parse_args(arguments[1:])
     out, err = capfd.readouterr()
     assert (caught.value.code, out) == (2, "")
     assert message in err
@@ -39,9 +46,9 @@ def test_what_can_name_nothing_ends_at_the_command_line(
 
 
 def test_texts_that_may_be_anything_pass_the_command_line() -> None:
-    parse = importlib.import_module("push").parser().parse_args
+    parse = command("push").parser().parse_args
     assert parse(["m", "--repo-id", "a/b", "--message", "a" * 1000]).message == "a" * 1000
-    assert importlib.import_module("train").parser().parse_args(["--show-recipe"]).show_recipe == ""
-    assert importlib.import_module("predict").parser().parse_args(["\udcff.png"]).images == ["\udcff.png"]
+    assert command("train").parser().parse_args(["--show-recipe"]).show_recipe == ""
+    assert command("predict").parser().parse_args(["\udcff.png"]).images == ["\udcff.png"]
     url = "https://example.org/" + "a" * 300
-    assert importlib.import_module("convert").parser().parse_args([url, "--output", "o"]).source_file == url
+    assert command("convert").parser().parse_args([url, "--output", "o"]).source_file == url

@@ -1,17 +1,10 @@
-"""How every script starts: Ctrl-C gives one line from the first moment, and --help needs none of the heavy imports.
-
-Imported first, and needs the standard library alone; a script imports the package inside its `main`, after its options
-have been read.
-"""
+"""The options of commands: what is common to them, and the refusal of texts that can name nothing."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,14 +13,6 @@ JSON_HELP = "print the result as one line of JSON, as in a pipe"
 MODEL = (
     "a timm name, a model folder (DIR or local-dir:DIR), or a Hub repository (NS/NAME[@rev] or hf-hub:NS/NAME[@rev])"
 )
-
-
-def _stop(*_: object) -> None:
-    os.write(2, b"interrupted\n")
-    os._exit(130)
-
-
-signal.signal(signal.SIGINT, _stop)  # until `seresnet_hub.commands.run.run` takes over
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,29 +62,11 @@ def _unusable(text: str, *, any_bytes: bool) -> str:
     return ""
 
 
-def command(description: str | None) -> Parser:
-    """Return a parser with the option that all scripts have."""
-    parser = Parser(description=description)
+def command(description: str | None, *, example: str, prog: str | None = None) -> Parser:
+    """Return the parser of a command or a script, with the option that all have; --help ends with `example`."""
+    parser = Parser(
+        prog=prog, description=description, epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     return parser
-
-
-def add_inference(parser: argparse.ArgumentParser) -> None:
-    """Add the options that make a model faster."""
-    parser.add_argument("--fuse", action="store_true", help="rewrite the model for inference first")
-    parser.add_argument(
-        "--compile", nargs="?", const="default", choices=("default", "epilogue"), metavar="SETTINGS",
-        help="compile the model first, with the settings default or epilogue (takes a minute or more)",
-    )  # fmt: skip
-
-
-def start(
-    parser: argparse.ArgumentParser,
-    main: Callable[[Sequence[str]], dict[str, Any]],
-    exit_code: Callable[[argparse.Namespace, dict[str, Any]], int] = lambda *_: 0,
-) -> NoReturn:
-    """Run a script's `main` on the command line's arguments, and exit with what `exit_code` makes of the result."""
-    options = parser.parse_args()  # --help and wrong options end here
-    from seresnet_hub.commands.run import run
-
-    sys.exit(run(main, as_json=options.json, exit_code=partial(exit_code, options)))

@@ -1,4 +1,4 @@
-"""Open labelled images as a row of units, each readable on its own; `units` reads them.
+"""Open a split of a data set as a row of units, each readable on its own.
 
 A data set is read through `datasets` in streaming mode. Its units are the row groups of its parquet shards (for other
 formats, its shards).
@@ -13,14 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import pyarrow.dataset
 from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from seresnet_hub.data.image_folders import ENDINGS, left_out_of, trouble_in
+from seresnet_hub.data.retry import OPENING_ATTEMPTS, retrying
 from seresnet_hub.data.row_files import RowFiles, folder_of
-from seresnet_hub.data.shard_changes import Contents
 from seresnet_hub.data.shards import (
     READ_AHEAD,
     Shard,
@@ -32,29 +31,12 @@ from seresnet_hub.data.shards import (
     row_groups,
     shard_states,
 )
-from seresnet_hub.data.units import (
-    Answers,
-    Kept,
-    Row,
-    Split,
-    label_values,
-    labels_of,
-    read_unit,
-    require_same_shards,
-    tables_of,
-    unit_labels,
-)
+from seresnet_hub.data.split import RightClasses, Split
+from seresnet_hub.data.unit_hashes import UnitHashes
+from seresnet_hub.data.units import label_values, tables_of
 from seresnet_hub.errors import InputError, PrintableLog
-from seresnet_hub.retry import OPENING_ATTEMPTS, retrying
-
-__all__ = [
-    "EMBEDDED", "HELD_OUT", "Answers", "Kept", "OnlyTrainingError", "Row", "Shard", "Split", "hold_out",
-    "in_class_order", "labels_of", "open_split", "open_splits", "read_unit", "require_same_shards",
-    "whole_of",
-]  # fmt: skip
 
 EMBEDDED = "digits"
-HELD_OUT = "held-out"  # the name of the part of a training split that is measured on
 
 log = PrintableLog(__name__)
 Result = TypeVar("Result")
@@ -70,8 +52,9 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
     Of other formats than parquet every row is counted once. `split=None` takes validation, else test, else the only
     one, unless that is called train. Private data sets need a token as huggingface_hub finds it (`hf auth login`, or
     HF_TOKEN). `label_column` is `label` or the only one of class numbers. With `label_lists` it may hold lists of them,
-    which are read at once into `Split.answers`. Errors: `InputError` where the source, the split or the column does not
-    exist, or none can be told; where a local folder's pictures are in no class folders, it says how to arrange them.
+    which are read at once into `Split.right_classes`. Errors: `InputError` where the source, the split or the column
+    does not exist or cannot be told; where a local folder's pictures are in no class folders, it says how to arrange
+    them.
     """
     path = _embedded() if source == EMBEDDED else source
     looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
@@ -119,13 +102,15 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
         unit_shards=unit_shards,
         files=files,
         row_files=RowFiles.of(path, files, lists_pictures=isinstance(builder, ImageFolder)),
-        contents=Contents(len(unit_rows), columns=(image_column, label_column), folder=folder_of(files)),
+        unit_hashes=UnitHashes(len(unit_rows), columns=(image_column, label_column), folder=folder_of(files)),
         dataset=stream,
         siblings=tuple(streams),
     )
     if label is features[label_column]:
         return opened
-    return replace(opened, answers=Answers(tuple(_class_list(opened, *row) for row in enumerate(_lists(opened)))))
+    return replace(
+        opened, right_classes=RightClasses(tuple(_class_list(opened, *row) for row in enumerate(_lists(opened))))
+    )
 
 
 def _lists(split: Split) -> list[Any]:
@@ -136,74 +121,6 @@ def _class_list(split: Split, row: int, given: list[Any] | None) -> tuple[int, .
     if any(not isinstance(number, int) or number < 0 for number in given or ()):
         raise InputError(f"{split.place(row)}: labels {given!r}, expected class numbers")
     return tuple(given or ())
-
-
-def in_class_order(split: Split, order: Sequence[int]) -> Split:
-    """Return the split with its classes renumbered: its class k becomes class `order[k]`."""
-    names = split.class_names
-    renamed = tuple(names[order.index(number)] for number in range(len(order))) if names else None
-    if split.answers is None:
-        return replace(split, class_order=tuple(order), class_names=renamed)
-    try:
-        classes = tuple(tuple(order[number] for number in numbers) for numbers in split.answers.classes)
-    except IndexError:
-        raise InputError(f"split {split.name!r} of {split.source} has labels beyond its {len(order)} classes") from None
-    return replace(split, answers=split.answers._replace(classes=classes), class_names=renamed)
-
-
-def open_splits(
-    source: str, train: str, evaluation: str | None, *, holdout: float = 0.0, seed: int = 0
-) -> tuple[Split, Split]:
-    """Open the split to train on and the one to measure on.
-
-    `evaluation=None` is validation, else test, else the share `holdout` of the training images (see `hold_out`), which
-    are then not trained on. Errors: as for `open_split`; `InputError` where there is nothing to measure on.
-    """
-    training = open_split(source, train)
-    named = evaluation or next((name for name in ("validation", "test") if name in training.siblings), None)
-    if named is not None:
-        return training, open_split(source, named)
-    if not holdout:
-        raise InputError(
-            f"data set {source!r} has neither a validation nor a test split, only {', '.join(training.siblings)}: "
-            "name one with --set eval_split=NAME, or hold out a fifth of the training images with --set holdout=0.2"
-        )
-    return hold_out(training, holdout, seed)
-
-
-def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """Divide a split in two, and return the rest and what is held out; reads every label once.
-
-    Of each class `share` is held out, rounded, but at least one image where there are two or more, and never all.
-    Which ones depends on the seed and the order of the rows alone. Errors: `InputError` where nothing can be held out.
-    """
-    labels = tuple(unit_labels(split, unit) for unit in range(len(split.unit_rows)))
-    chosen = np.zeros(split.rows, dtype=bool)
-    together = np.concatenate(labels)
-    for label in np.unique(together):
-        rows = np.flatnonzero(together == label)
-        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-        random_numbers = np.random.default_rng([seed, int(label) % 2**63])
-        chosen[random_numbers.permutation(rows)[:count]] = True
-    if not chosen.any():
-        raise InputError(
-            f"{split.source} has one image a class, so none can be held out to measure on: add images, or a folder of "
-            "them named test"
-        )
-    cuts = np.cumsum(split.unit_rows)[:-1]
-
-    def part(mask: np.ndarray, name: str) -> Split:
-        rows = tuple(np.flatnonzero(unit) for unit in np.split(mask, cuts))
-        kept = Kept(split.name, split.unit_rows, rows, labels)
-        return replace(split, name=name, unit_rows=tuple(map(len, rows)), kept=kept)
-
-    return part(~chosen, split.name), part(chosen, HELD_OUT)
-
-
-def whole_of(part: Split) -> Split:
-    """Return the split that `hold_out` divided, of one of its parts."""
-    assert part.kept is not None
-    return replace(part, name=part.kept.split, unit_rows=part.kept.unit_rows, kept=None)
 
 
 def _open(path: str, is_glob: bool) -> tuple[Any, dict[str, IterableDataset]]:

@@ -1,7 +1,8 @@
-"""How the Hub's double can misbehave on a request."""
+"""How the Hub's double can misbehave: actions on a request, and which requests they are for."""
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -86,4 +87,44 @@ class Endless:
     """Do the work, then answer with bytes that do not end, of no announced length."""
 
 
-Action = Status | Drop | LoseAnswer | Delay | Truncate | FlipByte | Garble | Endless | Pause
+@dataclass(frozen=True)
+class Halve:
+    """Answer the first half of the content as if it were the whole, with a length that agrees."""
+
+
+Action = Status | Drop | LoseAnswer | Delay | Truncate | FlipByte | Garble | Endless | Halve | Pause
+
+
+@dataclass(kw_only=True)
+class Request:
+    """What was asked, and how far it came; `path` is unquoted, `received` and `sent` count bytes of bodies."""
+
+    method: str
+    path: str
+    query: str
+    origin: str
+    range: str | None
+    authorized: bool
+    status: int | None = None
+    received: int = 0
+    sent: int = 0
+
+
+@dataclass(kw_only=True)
+class Fault:
+    """An action on the requests that match, after the first `after` of them, `times` times (None: for ever)."""
+
+    method: str
+    path: re.Pattern[str]
+    action: Action
+    times: int | None
+    after: int
+    seen: int = 0
+
+    def matches(self, request: Request) -> bool:
+        return request.method == self.method and self.path.search(request.path) is not None
+
+    def is_due(self) -> bool:
+        """Count a matching request, and tell whether it is one to spoil."""
+        self.seen += 1
+        return self.after < self.seen and (self.times is None or self.seen <= self.after + self.times)

@@ -20,11 +20,11 @@ from seresnet_hub.data.shards import kept_file, read_record, write_record
 from seresnet_hub.errors import InputError
 
 SUFFIX = ".contents.json"
-SECONDS_BETWEEN = 60.0  # two times at which what is known is written into the cache folder
+SECONDS_BETWEEN = 60.0  # two savings
 
 
-class Contents:
-    """What was read of each of `units` units: a 64-bit hash, in memory that loader workers share; 0 is unknown.
+class UnitHashes:
+    """A 64-bit hash of what was read of each of `units` units, in memory that loader workers share; 0 is unknown.
 
     The hash (XXH3) tells damage and changes, not an attacker who looks for another unit of the same hash.
     """
@@ -32,11 +32,11 @@ class Contents:
     def __init__(self, units: int, *, columns: Sequence[str] = (), folder: str = "") -> None:
         """`columns` are those that are read of the shards, which lie in `folder`: paths in it count from there."""
         self._columns, self._folder = json.dumps(columns), f"{folder}/" if folder else ""
-        self._hashes = np.frombuffer(mmap.mmap(-1, max(8 * units, 1)), np.uint64, units)
-        self._kept = np.zeros(units, np.uint64)
-        self._next = time.monotonic() + SECONDS_BETWEEN
+        self.hashes = np.frombuffer(mmap.mmap(-1, max(8 * units, 1)), np.uint64, units)
+        self._saved = np.zeros(units, np.uint64)
+        self._next_save = time.monotonic() + SECONDS_BETWEEN
 
-    def are(self, unit: int, rows: Iterable[tuple[dict[str, Any] | None, Any]]) -> bool:
+    def match(self, unit: int, rows: Iterable[tuple[dict[str, Any] | None, Any]]) -> bool:
         """Return whether a unit's rows (image and label) are those of the last reading; true at the first one."""
         state, lengths = xxhash.xxh3_64(), []
         for image, label in rows:
@@ -48,35 +48,35 @@ class Contents:
             lengths.append((None if data is None else len(data), path, label))
         state.update(repr(lengths).encode())
         found = np.uint64(state.intdigest() or 1)
-        known = self._hashes[unit]
+        known = self.hashes[unit]
         if known == 0:
-            self._hashes[unit] = found
+            self.hashes[unit] = found
         return bool(known in (0, found))
 
-    def remember(self, fingerprint: int) -> None:
-        """Take over what was kept of shards with this fingerprint; what this process has read itself stays."""
+    def load(self, fingerprint: int) -> None:
+        """Take over the hashes that were saved for shards with this fingerprint; this process's own stay."""
         before = self._read(fingerprint)
-        self._hashes[self._hashes == 0] = before[self._hashes == 0]
-        self._kept = before
+        self.hashes[self.hashes == 0] = before[self.hashes == 0]
+        self._saved = before
 
-    def keep(self, fingerprint: int, *, now: bool = False) -> None:
-        """Write what is known into the cache folder if there is news, at most once a minute unless `now`."""
-        if not now and time.monotonic() < self._next:
+    def save(self, fingerprint: int, *, now: bool = False) -> None:
+        """Save the hashes in the cache folder if there are new ones, at most once a minute unless `now`."""
+        if not now and time.monotonic() < self._next_save:
             return
-        self._next = time.monotonic() + SECONDS_BETWEEN
-        if (self._hashes == self._kept).all():
+        self._next_save = time.monotonic() + SECONDS_BETWEEN
+        if (self.hashes == self._saved).all():
             return
         before = self._read(fingerprint)  # another process of the run reads other units
-        known = np.where(self._hashes == 0, before, self._hashes)
+        known = np.where(self.hashes == 0, before, self.hashes)
         with suppress(InputError):  # without a cache folder they are known to this run alone
             if not np.array_equal(known, before):
                 path = kept_file(fingerprint, SUFFIX)
                 others = read_record(path) or {}
                 write_record(path, {**others, self._columns: [f"{number:x}" for number in known.tolist()]})
-            self._kept = self._hashes.copy()
+            self._saved = self.hashes.copy()
 
     def _read(self, fingerprint: int) -> np.ndarray:
-        nothing = np.zeros(len(self._hashes), np.uint64)
+        nothing = np.zeros(len(self.hashes), np.uint64)
         found = (read_record(kept_file(fingerprint, SUFFIX)) or {}).get(self._columns)
         if not isinstance(found, list) or len(found) != len(nothing):
             return nothing

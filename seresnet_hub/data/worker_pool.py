@@ -37,15 +37,15 @@ LOCKS_OF_A_WORKER, LOCKS_OF_A_LOADER = 3, 10
 log = PrintableLog(__name__)
 
 
-class Workers:
-    """The answers of a `DataLoader` with so many worker processes; 0 are none. Close it to end them."""
+class WorkerPool:
+    """The answers of a `DataLoader` with so many worker processes, 0 for none; a context, at whose end they end."""
 
     def __init__(self, loader_of: Any, number: int) -> None:
         """Start them; `loader_of` makes the loader out of the options that are given here.
 
         Errors: `InputError` where the limits of this machine do not allow so many processes.
         """
-        self._number = number
+        self._number, self._is_finalizing = number, sys.is_finalizing
         _require_room(number)
         # Shared with the workers: whether nobody needs them any more, and their process numbers.
         self._shared = mmap.mmap(-1, 8 * (number + 1))
@@ -93,6 +93,13 @@ class Workers:
                 log.warning("waiting for a batch for %.0f s, from loader worker processes %s%s", waited, named, way_out)
                 say_after = 2 * max(say_after, waited)
 
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._is_finalizing():  # at the interpreter's end modules are gone already, and so are the workers
+            self.close()
+
     def close(self) -> None:
         """Let the workers end; those that somebody stopped go on for it."""
         self._leave()
@@ -107,7 +114,7 @@ class Workers:
     def _states(self) -> dict[int, str]:
         """Return what the worker processes do, by their numbers, as far as the system says it."""
         pids = struct.unpack_from(f"{self._number}q", self._shared, 8)
-        return {pid: _state(pid) for pid in pids if pid}
+        return {pid: state_of(pid) for pid in pids if pid}
 
 
 def _require_room(number: int) -> None:
@@ -147,7 +154,7 @@ def _way_out(error: OSError) -> str:
     return "allow more processes (ulimit -u) or memory"
 
 
-def _state(pid: int) -> str:
+def state_of(pid: int) -> str:
     try:
         # The name before it, in brackets, may hold anything.
         letter = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]

@@ -11,9 +11,10 @@ import pyarrow.parquet
 import pytest
 from conftest import WriteSplit, numbered_picture, numbers_in
 
-from seresnet_hub.data.loader import loader, open_split
-from seresnet_hub.data.shard_changes import SUFFIX, Contents
+from seresnet_hub.data.loader import loader
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.shards import kept_file
+from seresnet_hub.data.unit_hashes import SUFFIX, UnitHashes
 from seresnet_hub.data.units import require_same_shards
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import get_recipe
@@ -47,7 +48,7 @@ def test_a_change_between_two_epochs_is_named(shard: Path, workers: int) -> None
     split = open_split(str(shard.parent), "train")
     list(loader(split, None, RECIPE, workers=workers))
     change(shard)
-    with pytest.raises(InputError, match=r"part 0 of split 'train' .*train-00000.*holds other bytes than when"):
+    with pytest.raises(InputError, match=r"unit 0 of split 'train' .*train-00000.*holds other bytes than when"):
         list(loader(split, None, RECIPE, epoch=1, workers=workers))
 
 
@@ -117,21 +118,21 @@ def test_what_was_read_of_another_column_says_nothing(tmp_path: Path, monkeypatc
     for name in ("label", "other"):
         again = open_split(str(tmp_path / "data"), "train", label_column=name)
         require_same_shards(again, splits[0].fingerprint)
-        assert again.contents._hashes.all()  # what was read of its own column is known
+        assert again.unit_hashes.hashes.all()  # what was read of its own column is known
         assert sum(int(batch.mask.sum()) for batch in loader(again, None, RECIPE)) == 12
 
 
 def test_labels_count_too() -> None:
-    contents = Contents(2)
+    hashes = UnitHashes(2)
     rows = [({"bytes": b"12", "path": None}, 1), ({"bytes": b"3", "path": None}, 2)]
-    assert contents.are(0, rows)
-    assert contents.are(0, rows)
+    assert hashes.match(0, rows)
+    assert hashes.match(0, rows)
     for changed in (
         [(rows[0][0], 2), rows[1]], rows[:1], [*rows, rows[0]], [rows[1], rows[0]], [(None, 1), rows[1]],
         [({"bytes": b"1", "path": None}, 1), ({"bytes": b"23", "path": None}, 2)],
     ):  # fmt: skip
-        assert not contents.are(0, changed)
-    assert contents.are(1, rows[:1])
+        assert not hashes.match(0, changed)
+    assert hashes.match(1, rows[:1])
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"null", b'{"sha256": "", "facts": "{}"}'])

@@ -14,8 +14,9 @@ import psutil
 import pytest
 from conftest import WriteSplit, numbered_picture
 
-from seresnet_hub.data import workers as module
-from seresnet_hub.data.loader import _Ring, loader
+from seresnet_hub.data import worker_pool as module
+from seresnet_hub.data.loader import loader
+from seresnet_hub.data.shared_batches import SharedBatches
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import get_recipe
 
@@ -68,7 +69,7 @@ def main(arguments):
     batches = loader(sys.argv[1], 'train', recipe, workers=int(sys.argv[2]))
     kept = []
     for batch in batches:
-        kept.append(batch)  # so that the ring is empty soon, and batches come in memory of their own
+        kept.append(batch)  # so that no shared batch is free soon, and batches come in memory of their own
         BEFORE
     return {'batches': len(kept)}
 raise SystemExit(run(main, sys.argv[1:]))
@@ -94,7 +95,7 @@ def test_few_open_files_are_said_with_the_way_out(write_split: WriteSplit) -> No
 
 @pytest.mark.slow
 def test_little_shared_memory_is_enough(write_split: WriteSplit) -> None:
-    """A batch beyond those of the ring goes through a pipe: /dev/shm is small in some containers."""
+    """A batch beyond the shared ones goeses through a pipe: /dev/shm is small in some containers."""
     images = [numbered_picture(k, 64) for k in range(512)]
     root = str(write_split([[64] * 8], images=images))
     mounted = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=256k tmpfs /dev/shm && exec "$@"', "sh"]
@@ -116,7 +117,7 @@ def test_little_shared_memory_is_enough(write_split: WriteSplit) -> None:
 
 def test_batches_that_memory_cannot_hold_are_refused() -> None:
     with pytest.raises(InputError, match=r"not enough memory for 4 batches .* choose a smaller batch or input size"):
-        _Ring(4, (10_000_000, 9000, 9000, 3))
+        SharedBatches(4, (10_000_000, 9000, 9000, 3))
 
 
 def test_a_system_that_cannot_fork_trains_without_workers(write_split: WriteSplit) -> None:
@@ -146,5 +147,5 @@ def test_workers_on_a_system_that_cannot_fork_are_refused(
 
 
 def test_states_of_processes() -> None:
-    assert module._state(os.getpid()) == "computing"
-    assert module._state(2**22 + 1) == "unknown"
+    assert module.state_of(os.getpid()) == "computing"
+    assert module.state_of(2**22 + 1) == "unknown"
