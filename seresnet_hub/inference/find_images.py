@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from seresnet_hub.data.transforms import image_files
-from seresnet_hub.errors import InputError
+from seresnet_hub.data.image_files import SUFFIXES
+from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.files.locks import LOCK_NAME, STATES_FOLDER
 from seresnet_hub.files.model_folder import (
     CONFIG_NAME,
@@ -18,6 +19,8 @@ from seresnet_hub.files.model_folder import (
     WEIGHTS_NAME,
 )
 
+log = PrintableLog(__name__)
+
 # Files that together show what a folder is: a model, a run in its output folder, or the report of a validation.
 NO_PICTURES = (
     (CONFIG_NAME, WEIGHTS_NAME),
@@ -25,6 +28,35 @@ NO_PICTURES = (
     (f"{STATES_FOLDER}/{LOCK_NAME}",),
     (PER_CLASS_NAME, PICTURE_NAME),
 )
+
+
+def image_files(paths: Sequence[str | Path]) -> list[Path]:
+    """Return the files named by `paths`, with folders replaced by the images inside them, in sorted order.
+
+    Errors: `InputError` where a path does not exist or a folder holds no image.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if os.path.isdir(path):  # false of a name that is too long
+            inside = sorted(found for found in _inside(path) if found.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise InputError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
+            files += inside
+        elif os.path.exists(path):
+            files.append(path)
+        else:
+            raise InputError(f"{path}: no such file or folder")
+    return files
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and the folders below it; says which of these may not be read."""
+
+    def say(error: OSError) -> None:
+        log.warning("%s: left out, this folder cannot be read (%s)", error.filename, error.strerror)
+
+    for place, _, files in os.walk(folder, onerror=say):
+        yield from (found for name in files if (found := Path(place, name)).is_file())
 
 
 def picture_files(given: str | Path) -> tuple[list[Path], list[Path]]:
