@@ -29,6 +29,7 @@ from seresnet_hub.files.model_folder import FACTS_KEY, timm_config, write_model
 from seresnet_hub.publishing import push as room
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
 from seresnet_hub.training import train as training
+from seresnet_hub.training.initial_model import eval_frozen_parts, initial_model
 from seresnet_hub.training.optimizer import parameter_groups, schedule_of
 
 # The client's own business with its transport's newest version.
@@ -114,8 +115,8 @@ def test_frozen_parts_keep_weights_and_statistics(tmp_path: Path, numbers: str, 
     [("stem", {"layer1", "layer2", "layer3", "fc"}), ("layer2", {"layer3", "fc"}), ("backbone", {"fc"})],
 )
 def test_what_is_frozen_is_counted_from_the_image(base: Path, freeze: Any, learning: set[str]) -> None:
-    model = training._start(replace(SMALL, weights=f"local-dir:{base}", freeze=freeze), 10).train()
-    training._rest(model)
+    model = initial_model(replace(SMALL, weights=f"local-dir:{base}", freeze=freeze), 10).train()
+    eval_frozen_parts(model)
     assert {name.split(".")[0] for name, tensor in model.named_parameters() if tensor.requires_grad} == learning
     assert {name.split(".")[0] for name, part in model.named_modules() if part.training and name} == learning
     groups = parameter_groups(model, SMALL)
@@ -125,8 +126,8 @@ def test_what_is_frozen_is_counted_from_the_image(base: Path, freeze: Any, learn
 def test_frozen_norms_compute_with_their_statistics(base: Path) -> None:
     """With the backbone frozen, features in training are those in evaluation, whatever else is in the batch."""
     recipe = replace(SMALL, weights=f"local-dir:{base}", freeze="backbone", drop_path=0.5)
-    model = training._start(recipe, 10).train()
-    training._rest(model)
+    model = initial_model(recipe, 10).train()
+    eval_frozen_parts(model)
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     reference = timm.create_model(f"local-dir:{base}", pretrained=True).eval()
     torch.testing.assert_close(model.forward_features(images), reference.forward_features(images))
@@ -225,16 +226,16 @@ def test_the_momentum_of_norms_is_the_weight_of_a_new_batch(tmp_path: Path, numb
 
 def test_residual_branches_begin_at_zero_where_it_is_asked_for(tmp_path: Path, numbers: str) -> None:
     for zero in (True, False):
-        model = training._start(replace(SMALL, zero_init_last=zero), 10)
+        model = initial_model(replace(SMALL, zero_init_last=zero), 10)
         assert {block.bn2.weight.unique().item() for block in model.layer1} == {0.0 if zero else 1.0}
     legacy = replace(SMALL, model="legacy_seresnet18", zero_init_last=True, input_size=32)
     refused("zero_init_last", legacy, data=numbers, output=tmp_path / "run")
 
 
 def test_dropout_reaches_the_model() -> None:
-    assert training._start(replace(SMALL, dropout=0.3), 10).drop_rate == 0.3
+    assert initial_model(replace(SMALL, dropout=0.3), 10).drop_rate == 0.3
     model = timm.create_model("resmlp_12_224", drop_rate=0.3).train()
-    training._rest(model)
+    eval_frozen_parts(model)
     assert model.head_drop.training, "a part without parameters is not a frozen one"
 
 
@@ -242,7 +243,7 @@ def test_the_classifier_is_new_where_it_is_asked_for(base: Path) -> None:
     before = load_file(base / "model.safetensors")
     recipe = replace(SMALL, weights=f"local-dir:{base}")
     kept, new, other = (
-        training._start(chosen, classes).state_dict()
+        initial_model(chosen, classes).state_dict()
         for chosen, classes in ((recipe, 10), (replace(recipe, new_head=True), 10), (recipe, 3))
     )
     assert torch.equal(kept["fc.weight"], before["fc.weight"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from torch import nn
 
@@ -27,9 +28,9 @@ from seresnet_hub.models.cost import sizes_of
 from seresnet_hub.models.create import list_models
 from seresnet_hub.models.load import Origin
 from seresnet_hub.plots import draw_curves
-from seresnet_hub.recipes.fields import written
+from seresnet_hub.recipes.fields import described
 from seresnet_hub.recipes.recipe import RECIPES, Recipe
-from seresnet_hub.training.history import Row, write_summary
+from seresnet_hub.training.progress import Row
 from seresnet_hub.training.start_or_resume import BEST, BEST_RAW, RAW
 
 
@@ -57,6 +58,15 @@ def save_run(
             draw_curves(history, temporary, top5=config["num_classes"] > NO_TOP5)
 
     fill_folder(output, fill)
+
+
+def write_summary(history: Sequence[Row], path: Path) -> None:
+    """Write the rows as CSV, in the manner of timm's summary; what was not measured is empty."""
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, columns)
+        table.writeheader()
+        table.writerows(history)
 
 
 AUTOCAST_NAMES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -145,12 +155,13 @@ def _per_class(accuracy: Accuracy) -> dict[str, dict[str, list[int]]]:
 def _command(recipe: Recipe, data: str | None, max_steps: int | None, world_size: int) -> str:
     """Return the command that trains `recipe` again: its name, and each field that differs from the table's."""
     launcher = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(world_size)]
-    words = [*(launcher if world_size > 1 else ["python"]), "scripts/train.py", "--recipe", recipe.name]
+    words = [*(launcher if world_size > 1 else ["python"]), "scripts/train.py", "--recipe"]
+    words += [recipe.name if recipe.name in RECIPES else f"{recipe.name}.toml"]
     words += ["--data", data] if data else []
     words += ["--max-steps", str(max_steps)] if max_steps else []
-    original, hints = RECIPES.get(recipe.name), get_type_hints(Recipe, include_extras=True)
-    for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
-        if original is not None and field.name not in ("name", "data") and value != getattr(original, field.name):
-            words += ["--set", f"{field.name}={written(value, hints[field.name])}"]
+    original = RECIPES.get(recipe.name)
+    for row in described(recipe) if original is not None else ():
+        name = row["field"]
+        if name not in ("name", "data") and getattr(recipe, name) != getattr(original, name):
+            words += ["--set", f"{name}={row['value']}"]
     return shlex.join(words)
