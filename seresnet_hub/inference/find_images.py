@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -30,33 +29,24 @@ NO_PICTURES = (
 )
 
 
-def image_files(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the files named by `paths`, with folders replaced by the images inside them, in sorted order.
+def image_files(path: str | Path) -> list[Path]:
+    """Return the file `path`, or the images in and below the folder `path`, sorted; logs folders it cannot read.
 
-    Errors: `InputError` where a path does not exist or a folder holds no image.
+    Errors: `InputError` where nothing is there, or no image in the folder.
     """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if os.path.isdir(path):  # false of a name that is too long
-            inside = sorted(found for found in _inside(path) if found.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise InputError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
-            files += inside
-        elif os.path.exists(path):
-            files.append(path)
-        else:
-            raise InputError(f"{path}: no such file or folder")
-    return files
-
-
-def _inside(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder and the folders below it; says which of these may not be read."""
 
     def say(error: OSError) -> None:
         log.warning("%s: left out, this folder cannot be read (%s)", error.filename, error.strerror)
 
-    for place, _, files in os.walk(folder, onerror=say):
-        yield from (found for name in files if (found := Path(place, name)).is_file())
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such file or folder")
+    if not os.path.isdir(path):
+        return [Path(path)]
+    inside = (Path(folder, name) for folder, _, names in os.walk(path, onerror=say) for name in names)
+    found = sorted(file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not found:
+        raise InputError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
+    return found
 
 
 def picture_files(given: str | Path) -> tuple[list[Path], list[Path]]:
@@ -65,7 +55,7 @@ def picture_files(given: str | Path) -> tuple[list[Path], list[Path]]:
     Left out is what lies in or below the folder of a model, a run or a report. Errors: `InputError` as for
     `image_files`, and where nothing else is there.
     """
-    found = image_files([given])
+    found = image_files(given)
     top = Path(given)
     if not os.path.isdir(top):
         return found, []
