@@ -1,4 +1,4 @@
-"""Open pictures of the few formats that are named here, of bounded size: the one place where bytes become pictures.
+"""Read pictures of the few formats that are named here, of bounded size: the one place where bytes become pictures.
 
 Pillow by itself opens some forty formats; one of them hands PostScript to another program, and many are hardly used.
 """

@@ -1,4 +1,4 @@
-"""Know the files of a data set again: their sizes, hashes and row groups, as they are and as they were."""
+"""The files of a data set: their sizes, hashes and row groups, as they are now and as they were before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read pictures as a viewer shows them, and turn them into the tensors a model takes."""
+"""Turn pictures into the tensors that a model takes, and seed the random streams that this draws from."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def evaluation_transform(
     """Return timm's evaluation transform, stopped before normalisation: picture to uint8 `(3, height, width)`.
 
     Takes the keys of `timm.data.resolve_model_data_config` (mean and std are applied later, by `normalize`). Errors:
-    `InputError` where a picture would be resized to more than `opening.MOST_PIXELS` pixels.
+    `InputError` where a picture would be resized to more than `MOST_PIXELS` pixels.
     """
     height, width = input_size[-2:]
     if not 0 < crop_pct < math.inf or not 0 < height * width / crop_pct**2 <= MOST_PIXELS:
