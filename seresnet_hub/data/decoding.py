@@ -16,8 +16,8 @@ from torchvision import transforms
 from torchvision.io import ImageReadMode
 from torchvision.transforms import v2
 
-from seresnet_hub.data.image_files import open_picture, takes_too_long
-from seresnet_hub.data.transforms import Transform, read_image, require_resizable
+from seresnet_hub.data.image_files import open_picture, read_image, takes_too_long
+from seresnet_hub.data.transforms import Transform, require_resizable
 from seresnet_hub.errors import InputError
 
 DecoderName = Literal["fast", "pil"]

@@ -42,6 +42,18 @@ def retrying(what: str, act: Callable[[], Result], *, attempts: int = ATTEMPTS) 
     raise AssertionError("the last attempt returns or raises")
 
 
+def reading(
+    what: str, act: Callable[[], Result], *, remote: bool = True, kind: type[InputError] = InputError
+) -> Result:
+    """Return `act()`, tried again if it is `remote`. Errors: `kind`, which says `what` could not be done, and why."""
+    try:
+        return retrying(what, act, attempts=ATTEMPTS if remote else 1)
+    except Exception as error:  # each library raises its own
+        # `datasets` keeps a number in shared memory for each stream.
+        way_out = ": make /dev/shm larger (docker run --shm-size=1g)" if "shared memory" in str(error) else ""
+        raise kind(f"cannot {what}: {str(error) or type(error).__name__}{way_out}") from error
+
+
 def _may_pass(error: BaseException) -> bool:
     """Return whether an error may be a fault of the network: not a refusal, and nothing wrong with the data set."""
     chain: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""Know the files of a data set again: their sizes, hashes and row groups, as they are and as they were."""
+"""The files of a data set: their sizes, hashes and row groups, as they are now and as they were before."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import fsspec
 import pyarrow.parquet
 
 from seresnet_hub.data.image_files import read_file
-from seresnet_hub.data.retry import ATTEMPTS, retrying
+from seresnet_hub.data.retry import reading
 from seresnet_hub.data.row_files import folder_of
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.writing import cache_folder, replacing
@@ -165,10 +165,7 @@ def row_groups(file: str) -> list[int]:
             metadata = pyarrow.parquet.read_metadata(handle)
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
-    try:
-        return retrying(f"read the footer of {file}", read, attempts=ATTEMPTS if "://" in file else 1)
-    except Exception as error:  # fsspec and pyarrow each raise their own
-        raise InputError(f"cannot read parquet shard {file}: {error}") from error
+    return reading(f"read parquet shard {file}", read, remote="://" in file)
 
 
 def are_parquet(files: Sequence[str]) -> bool:
