@@ -231,7 +231,7 @@ def counted(recipe: Recipe, numbers: str, output: Path, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(loop, "save_checkpoint", record)
         training.train(recipe, data=numbers, output=output)
-    history = checkpoint.latest_checkpoint(output)[1]["history"]
+    history = checkpoint.latest_checkpoint(output)[0]["history"]
     assert [row["step"] for row in history] == [4 * epoch for epoch in range(1, recipe.epochs + 1)]
     assert all("train_loss" in row for row in history)
     return saved, [int(row["step"]) for row in history if "top1" in row]
