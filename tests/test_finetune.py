@@ -20,8 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import seresnet_hub
-from seresnet_hub.data import splits
+from seresnet_hub.data import held_out
 from seresnet_hub.data.loader import evaluation_loader
+from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import training_transform
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import FACTS_KEY, timm_config, write_model
@@ -255,7 +256,7 @@ def test_the_classifier_is_new_where_it_is_asked_for(base: Path) -> None:
 # --- what is held out -------------------------------------------------------------------------------------------------
 
 
-def contents(split: splits.Split) -> list[tuple[int, int]]:
+def contents(split: Split) -> list[tuple[int, int]]:
     """The number that each picture spells, and its label, in the order of the split."""
     transform = training_transform(
         crop="pad", input_size=(3, 8, 8), interpolation="bilinear", crop_padding=0, scale=(1, 1), horizontal_flip=0,
@@ -271,13 +272,13 @@ def contents(split: splits.Split) -> list[tuple[int, int]]:
 def test_held_out_images_are_a_share_of_each_class_and_of_nothing_else(write_split: WriteSplit) -> None:
     labels = [0] * 20 + [1] * 9 + [2] * 2 + [3] + [0] * 8
     folder = str(write_split([[9, 0, 8], [16, 7]], labels=labels))
-    rest, held = splits.open_splits(folder, "train", None, holdout=0.25, seed=3)
+    rest, held = held_out.open_splits(folder, "train", None, holdout=0.25, seed=3)
     assert (rest.name, held.name, rest.rows, held.rows) == ("train", "held-out", 30, 10)
     trained, measured = contents(rest), contents(held)
     assert sorted(trained + measured) == [(k, label) for k, label in enumerate(labels)]
     assert [[label for _, label in measured].count(k) for k in range(4)] == [7, 2, 1, 0]
-    assert contents(splits.open_splits(folder, "train", None, holdout=0.25, seed=3)[1]) == measured
-    assert contents(splits.open_splits(folder, "train", None, holdout=0.25, seed=4)[1]) != measured
+    assert contents(held_out.open_splits(folder, "train", None, holdout=0.25, seed=3)[1]) == measured
+    assert contents(held_out.open_splits(folder, "train", None, holdout=0.25, seed=4)[1]) != measured
     for k, (number, _) in enumerate(measured):
         assert held.place(k).startswith(f"row {number} of split 'train' of ")
         shard, first = (0, 0) if number < 17 else (1, 17)
@@ -287,19 +288,19 @@ def test_held_out_images_are_a_share_of_each_class_and_of_nothing_else(write_spl
 def test_a_split_of_its_own_is_measured_on_where_there_is_one(write_split: WriteSplit) -> None:
     folder = str(write_split([[20]]))
     with pytest.raises(InputError, match=r"neither a validation nor a test split, only train: .*set holdout=0.2"):
-        splits.open_splits(folder, "train", None)
+        held_out.open_splits(folder, "train", None)
     with pytest.raises(InputError, match="has no split 'val'"):
-        splits.open_splits(folder, "train", "val")
+        held_out.open_splits(folder, "train", "val")
     write_split([[5]], split="test")
-    rest, measured = splits.open_splits(folder, "train", None, holdout=0.5)
+    rest, measured = held_out.open_splits(folder, "train", None, holdout=0.5)
     assert (rest.rows, measured.name, measured.rows) == (20, "test", 5)
     write_split([[4]], split="validation")
-    assert splits.open_splits(folder, "train", None, holdout=0.5)[1].name == "validation"
+    assert held_out.open_splits(folder, "train", None, holdout=0.5)[1].name == "validation"
 
 
 def test_single_images_cannot_be_held_out(write_split: WriteSplit) -> None:
     with pytest.raises(InputError, match="has one image a class, so none can be held out"):
-        splits.open_splits(str(write_split([[10]])), "train", None, holdout=0.5)
+        held_out.open_splits(str(write_split([[10]])), "train", None, holdout=0.5)
 
 
 @pytest.mark.parametrize("broken", [1, 7])
@@ -311,7 +312,7 @@ def test_a_broken_picture_among_the_held_out_is_left_out_and_the_card_counts_the
         get_recipe("digits"), eval_split=None, holdout=0.2, input_size=8, epochs=1, batch_size=16, workers=0, seed=3
     )
     folder = write_split([[30, 30]])
-    kept = splits.open_splits(str(folder), "train", None, holdout=0.2, seed=3)[1].subset
+    kept = held_out.open_splits(str(folder), "train", None, holdout=0.2, seed=3)[1].subset
     assert kept is not None
     rows = [30 * unit + int(row) for unit, inside in enumerate(kept.rows) for row in inside][:broken]
     write_split([[30, 30]], images=[numbered_picture(k)[: 40 if k in rows else None] for k in range(60)])

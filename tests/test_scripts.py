@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,8 +23,8 @@ from PIL import Image
 from seresnet_hub.commands.run import run
 from seresnet_hub.commands.terminal import as_table
 from seresnet_hub.environment import loader_workers
-from seresnet_hub.recipes.fields import FIELDS
-from seresnet_hub.recipes.recipe import RECIPES
+from seresnet_hub.recipes.fields import declarations
+from seresnet_hub.recipes.recipe import RECIPES, Recipe, get_recipe
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -214,7 +216,7 @@ def test_recipes_are_listed_and_explained(capfd: pytest.CaptureFixture[str]) -> 
     assert (code, out.count("\n")) == (0, 1)
     result = json.loads(out)
     fields = {row["field"]: row for row in result["fields"]}
-    assert (result["recipe"], len(fields)) == ("finetune", len(FIELDS))
+    assert (result["recipe"], len(fields)) == ("finetune", len(declarations(Recipe)))
     assert (fields["epochs"]["value"], fields["batch_size"]["value"]) == ("7", "auto")
     shown = as_table(result)
     assert re.search(r"^crop +resized +pad \| resized +pad: resize", shown, re.MULTILINE)
@@ -222,9 +224,31 @@ def test_recipes_are_listed_and_explained(capfd: pytest.CaptureFixture[str]) -> 
     assert json.loads(call("train", "--show-recipe", capfd=capfd)[1])["recipe"] == "digits"
 
 
+def test_a_recipe_is_printed_as_a_file_that_trains_the_same(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text('base = "finetune"\ndata = "nowhere"\nepochs = 3\n')
+    words = ["--recipe", "mine.toml", "--set", "seed=7", "--print-recipe"]
+    code, out, _ = call("train", *words, capfd=capfd)
+    assert (code, out.count("\n"), os.listdir()) == (0, 1, ["mine.toml"])
+    result = json.loads(out)
+    assert result["recipe"] == "mine"
+    assert set(result["origins"]) == {*declarations(Recipe)} - {"name"}
+    origins = ("epochs", "seed", "weights", "dropout")
+    assert [result["origins"][name] for name in origins] == ["mine.toml", "--set", "finetune.toml", "default"]
+    assert as_table(result) + "\n" == result["toml"]
+    Path("again").mkdir()
+    Path("again", "mine.toml").write_text(result["toml"])
+    again = json.loads(call("train", "--recipe", "again/mine.toml", "--print-recipe", capfd=capfd)[1])
+    assert tomllib.loads(again["toml"]) == tomllib.loads(result["toml"])
+    assert get_recipe("again/mine.toml") == replace(get_recipe("mine.toml"), seed=7)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("train", ["--recipe", "./none.toml"], "cannot read the recipe none.toml: No such file or directory"),
         ("train", ["--recipe", "cifar100"], "'cifar10'?; there are: cifar10, cifar10_paper, digits"),
         ("train", ["--set", "learningrate=1"], "a recipe has no such field; did you mean 'learning_rate'?"),
         ("train", ["--show-recipe", "fintune"], "no recipe 'fintune'; did you mean 'finetune'?"),

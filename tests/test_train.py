@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from small_runs import SMALL, refused, same, weights
 
 import seresnet_hub
-from seresnet_hub.data.splits import open_split
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.inference.evaluate import evaluate
 from seresnet_hub.publishing.push import load
 from seresnet_hub.recipes.recipe import get_recipe

@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     parser = command(__doc__, prog="seresnet-hub train", example=EXAMPLE)
     parser.usage = "%(prog)s [options]"
     what = parser.add_argument_group("what to train")
-    what.add_argument("--recipe", default="digits", metavar="NAME", help="what to train, and how (default: digits)")
+    what.add_argument("--recipe", default="digits", metavar="NAME", help="a recipe, or FILE.toml (default: digits)")
     what.add_argument(
         "--set", action="append", default=[], nargs="+", metavar="KEY=VALUE", help="replace fields of the recipe"
     )
@@ -25,6 +25,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--show-recipe", nargs="?", const="", metavar="NAME",
         help="explain each field of a recipe with its value and exit (default: that of --recipe)",
+    )  # fmt: skip
+    what.add_argument(
+        "--print-recipe", action="store_true",
+        help="print the recipe as a file for --recipe, with each value's origin, and exit",
     )  # fmt: skip
     run = parser.add_argument_group("the run")
     run.add_argument("--output", metavar="DIR", help="folder for the model (default: runs/RECIPE)")
@@ -52,15 +56,18 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     from seresnet_hub.errors import InputError
     from seresnet_hub.recipes.fields import described
-    from seresnet_hub.recipes.recipe import get_recipe, listed, override
+    from seresnet_hub.recipes.recipe import listed, with_origins
+    from seresnet_hub.recipes.toml_files import as_toml
     from seresnet_hub.training.train import train
 
     if options.list_recipes:
         return {"recipes": listed()}
-    recipe = get_recipe(options.show_recipe or options.recipe)
-    recipe = override(recipe, [assignment for group in options.set for assignment in group])
+    assignments = [assignment for group in options.set for assignment in group]
+    recipe, origins = with_origins(options.show_recipe or options.recipe, assignments)
     if options.show_recipe is not None:
         return {"recipe": recipe.name, "fields": described(recipe)}
+    if options.print_recipe:
+        return {"recipe": recipe.name, "toml": as_toml(recipe, origins), "origins": origins}
     if not 0 <= options.stopped_exit_code <= 255:
         raise InputError(f"--stopped-exit-code {options.stopped_exit_code}: must be between 0 and 255")
     return train(
@@ -79,7 +86,7 @@ def exit_code(options: argparse.Namespace, result: dict[str, Any]) -> int:
     return int(options.stopped_exit_code) if stopped_by_a_signal else 0
 
 
-def _as_script(arguments: Sequence[str]) -> dict[str, Any]:
+def _train_and_end(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.training.signals import end_with_training
 
     end_with_training()
@@ -87,4 +94,4 @@ def _as_script(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def start(arguments: Sequence[str]) -> NoReturn:
-    run.start(parser(), _as_script, arguments, exit_code)
+    run.start(parser(), _train_and_end, arguments, exit_code)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.recipes.fields import closest, parse
+from seresnet_hub.recipes.fields import closest, declaration, parse
 
 SIMPLE = (bool, int, float, str)
 
@@ -36,7 +36,7 @@ def options_of(settings: Sequence[str], *, deterministic: bool = False) -> dict[
         if not _is_simple(hint):
             raise InputError(f"inductor={setting}: {key} cannot be written as text")
         try:
-            options[key] = parse(text, hint)
+            options[key] = parse(text, declaration(hint))
         except ValueError as error:
             raise InputError(f"inductor={setting}: {error}") from None
     return options

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from seresnet_hub.data.batch_augmentation import on_device
 from seresnet_hub.data.damaged_images import require_few_damaged
-from seresnet_hub.data.loader import Split, loader
+from seresnet_hub.data.loader import loader
 from seresnet_hub.data.plan import Plan
 from seresnet_hub.data.repeated_augmentation import dealt
+from seresnet_hub.data.split import Split
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.evaluate import Accuracy, evaluate
 from seresnet_hub.recipes.recipe import Recipe

@@ -9,14 +9,15 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from torch import nn
 
 from seresnet_hub.cards.card import NO_TOP5, card_of, render
 from seresnet_hub.cards.markdown import code, plain
 from seresnet_hub.data.held_out import RECORD_KEY, record_of
-from seresnet_hub.data.loader import EMBEDDED, Split
+from seresnet_hub.data.open_split import EMBEDDED
+from seresnet_hub.data.split import Split
 from seresnet_hub.environment import code_commit, hardware, package_version, versions
 from seresnet_hub.files.locks import require_held
 from seresnet_hub.files.model_folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, timm_config, write_model
@@ -27,7 +28,7 @@ from seresnet_hub.models.cost import sizes_of
 from seresnet_hub.models.create import list_models
 from seresnet_hub.models.load import Origin
 from seresnet_hub.plots import draw_curves
-from seresnet_hub.recipes.fields import written
+from seresnet_hub.recipes.fields import described
 from seresnet_hub.recipes.recipe import RECIPES, Recipe
 from seresnet_hub.training.progress import Row
 from seresnet_hub.training.start_or_resume import BEST, BEST_RAW, RAW
@@ -154,12 +155,13 @@ def _per_class(accuracy: Accuracy) -> dict[str, dict[str, list[int]]]:
 def _command(recipe: Recipe, data: str | None, max_steps: int | None, world_size: int) -> str:
     """Return the command that trains `recipe` again: its name, and each field that differs from the table's."""
     launcher = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(world_size)]
-    words = [*(launcher if world_size > 1 else ["python"]), "scripts/train.py", "--recipe", recipe.name]
+    words = [*(launcher if world_size > 1 else ["python"]), "scripts/train.py", "--recipe"]
+    words += [recipe.name if recipe.name in RECIPES else f"{recipe.name}.toml"]
     words += ["--data", data] if data else []
     words += ["--max-steps", str(max_steps)] if max_steps else []
-    original, hints = RECIPES.get(recipe.name), get_type_hints(Recipe, include_extras=True)
-    for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
-        if original is not None and field.name not in ("name", "data") and value != getattr(original, field.name):
-            words += ["--set", f"{field.name}={written(value, hints[field.name])}"]
+    original = RECIPES.get(recipe.name)
+    for row in described(recipe) if original is not None else ():
+        name = row["field"]
+        if name not in ("name", "data") and getattr(recipe, name) != getattr(original, name):
+            words += ["--set", f"{name}={row['value']}"]
     return shlex.join(words)

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from torch import nn
 
-from seresnet_hub.data.loader import Split
+from seresnet_hub.data.split import Split
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import Recipe
 from seresnet_hub.training.checkpoint_checks import require_whole

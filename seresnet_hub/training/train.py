@@ -15,10 +15,11 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from tqdm import tqdm
 
-from seresnet_hub.data.held_out import learnt_before
-from seresnet_hub.data.loader import Split, epoch_plan
+from seresnet_hub.data.held_out import learnt_before, open_splits
+from seresnet_hub.data.loader import epoch_plan
 from seresnet_hub.data.plan import Plan
-from seresnet_hub.data.splits import open_splits, require_same_shards
+from seresnet_hub.data.split import Split
+from seresnet_hub.data.units import require_same_shards
 from seresnet_hub.errors import InputError, printable
 from seresnet_hub.files.locks import STATES_FOLDER
 from seresnet_hub.inference.baseline import chance_of
