@@ -148,13 +148,12 @@ def test_a_second_run_is_refused_while_the_first_one_runs(
     assert_same(tmp_path / "alone", tmp_path / "run")
 
 
-SCRIPTS = str(Path(__file__).parents[1] / "scripts")
 SETTINGS = [f"{name}={getattr(SMALL, name)}" for name in ("epochs", "batch_size", "input_size", "workers")]
 # Ends the process where it is, as kill -9 does: at a step before the first state, or within that state's write.
 KILLED = """
 import os, sys, torch
-sys.path.insert(0, sys.argv.pop(1))
-import seresnet_hub.training.checkpoint as checkpoint, train
+import seresnet_hub.training.checkpoint as checkpoint
+from seresnet_hub.commands import train
 from seresnet_hub.commands.run import run
 moment = sys.argv.pop(1)
 if moment == "step":
@@ -178,7 +177,7 @@ def test_a_run_with_a_tracker_that_is_killed_before_its_first_state(
 ) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     output = tmp_path / "run"
-    command = [sys.executable, "-c", KILLED, SCRIPTS, moment, "--data", numbers, "--output", str(output), "--tracker",
+    command = [sys.executable, "-c", KILLED, moment, "--data", numbers, "--output", str(output), "--tracker",
                "tensorboard", *(["--resume"] if resume else []), "--set", *SETTINGS, "shuffle_window=20"]  # fmt: skip
     assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 9
     left = [path.name for path in output.rglob("*") if path.is_file()]
