@@ -9,7 +9,8 @@ PEERS = ("timm", "datasets", "webdataset", "litdata", "pil")  # "pil": this pack
 PRECISIONS = ("fp32", "tf32", "bf16")
 MODES = ("eager", "compiled")
 SETTINGS = ("default", "epilogue")
-NETWORKS = ("plain", "timm", "own")
+NETWORKS = ("plain", "timm", "own")  # ResNet-50, timm's SE-ResNet-50, this package's
+NETWORK_BENCHMARKS = ("inference", "training")  # their results are kept as `benchmark_NAME.json` and such
 TARGETS = ("sm_90",)
 
 

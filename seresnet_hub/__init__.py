@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from seresnet_hub.conversion.convert import convert
     from seresnet_hub.data.held_out import split_for
-    from seresnet_hub.data.loader import loader, open_split
+    from seresnet_hub.data.loader import loader
+    from seresnet_hub.data.open_split import open_split
     from seresnet_hub.errors import InputError
     from seresnet_hub.inference.evaluate import evaluate
     from seresnet_hub.inference.predict import extract_features, predict
@@ -36,7 +37,7 @@ _MODULES = {
     "list_models": "seresnet_hub.models.create",
     "load": "seresnet_hub.models.load",
     "loader": "seresnet_hub.data.loader",
-    "open_split": "seresnet_hub.data.loader",
+    "open_split": "seresnet_hub.data.open_split",
     "predict": "seresnet_hub.inference.predict",
     "push": "seresnet_hub.publishing.push",
     "split_for": "seresnet_hub.data.held_out",

@@ -1,4 +1,4 @@
-"""Say which code, in which surroundings, made a result."""
+"""Which code made a result, and on what: versions, the commit, the hardware, the CPUs that may be used."""
 
 from __future__ import annotations
 

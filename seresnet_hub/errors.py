@@ -1,4 +1,4 @@
-"""What scripts turn into one line: "the input was wrong" (exit code 2), and "another process is gone" (1)."""
+"""The errors that commands turn into one line and an exit code: wrong input (2), and another process gone (1)."""
 
 import logging
 from collections.abc import MutableMapping

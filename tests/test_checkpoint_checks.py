@@ -6,7 +6,6 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +48,12 @@ def trained(recipe: Recipe, steps: int = STEPS) -> tuple[dict[str, Any], Run]:
     }  # fmt: skip
     fresh = optimizer_of(beginning, recipe, device_type="cpu")
     schedule_of(fresh, recipe, 10, 100)
-    make = partial(optimizer_of, recipe=recipe, device_type="cpu")
-    return state, Run(beginning, copy.deepcopy(beginning), fresh, make, (3, 8, 8))
+    return state, Run(beginning, copy.deepcopy(beginning), fresh, recipe)
 
 
 def check(state: dict[str, Any], run: Run) -> None:
     require_whole(state)
-    require_fitting(state, run, what="the network")
+    require_fitting(state, run)
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def test_files_parse(path: Path) -> None:
         assert all(isinstance(document, dict) for document in yaml.safe_load_all(path.read_text()))
     text = path.read_text()
     assert "--resume" in text
-    assert path.name in (SCRIPTS.parent / "README.md").read_text()
+    assert path.name in (SCRIPTS / "README.md").read_text()
 
 
 JOB = {"SLURM_JOB_ID": "10007", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8"}

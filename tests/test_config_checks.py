@@ -69,7 +69,7 @@ def test_a_network_without_its_weights_is_checked_as_well(
 
 def test_a_network_that_takes_forever_to_describe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TinyViT pairs all positions of a window in a loop of Python's own."""
-    monkeypatch.setattr("seresnet_hub.models.strict_loading.BUILD_SECONDS", 1.0)
+    monkeypatch.setattr("seresnet_hub.models.build_limits.BUILD_SECONDS", 1.0)
     folder = written(tmp_path / "model", "tiny_vit_5m_224")
     edit(folder, model_args={"window_sizes": [64, 64, 64, 64]})
     with pytest.raises(InputError, match="takes more than 1 seconds to make"):

@@ -29,10 +29,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from seresnet_hub.checkpoints.key_maps import SOURCES
-from seresnet_hub.conversion import convert as conversion
-from seresnet_hub.conversion import references
-from seresnet_hub.conversion.convert import convert, float64_outputs
-from seresnet_hub.conversion.provenance import licence_of, published_file
+from seresnet_hub.conversion import proof, references, source_file
+from seresnet_hub.conversion.convert import convert
+from seresnet_hub.conversion.float64 import float64_outputs
+from seresnet_hub.conversion.provenance import licence_of
+from seresnet_hub.conversion.source_file import published_file
 from seresnet_hub.errors import InputError
 from seresnet_hub.files import model_folder
 from seresnet_hub.hub import download_limits as hub_limits
@@ -439,13 +440,11 @@ def test_published_files_are_known_by_hash_or_address() -> None:
     assert (known.architecture, known.tag, known.license) == ("seresnet50", "ra2_in1k", "apache-2.0")
     assert published_file("0" * 64) is None
     kinds = {kind.name: kind for kind in SOURCES}
-    assert licence_of(None, kinds["timm"], None, known, None, "x.pth") == "apache-2.0"
-    assert licence_of(None, kinds["mmpretrain"], WEIGHTS[0], None, None, "x.pth") == "apache-2.0"
+    assert licence_of(None, kinds["timm"], None, known, {}, "x.pth") == "apache-2.0"
+    assert licence_of(None, kinds["mmpretrain"], WEIGHTS[0], None, {}, "x.pth") == "apache-2.0"
     at_home = "https://github.com/osmr/imgclsmob/releases/download/v0.0.1/seresnet50b-0560-2f7bc1ed.pth.zip"
-    assert licence_of(None, kinds["pytorchcv"], None, None, None, at_home) == "mit"
-    assert [licence_of(None, kind, None, None, None, "http://elsewhere/x.pth") for kind in SOURCES] == [""] * len(
-        SOURCES
-    )
+    assert licence_of(None, kinds["pytorchcv"], None, None, {}, at_home) == "mit"
+    assert [licence_of(None, kind, None, None, {}, "http://elsewhere/x.pth") for kind in SOURCES] == [""] * len(SOURCES)
 
 
 def test_a_published_file_is_prepared_as_its_authors_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,7 +452,7 @@ def test_a_published_file_is_prepared_as_its_authors_say(tmp_path: Path, monkeyp
     original = networks.randomise(timm.create_model("seresnextaa101d_32x8d", layers=[1, 1, 1, 1], num_classes=5))
     path = saved(original.state_dict(), tmp_path / "a.pth")
     record = timm.get_pretrained_cfg("seresnextaa101d_32x8d.ah_in1k")
-    monkeypatch.setattr(conversion, "published_file", lambda sha256: record)
+    monkeypatch.setattr(source_file, "published_file", lambda sha256: record)
     with pytest.raises(InputError, match="do not fit seresnextaa101d_32x8d"):  # its depth is the published one
         convert(path, tmp_path / "out")
     path = bare_file(tmp_path)
@@ -769,8 +768,8 @@ def test_the_proof_notices_another_stem(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_new_classifier_where_blocks_are_compared_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Protects the comparison block by block, which must leave a new classifier out."""
-    answers, equal = iter([True, False]), conversion._equal
-    monkeypatch.setattr(conversion, "_equal", lambda *pair: next(answers, equal(*pair)))
+    answers, equal = iter([True, False]), proof.is_equal
+    monkeypatch.setattr(proof, "is_equal", lambda *pair: next(answers, equal(*pair)))
     path = saved({"state_dict": small()}, tmp_path / "a.pth")
     assert convert(path, tmp_path / "out", num_classes=3)["fresh"] == ["fc.weight", "fc.bias"]
 

@@ -15,8 +15,9 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode, v2
 
 from seresnet_hub.data.decoding import Decoder, DecoderName, TransformError, resize_into
-from seresnet_hub.data.splits import open_split, read_unit
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.transforms import Transform, evaluation_transform, seeded, training_transform
+from seresnet_hub.data.units import read_unit
 from seresnet_hub.errors import InputError
 
 SIZE = 64

@@ -26,7 +26,8 @@ from sklearn.metrics import confusion_matrix, log_loss
 from torch import nn
 
 import seresnet_hub  # noqa: F401
-from seresnet_hub.data.loader import Split, open_split
+from seresnet_hub.data.open_split import open_split
+from seresnet_hub.data.split import Split
 from seresnet_hub.environment import loader_workers
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.locks import only_writer

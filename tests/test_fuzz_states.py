@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from seresnet_hub.training import checkpoint
 from seresnet_hub.training import train as training
 from seresnet_hub.training.checkpoint_checks import Run, require_fitting
 from seresnet_hub.training.optimizer import optimizer_of, schedule_of
+from seresnet_hub.training.same_run import require_same_run
 from seresnet_hub.training.start_or_resume import begin
 
 FEW, MANY = 24, 1000
@@ -74,15 +74,14 @@ def written(state: Any) -> Put:
     """Return what writes a tree as a state with a valid sha256."""
 
     def put(output: Path) -> None:
-        tensors: dict[str, torch.Tensor] = {}
-        written_text(json.dumps(checkpoint._split(state, "", tensors)), tensors)(output)
+        written_text(*checkpoint.serialized(state))(output)
 
     return put
 
 
 def written_text(text: str, tensors: dict[str, torch.Tensor]) -> Put:
     def put(output: Path) -> None:
-        metadata = {"state": text, "sha256": checkpoint._digest(text, tensors)}
+        metadata = {"state": text, "sha256": checkpoint.digest_of(text, tensors)}
         save_file(tensors, output / "training" / NEWEST, metadata=metadata)
 
     return put
@@ -216,14 +215,13 @@ class Resume:
         network = create("seresnet20_cifar", pretrained=False, num_classes=4).train()
         optimizer = optimizer_of(network, RECIPE, device_type="cpu")
         schedule_of(optimizer, RECIPE, 4, 8)
-        make = partial(optimizer_of, recipe=RECIPE, device_type="cpu")
-        self.fits = Run(network, copy.deepcopy(network), optimizer, make, (3, 8, 8))
+        self.fits = Run(network, copy.deepcopy(network), optimizer, RECIPE)
         for state in good:
             self.check(state)
 
     def check(self, state: dict[str, Any]) -> None:
-        training._require_same_run(state, self.settings, 8)
-        require_fitting(state, self.fits, what="seresnet20_cifar")
+        require_same_run(state, self.settings, 8)
+        require_fitting(state, self.fits)
 
     def __call__(self, case: tuple[Put, bool]) -> str:
         put, whole = case
@@ -256,8 +254,7 @@ class Resume:
 
 
 def fingerprint(state: dict[str, Any]) -> str:
-    tensors: dict[str, torch.Tensor] = {}
-    return checkpoint._digest(json.dumps(checkpoint._split(state, "", tensors)), tensors)
+    return checkpoint.digest_of(*checkpoint.serialized(state))
 
 
 def fuzz(root: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,11 +35,38 @@ def test_get_model_takes_both_names() -> None:
         seresnet_hub.get_model("seresnet50_16xb32_in1k")
 
 
-@pytest.mark.parametrize("pretrained", ["my.pth", "https://example.org/my.pth", Path("my.pth"), None, 1])
-def test_a_checkpoint_is_not_taken_for_yes(pretrained: object) -> None:
+def test_get_model_converts_a_checkpoint(tmp_path: Path, photo: Image.Image) -> None:
     """mmpretrain loads the file; timm would load its own default weights instead."""
-    with pytest.raises(InputError, match=r"True or False is needed; convert a checkpoint first"):
-        seresnet_hub.get_model("seresnet20_cifar", pretrained=pretrained)
+    torch.manual_seed(0)
+    source = timm.create_model("seresnet20_cifar").eval()
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "my.pth")
+    for pretrained in (tmp_path / "my.pth", str(tmp_path / "my.pth")):
+        model = seresnet_hub.get_model("seresnet20_cifar", pretrained=pretrained)
+        assert not model.training
+        assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in source.state_dict().items())
+    assert seresnet_hub.get_model("seresnet20_cifar", pretrained=tmp_path / "my.pth", num_classes=3).num_classes == 3
+    assert seresnet_hub.predict(model, photo)  # it needs nothing of the folder, which is gone
+    assert [path.name for path in tmp_path.iterdir()] == ["my.pth"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "message"),
+    [
+        ("seresnet20_cifar", "no.pth", "no.pth cannot become a seresnet20_cifar: no.pth: no such file"),
+        ("seresnet20_cifar", None, r"get_model\(pretrained=None\): True, False or a checkpoint is needed"),
+        ("seresnet20_cifar", 1, "True, False or a checkpoint is needed"),
+        ("seresnet56_cifar", "my.pth", "my.pth cannot become a seresnet56_cifar: the tensors do not fit"),
+        ("seresnet50_8xb32_in1k", "my.pth", "my.pth cannot become a seresnet50: "),
+        ("local-dir:.", "my.pth", "timm has no architecture 'local-dir:.'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    name: str, pretrained: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": timm.create_model("seresnet20_cifar").state_dict()}, "my.pth")
+    with pytest.raises(InputError, match=message):
+        seresnet_hub.get_model(name, pretrained=pretrained)
 
 
 def test_get_model_checks_what_it_loads() -> None:

@@ -18,7 +18,7 @@ from power_loss import Recording, losses, recorded, written_to
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import write_model
 from seresnet_hub.recipes.recipe import get_recipe
-from seresnet_hub.training import checkpoint
+from seresnet_hub.training import checkpoint, loop
 from seresnet_hub.training import train as training
 from seresnet_hub.training.start_or_resume import begin
 
@@ -37,8 +37,7 @@ def resumed(output: Path) -> dict[str, Any] | None:
 
 
 def fingerprint(state: dict[str, Any]) -> str:
-    tensors: dict[str, torch.Tensor] = {}
-    return checkpoint._digest(repr(checkpoint._split(state, "", tensors)), tensors)
+    return checkpoint.digest_of(*checkpoint.serialized(state))
 
 
 def run_of(root: Path, recording: Recording, *, steps: int, keep: int) -> None:
@@ -148,7 +147,7 @@ def test_a_real_run_goes_on_after_a_loss_of_power_to_the_same_bits(tmp_path: Pat
             return path
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training, "save_checkpoint", marked)
+            patch.setattr(loop, "save_checkpoint", marked)
             training.train(recipe, data=numbers, output=tmp_path / "disk" / "run")
     whole = (tmp_path / "disk" / "run" / "model.safetensors").read_bytes()
     tried, continued = 0, set()

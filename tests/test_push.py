@@ -31,7 +31,8 @@ from seresnet_hub.files.model_folder import timm_config, write_model
 from seresnet_hub.files.writing import sha256_of
 from seresnet_hub.hub.client import licence_on_the_hub, say
 from seresnet_hub.publishing import push as room
-from seresnet_hub.training.history import Row, write_summary
+from seresnet_hub.training.outputs import write_summary
+from seresnet_hub.training.progress import Row
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

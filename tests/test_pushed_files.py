@@ -19,7 +19,8 @@ from seresnet_hub.plots import draw_curves
 from seresnet_hub.publishing import push as room
 from seresnet_hub.publishing import pushed_files
 from seresnet_hub.publishing.pushed_files import read_pushed_files
-from seresnet_hub.training.history import Row, write_summary
+from seresnet_hub.training.outputs import write_summary
+from seresnet_hub.training.progress import Row
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

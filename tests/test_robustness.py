@@ -20,7 +20,8 @@ from conftest import WriteSplit, numbered_picture, numbers_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seresnet_hub.data.loader import Batch, loader, open_split
+from seresnet_hub.data.loader import Batch, loader
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import get_recipe
 

@@ -17,10 +17,11 @@ import torch
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.locks import LOCK_NAME
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
-from seresnet_hub.training import checkpoint
+from seresnet_hub.training import checkpoint, loop
 from seresnet_hub.training import start_or_resume as starting
 from seresnet_hub.training import train as training
-from seresnet_hub.training.start_or_resume import begin, processes_started, require_launcher
+from seresnet_hub.training.processes import processes_started, require_launcher
+from seresnet_hub.training.start_or_resume import begin
 
 SMALL = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0)
 SCRIPT = str(Path(__file__).parents[1] / "scripts" / "train.py")
@@ -221,14 +222,14 @@ def test_mpi_says_how_many_it_started() -> None:
 def counted(recipe: Recipe, numbers: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int]]:
     """Train; return the steps after which states were saved, and those of the history that were measured."""
     saved: list[int] = []
-    save = training.save_checkpoint
+    save = loop.save_checkpoint
 
     def record(folder: Path, state: dict[str, int], **options: int) -> Path:
         saved.append(state["step"])
         return save(folder, state, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", record)
+        patch.setattr(loop, "save_checkpoint", record)
         training.train(recipe, data=numbers, output=output)
     history = checkpoint.latest_checkpoint(output)[1]["history"]
     assert [row["step"] for row in history] == [4 * epoch for epoch in range(1, recipe.epochs + 1)]
@@ -284,21 +285,21 @@ def test_an_evaluation_that_was_lost_is_repeated(
         pass
 
     training.train(SMALL, data=numbers, output=tmp_path / "whole")
-    name = "_evaluate" if moment == "evaluation" else "save_run"
-    original = getattr(training, name)
+    name = "evaluate" if moment == "evaluation" else "save_run"
+    original = getattr(loop, name)
     for epoch in (1, 2):
         calls: list[int] = []
 
-        def fail(*given: object, calls: list[int] = calls) -> object:
+        def fail(*given: object, calls: list[int] = calls, **options: object) -> object:
             calls.append(1)
             if moment == "evaluation" or len(calls) == 2:
                 raise Killed
-            return original(*given)
+            return original(*given, **options)
 
-        monkeypatch.setattr(training, name, fail)
+        monkeypatch.setattr(loop, name, fail)
         with pytest.raises(Killed):
             training.train(SMALL, data=numbers, output=tmp_path / "parts", resume=epoch == 2)
-    monkeypatch.setattr(training, name, original)
+    monkeypatch.setattr(loop, name, original)
     training.train(SMALL, data=numbers, output=tmp_path / "parts", resume=True)
     assert_same(tmp_path / "whole", tmp_path / "parts")
     assert_same(tmp_path / "whole" / "best", tmp_path / "parts" / "best")

@@ -22,14 +22,14 @@ READ = """
 import hashlib, logging, sys
 logging.basicConfig(level=logging.WARNING)
 from dataclasses import replace
-import seresnet_hub.retry as retrying
-import seresnet_hub.data.splits as splits
+import seresnet_hub.data.retry as retrying
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.loader import loader
 from seresnet_hub.recipes.recipe import get_recipe
 retrying.FIRST_DELAY = 0.05
 source, workers = sys.argv[1], int(sys.argv[2])
 recipe = replace(get_recipe("digits"), input_size=8, crop_padding=2, batch_size=16, shuffle_window=20)
-split = splits.open_split(source, "train")
+split = open_split(source, "train")
 digest = hashlib.sha256()
 for batch in loader(split, None, recipe, rank=0, world_size=1, workers=workers, epoch=1):
     digest.update(batch.images.numpy().tobytes() + batch.labels.numpy().tobytes())
@@ -67,7 +67,8 @@ def test_faults_of_the_network_change_no_batch(write_split: WriteSplit, tmp_path
 
 COUNT = """
 import json, sys
-from seresnet_hub.data.loader import loader, open_split
+from seresnet_hub.data.loader import loader
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.recipes.recipe import get_recipe
 split = open_split(sys.argv[1], "train")
 batches = loader(split, None, get_recipe("digits"), rank=int(sys.argv[2]), world_size=8, workers=1)

@@ -23,14 +23,16 @@ from safetensors import SafetensorError
 from torch._dynamo.testing import CompileCounter
 
 import seresnet_hub
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.plan import Plan
-from seresnet_hub.data.splits import open_split
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.evaluate import evaluate
 from seresnet_hub.publishing.push import load
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
-from seresnet_hub.training import checkpoint
+from seresnet_hub.training import checkpoint, same_run
 from seresnet_hub.training import train as training
+from seresnet_hub.training.initial_model import require_mixable
+from seresnet_hub.training.learner import piece_sizes
 
 SPEED = ["images_per_second", "waiting_share", "first_steps_seconds", "peak_bytes"]
 KEYS = ["output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", *SPEED, "stopped"]
@@ -178,11 +180,11 @@ def test_two_processes_share_the_work(tmp_path: Path, numbers: str) -> None:
 def test_processes_that_drift_apart_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("seresnet20_cifar")
     other = timm.create_model("seresnet20_cifar")
-    monkeypatch.setattr(training, "gather_object", lambda own: [*own, training_digest(other)])
+    monkeypatch.setattr(same_run, "gather_object", lambda own: [*own, training_digest(other)])
     with pytest.raises(RuntimeError, match="drifted apart"):
-        training._require_same_on_all_ranks(model)
-    monkeypatch.setattr(training, "gather_object", lambda own: [*own, training_digest(model)])
-    training._require_same_on_all_ranks(model)
+        same_run.require_same_weights_everywhere(model)
+    monkeypatch.setattr(same_run, "gather_object", lambda own: [*own, training_digest(model)])
+    same_run.require_same_weights_everywhere(model)
 
 
 def training_digest(model: torch.nn.Module) -> str:
@@ -259,7 +261,7 @@ def test_no_process_is_left_out_of_mixing(batch_size: int, repeats: int, process
     recipe = replace(SMALL, mixup=0.1, batch_size=batch_size, repeated_augmentation=repeats)
     plan = Plan(unit_rows=(5000,), batch_size=batch_size // repeats, lanes=24, order=None)
     with pytest.raises(InputError, match=message) if message else nullcontext():
-        training._require_mixable(recipe, plan, processes)
+        require_mixable(recipe, plan, processes)
 
 
 @pytest.mark.slow
@@ -491,7 +493,7 @@ def test_short_batches_compile_nothing(tmp_path: Path, numbers: str, monkeypatch
 
 @pytest.mark.parametrize(("images", "pieces", "sizes"), [(10, 1, {10}), (10, 3, {4, 2}), (12, 3, {4}), (2, 3, {1})])
 def test_the_sizes_of_pieces_are_those_of_torchs_chunks(images: int, pieces: int, sizes: set[int]) -> None:
-    assert training._piece_sizes(images, pieces) == sizes == {len(t) for t in torch.zeros(images).chunk(pieces)}
+    assert piece_sizes(images, pieces) == sizes == {len(t) for t in torch.zeros(images).chunk(pieces)}
 
 
 def test_blocks_for_training_need_something_to_gain(tmp_path: Path, numbers: str) -> None:

@@ -11,7 +11,8 @@ import pyarrow.parquet
 import pytest
 from conftest import WriteSplit, numbered_picture, numbers_in
 
-from seresnet_hub.data.loader import loader, open_split
+from seresnet_hub.data.loader import loader
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.shards import kept_file
 from seresnet_hub.data.unit_hashes import SUFFIX, UnitHashes
 from seresnet_hub.data.units import require_same_shards

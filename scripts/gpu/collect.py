@@ -17,7 +17,7 @@ from seresnet_hub.commands.parser import command
 from seresnet_hub.commands.run import start
 
 # The parts of each benchmark, and what else goes with it.
-BENCHMARKS = {"training": ("training", "variants"), "inference": ("inference", "epilogue")}
+MEASURED_PARTS = {"training": ("training", "variants"), "inference": ("inference", "epilogue")}
 RUNS = ("tests", "smoke_deterministic", "smoke_default", "e2e", "evaluation_imagenet", "evaluation_cifar10")
 OWN = "own"  # what predictions call this package's network, in training and in inference
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     lines = [line for folder in options.folder for line in read_lines(folder)]
     machine = machine_of(lines)
     files: dict[str, dict[str, Any]] = {}
-    for name, parts in BENCHMARKS.items():
+    for name, parts in MEASURED_PARTS.items():
         measurements = measurements_of(lines, parts, predicted.get(name, {}))
         kernels = [line["result"].get("kernels") for line in finished(lines, f"kernels_{name}")]
         if measurements or kernels:
@@ -201,7 +201,7 @@ def draw(measurements: Sequence[Mapping[str, Any]], device: str, path: Path) -> 
         title = (one["part"], one["dtype"], f"batch {one['batch_size']}", *one["given"])
         axes.set_title(", ".join(title), fontsize=9)
         axes.invert_yaxis()
-        axes.set_xlabel("ms a step" if one["part"] in BENCHMARKS["training"] else "ms")
+        axes.set_xlabel("ms a step" if one["part"] in MEASURED_PARTS["training"] else "ms")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{device}; black: predicted", fontsize=10)
     figure.savefig(path, format="png", dpi=110)

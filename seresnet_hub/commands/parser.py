@@ -70,16 +70,3 @@ def command(description: str | None, *, example: str, prog: str | None = None) -
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     return parser
-
-
-def add_speed(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add the options that make a model faster, and return their group."""
-    speed = parser.add_argument_group("speed")
-    speed.add_argument(
-        "--fuse", action="store_true", help="fold norms and SE units for inference first; the results stay the same"
-    )
-    speed.add_argument(
-        "--compile", nargs="?", const="default", choices=("default", "epilogue"), metavar="SETTINGS",
-        help="compile the model first, with the settings default or epilogue (takes a minute or more)",
-    )  # fmt: skip
-    return speed

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from seresnet_hub.commands import run
-from seresnet_hub.commands.parser import MODEL, Parser, add_speed, command
+from seresnet_hub.commands.parser import MODEL, Parser, command
+from seresnet_hub.commands.speed import add_speed_options, prepared
 
 EXAMPLE = "seresnet-hub predict runs/mine photos --topk 3"
 
@@ -25,22 +26,18 @@ def parser() -> Parser:
     )  # fmt: skip
     answer = parser.add_argument_group("the answer")
     answer.add_argument("--topk", type=int, default=5, metavar="K", help="classes to name (default: 5)")
-    add_speed(parser)
+    add_speed_options(parser)
     return parser
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
-    import torch
-
     from seresnet_hub.commands.terminal import tell
     from seresnet_hub.data.class_names import class_names
     from seresnet_hub.data.image_files import MOST_BYTES
     from seresnet_hub.errors import InputError
     from seresnet_hub.inference.find_images import picture_files
     from seresnet_hub.inference.predict import predict
-    from seresnet_hub.models.compiling import compile_for_inference
-    from seresnet_hub.models.fusion import fuse
     from seresnet_hub.models.load import load
     from seresnet_hub.models.names import is_model_folder, is_model_name
     from seresnet_hub.models.weights import OWN_WEIGHTS
@@ -70,10 +67,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     model = load(model_name)
     default = "" if model_name == first else ", the default, which comes with the package"
     tell(f"model: {model_name}{default} ({model.pretrained_cfg['architecture']}, {model.num_classes} classes)")  # type: ignore[index]
-    model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
-    if options.compile:
-        model = compile_for_inference(model, options.compile)
-        tell("compiling the model at its first batch, which takes a minute or more")
+    model = prepared(model, options)
     unreadable: list[dict[str, str]] = []
 
     def note(number: int, error: InputError) -> None:

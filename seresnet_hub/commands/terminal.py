@@ -1,4 +1,4 @@
-"""Show a script's result to a person: a table where a program reading a pipe gets JSON."""
+"""Show a command's result to a person: a table, where a program that reads a pipe gets JSON."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def exit_code(options: argparse.Namespace, result: dict[str, Any]) -> int:
     return int(options.stopped_exit_code) if stopped_by_a_signal else 0
 
 
-def _as_script(arguments: Sequence[str]) -> dict[str, Any]:
+def _train_and_end(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.training.signals import end_with_training
 
     end_with_training()
@@ -95,4 +95,4 @@ def _as_script(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def start(arguments: Sequence[str]) -> NoReturn:
-    run.start(parser(), _as_script, arguments, exit_code)
+    run.start(parser(), _train_and_end, arguments, exit_code)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from seresnet_hub.commands import run
-from seresnet_hub.commands.parser import MODEL, add_speed, command
+from seresnet_hub.commands.parser import MODEL, command
+from seresnet_hub.commands.speed import add_speed_options, prepared
 
 EXAMPLE = "seresnet-hub validate runs/mine --data photos --split held-out"
 
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     images.add_argument(
         "--crop-pct", type=float, metavar="X", help="the crop's share of the edge (default: the model's)"
     )
-    speed = add_speed(parser)
+    speed = add_speed_options(parser)
     speed.add_argument("--amp", choices=("bf16", "fp16"), help="compute in this precision (default: the weights')")
     speed.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at a time (default: 128)")
     speed.add_argument(
@@ -42,16 +43,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
-    import torch
-
-    from seresnet_hub.commands.terminal import tell
     from seresnet_hub.data.class_names import class_names
     from seresnet_hub.data.held_out import allowed_damage, split_for
     from seresnet_hub.environment import loader_workers
     from seresnet_hub.inference.evaluate import evaluate, in_model_order, with_real_labels
     from seresnet_hub.inference.report import require_report, worst_classes, write_report
-    from seresnet_hub.models.compiling import compile_for_inference
-    from seresnet_hub.models.fusion import fuse
     from seresnet_hub.models.load import load
     from seresnet_hub.models.trial_run import check_runs
 
@@ -62,10 +58,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         check_runs(model, options.model)
     split = split_for(model, options.data, options.split, label_column=options.label_column, label_lists=True)
     split = with_real_labels(split, model) if options.real else in_model_order(split, model)
-    model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
-    if options.compile:
-        model = compile_for_inference(model, options.compile)
-        tell("compiling the model at its first batch, which takes a minute or more")
+    model = prepared(model, options)
     workers = loader_workers() if options.workers is None else options.workers
     accuracy = evaluate(
         model, split, batch_size=options.batch_size, input_size=options.input_size, crop_pct=options.crop_pct,

@@ -19,24 +19,24 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where a code base keeps the parts of its network; `{s}` is the stage, `{b}` the block, `{k}` the convolution.
+    """Where a code base keeps the parts of its network: torchvision's names, unless it says otherwise.
 
-    `first` is the number of the first stage, block and convolution. `shortcut_after_pool` and `shortcut` are the names
-    of a projection with and without average pooling before it. `stride_in` is the convolution of a bottleneck that
-    strides.
+    `{s}` is the stage, `{b}` the block, `{k}` the convolution; `first` is the number of the first of each.
+    `shortcut_after_pool` and `shortcut` are the names of a projection with and without average pooling before it.
+    `stride_in` is the convolution of a bottleneck that strides.
     """
 
-    stem: str
-    stem_norm: str
-    deep_stem: tuple[tuple[str, str], ...]
-    block: str
-    first: tuple[int, int, int]
-    convolution: str
-    norm: str
-    squeeze: tuple[str, str] | None
-    shortcut: tuple[str, str]
-    shortcut_after_pool: tuple[str, str] | None
-    classifier: str
+    stem: str = "conv1"
+    stem_norm: str = "bn1"
+    deep_stem: tuple[tuple[str, str], ...] = ()
+    block: str = "layer{s}.{b}."
+    first: tuple[int, int, int] = (1, 0, 1)
+    convolution: str = "conv{k}"
+    norm: str = "bn{k}"
+    squeeze: tuple[str, str] | None = None
+    shortcut: tuple[str, str] = ("downsample.0", "downsample.1")
+    shortcut_after_pool: tuple[str, str] | None = None
+    classifier: str = "fc"
     pool_where_strided: bool = False  # PaddleClas's _vd networks: same names, and a pool where the deep stem is
     stride_in: int = 1
     caffe_pool: bool = False
@@ -45,71 +45,37 @@ class Layout:
 
 
 LAYOUTS: dict[str, Layout] = {
+    "torchvision": Layout(),
+    "moskomule": Layout(squeeze=("se.fc.0", "se.fc.2")),
+    "timm": Layout(
+        deep_stem=(("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1")),
+        squeeze=("se.fc1", "se.fc2"),
+        shortcut_after_pool=("downsample.1", "downsample.2"),
+    ),
     "mmpretrain": Layout(
-        stem="conv1",
-        stem_norm="bn1",
-        deep_stem=(("stem.0.conv", "stem.0.bn"), ("stem.1.conv", "stem.1.bn"), ("stem.2.conv", "stem.2.bn")),
-        block="layer{s}.{b}.",
-        first=(1, 0, 1),
-        convolution="conv{k}",
-        norm="bn{k}",
+        deep_stem=tuple((f"stem.{k}.conv", f"stem.{k}.bn") for k in (0, 1, 2)),
         squeeze=("se_layer.conv1.conv", "se_layer.conv2.conv"),
-        shortcut=("downsample.0", "downsample.1"),
         shortcut_after_pool=("downsample.1", "downsample.2"),
         classifier="head.fc",
-    ),
-    "timm": Layout(
-        stem="conv1",
-        stem_norm="bn1",
-        deep_stem=(("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1")),
-        block="layer{s}.{b}.",
-        first=(1, 0, 1),
-        convolution="conv{k}",
-        norm="bn{k}",
-        squeeze=("se.fc1", "se.fc2"),
-        shortcut=("downsample.0", "downsample.1"),
-        shortcut_after_pool=("downsample.1", "downsample.2"),
-        classifier="fc",
     ),
     "cadene": Layout(
         stem="layer0.conv1",
         stem_norm="layer0.bn1",
         deep_stem=tuple((f"layer0.conv{k}", f"layer0.bn{k}") for k in (1, 2, 3)),
-        block="layer{s}.{b}.",
-        first=(1, 0, 1),
-        convolution="conv{k}",
-        norm="bn{k}",
         squeeze=("se_module.fc1", "se_module.fc2"),
-        shortcut=("downsample.0", "downsample.1"),
-        shortcut_after_pool=None,
         classifier="last_linear",
         stride_in=0,
         caffe_pool=True,
     ),
-    "moskomule": Layout(
-        stem="conv1",
-        stem_norm="bn1",
-        deep_stem=(),
-        block="layer{s}.{b}.",
-        first=(1, 0, 1),
-        convolution="conv{k}",
-        norm="bn{k}",
-        squeeze=("se.fc.0", "se.fc.2"),
-        shortcut=("downsample.0", "downsample.1"),
-        shortcut_after_pool=None,
-        classifier="fc",
-    ),
     "pytorchcv": Layout(
         stem="features.init_block.conv.conv",
         stem_norm="features.init_block.conv.bn",
-        deep_stem=(),
         block="features.stage{s}.unit{b}.",
         first=(1, 1, 1),
         convolution="body.conv{k}.conv",
         norm="body.conv{k}.bn",
         squeeze=("se.conv1", "se.conv2"),
         shortcut=("identity_conv.conv", "identity_conv.bn"),
-        shortcut_after_pool=None,
         classifier="output",
     ),
     "paddle": Layout(
@@ -122,24 +88,10 @@ LAYOUTS: dict[str, Layout] = {
         norm="conv{k}._batch_norm",
         squeeze=("scale.squeeze", "scale.excitation"),
         shortcut=("short._conv", "short._batch_norm"),
-        shortcut_after_pool=None,
         classifier="out",
         pool_where_strided=True,
         weights_of_linear="in,out",
         statistics=("_mean", "_variance"),
-    ),
-    "torchvision": Layout(
-        stem="conv1",
-        stem_norm="bn1",
-        deep_stem=(),
-        block="layer{s}.{b}.",
-        first=(1, 0, 1),
-        convolution="conv{k}",
-        norm="bn{k}",
-        squeeze=None,
-        shortcut=("downsample.0", "downsample.1"),
-        shortcut_after_pool=None,
-        classifier="fc",
     ),
 }
 # Two code bases put everything but the classifier below one name, or name the stem of their CIFAR networks differently.
@@ -165,15 +117,6 @@ class Reference:
         self.tensors = tensors
         self.prefix = BACKBONE if any(name.startswith(BACKBONE) for name in tensors) else ""
 
-    def picture(self) -> tuple[int, bool]:
-        """Return how many channels the network's pictures have, and whether they are CIFAR's of 32 x 32.
-
-        Errors: `KeyError` names the stem's weight where there is none.
-        """
-        stem, _ = self._stem_names()
-        weight = self._get(f"{stem}.weight")
-        return weight.shape[1], weight.shape[2] == 3 and not self._has_deep_stem()
-
     def __call__(self, images: torch.Tensor) -> Outputs:
         """Return what the network computes for `images`, `(batch, channels, height, width)`."""
         x, layout = self._stem(images.double()), self.layout
@@ -189,13 +132,15 @@ class Reference:
                 features.append(x)
         if f"{layout.classifier}.weight" not in self.tensors:
             return Outputs(stem=stem, blocks=blocks, features=features, logits=None)
-        weight = self.tensors[f"{layout.classifier}.weight"].double()
-        weight = weight.t() if layout.weights_of_linear == "in,out" else weight
+        weight = self._as_out_in(self.tensors[f"{layout.classifier}.weight"].double())
         logits = F.linear(x.mean((2, 3)), weight, self.tensors[f"{layout.classifier}.bias"].double())
         return Outputs(stem=stem, blocks=blocks, features=features, logits=logits)
 
     def _get(self, name: str) -> torch.Tensor:
         return self.tensors[self.prefix + name].double()
+
+    def _as_out_in(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.t() if self.layout.weights_of_linear == "in,out" else weight
 
     def _has(self, block: str, part: str, k: int = 0) -> bool:
         return f"{self.prefix}{block}{part.format(k=k)}.weight" in self.tensors
@@ -215,20 +160,14 @@ class Reference:
             for k, (convolution, norm) in enumerate(self.layout.deep_stem):
                 x = self._norm(norm, self._conv(convolution, x, 2 if k == 0 else 1)).relu()
             return self._pool(x)
-        (stem, norm), (_, for_cifar) = self._stem_names(), self.picture()
+        is_cifars = self._has("", PYTORCHCV_CIFAR_STEM[0])
+        stem, norm = PYTORCHCV_CIFAR_STEM if is_cifars else (self.layout.stem, self.layout.stem_norm)
+        for_cifar = self._get(f"{stem}.weight").shape[2] == 3
         x = self._norm(norm, self._conv(stem, x, 1 if for_cifar else 2)).relu()
         return x if for_cifar else self._pool(x)
 
     def _has_deep_stem(self) -> bool:
         return len(self.layout.deep_stem) == 3 and self._has("", self.layout.deep_stem[2][0])
-
-    def _stem_names(self) -> tuple[str, str]:
-        """Return the names of the first convolution and its norm."""
-        if self._has_deep_stem():
-            return self.layout.deep_stem[0]
-        if self._has("", PYTORCHCV_CIFAR_STEM[0]):
-            return PYTORCHCV_CIFAR_STEM
-        return self.layout.stem, self.layout.stem_norm
 
     def _pool(self, x: torch.Tensor) -> torch.Tensor:
         if self.layout.caffe_pool:
@@ -259,8 +198,7 @@ class Reference:
             return y
         z = y.mean((2, 3))
         for k, name in enumerate(self.layout.squeeze):
-            weight = self._get(f"{prefix}{name}.weight").flatten(1)
-            weight = weight.t() if self.layout.weights_of_linear == "in,out" else weight
+            weight = self._as_out_in(self._get(f"{prefix}{name}.weight").flatten(1))
             bias = f"{prefix}{name}.bias"
             z = z @ weight.t() + (self._get(bias) if self.prefix + bias in self.tensors else 0.0)
             z = z.relu() if k == 0 else z.sigmoid()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from seresnet_hub.data.units import Split
+from seresnet_hub.data.split import Split
 from seresnet_hub.errors import InputError
 
 # So many images may be undecodable where `corrupt_share` of them would be fewer.

@@ -1,24 +1,83 @@
-"""Find again the images that a model was measured on, and keep a model from being measured on those it learnt."""
+"""Hold out images to measure a model on, find them again, and keep it from being measured on those it learnt."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from seresnet_hub.data.splits import HELD_OUT, OnlyTrainingError, Split, hold_out, labels_of, open_split, whole_of
+from seresnet_hub.data.open_split import OnlyTrainingError, open_split
+from seresnet_hub.data.split import Split, Subset
+from seresnet_hub.data.units import labels_of, unit_labels
 from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY
 from seresnet_hub.files.writing import read_json
 
+HELD_OUT = "held-out"  # the name of the part of a training split that is measured on
 RECORD_KEY = "held_out"  # among the facts of config.json
 
 log = PrintableLog(__name__)
+
+
+def open_splits(
+    source: str, train: str, evaluation: str | None, *, holdout: float = 0.0, seed: int = 0
+) -> tuple[Split, Split]:
+    """Open the split to train on and the one to measure on.
+
+    `evaluation=None` is validation, else test, else the share `holdout` of the training images (see `hold_out`), which
+    are then not trained on. Errors: as for `open_split`; `InputError` where there is nothing to measure on.
+    """
+    training = open_split(source, train)
+    named = evaluation or next((name for name in ("validation", "test") if name in training.siblings), None)
+    if named is not None:
+        return training, open_split(source, named)
+    if not holdout:
+        raise InputError(
+            f"data set {source!r} has neither a validation nor a test split, only {', '.join(training.siblings)}: "
+            "name one with --set eval_split=NAME, or hold out a fifth of the training images with --set holdout=0.2"
+        )
+    return hold_out(training, holdout, seed)
+
+
+def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Divide a split in two, and return the rest and what is held out; reads every label once.
+
+    Of each class `share` is held out, rounded, but at least one image where there are two or more, and never all.
+    Which ones depends on the seed and the order of the rows alone. Errors: `InputError` where nothing can be held out.
+    """
+    labels = tuple(unit_labels(split, unit) for unit in range(len(split.unit_rows)))
+    chosen = np.zeros(split.rows, dtype=bool)
+    together = np.concatenate(labels)
+    for label in np.unique(together):
+        rows = np.flatnonzero(together == label)
+        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        random_numbers = np.random.default_rng([seed, int(label) % 2**63])
+        chosen[random_numbers.permutation(rows)[:count]] = True
+    if not chosen.any():
+        raise InputError(
+            f"{split.source} has one image a class, so none can be held out to measure on: add images, or a folder of "
+            "them named test"
+        )
+    cuts = np.cumsum(split.unit_rows)[:-1]
+
+    def part(mask: np.ndarray, name: str) -> Split:
+        rows = tuple(np.flatnonzero(unit) for unit in np.split(mask, cuts))
+        subset = Subset(split.name, split.unit_rows, rows, labels)
+        return replace(split, name=name, unit_rows=tuple(map(len, rows)), subset=subset)
+
+    return part(~chosen, split.name), part(chosen, HELD_OUT)
+
+
+def whole_of(part: Split) -> Split:
+    """Return the split that `hold_out` divided, of one of its parts."""
+    assert part.subset is not None
+    return replace(part, name=part.subset.whole_name, unit_rows=part.whole_unit_rows, subset=None)
 
 
 def record_of(part: Split, *, share: float, seed: int, corrupt_share: float) -> dict[str, Any]:

@@ -20,19 +20,18 @@ from torch.utils.data import DataLoader
 from seresnet_hub.data.damaged_images import require_few_damaged
 from seresnet_hub.data.decoding import Decoder, DecoderName
 from seresnet_hub.data.loader_spec import LoaderSpec
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.plan import Order, Plan
 from seresnet_hub.data.shards import require_unchanged
 from seresnet_hub.data.shared_batches import SharedBatches
-from seresnet_hub.data.splits import EMBEDDED, open_split
+from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import Transform, training_transform
-from seresnet_hub.data.units import Split, require_same_shards, shards_now
+from seresnet_hub.data.units import require_same_shards, shards_now
 from seresnet_hub.data.worker import Request, RowDecoder, WorkerRows
 from seresnet_hub.data.worker_pool import WorkerPool
 from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.recipes.fields import following
 from seresnet_hub.recipes.recipe import Recipe
-
-__all__ = ["EMBEDDED", "Batch", "Loader", "Split", "evaluation_loader", "loader", "open_split"]
 
 # Batches that the workers prepare ahead of the one in use.
 AHEAD = 2

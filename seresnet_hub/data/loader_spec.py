@@ -7,7 +7,7 @@ from functools import cached_property
 
 from seresnet_hub.data.decoding import Decoder
 from seresnet_hub.data.plan import Plan, Reader
-from seresnet_hub.data.units import Split
+from seresnet_hub.data.split import Split
 
 
 @dataclass(frozen=True, kw_only=True)

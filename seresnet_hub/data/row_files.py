@@ -16,8 +16,8 @@ from urllib.parse import unquote
 import fsspec
 
 from seresnet_hub.data.image_files import MOST_BYTES, UnavailableError, read_file
+from seresnet_hub.data.retry import retrying
 from seresnet_hub.errors import InputError
-from seresnet_hub.retry import retrying
 
 ARCHIVES = ("zip://",)  # how `datasets` names a file in an archive: zip://cat/1.jpg::/data/train.zip
 

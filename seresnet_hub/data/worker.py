@@ -15,8 +15,9 @@ from seresnet_hub.data.image_files import UnavailableError
 from seresnet_hub.data.loader_spec import LoaderSpec
 from seresnet_hub.data.plan import Plan, Reader, Window
 from seresnet_hub.data.shared_batches import SharedBatches
+from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import reseed, streams_kept
-from seresnet_hub.data.units import Row, Split, read_unit
+from seresnet_hub.data.units import Row, read_unit
 from seresnet_hub.errors import InputError
 
 

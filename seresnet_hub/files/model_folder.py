@@ -116,9 +116,15 @@ def write_model(
 
     def fill(target: Path) -> None:
         write_weights(target, state_dict, metadata)
-        hashes = {WEIGHTS_NAME: sha256_of(target / WEIGHTS_NAME)}
-        described = {**config, FACTS_KEY: {**config.get(FACTS_KEY, {}), "sha256": hashes}}
-        write_json(target / CONFIG_NAME, described)
-        write_text(target / CARD_NAME, card(described))
+        write_config_and_card(target, config, card)
 
     fill_folder(directory, fill)
+
+
+def write_config_and_card(directory: Path, config: Mapping[str, Any], card: Callable[[Mapping[str, Any]], str]) -> str:
+    """Write the files that describe the weights in a folder, as `write_model` does; return the weights' sha256."""
+    sha256 = sha256_of(directory / WEIGHTS_NAME)
+    described = {**config, FACTS_KEY: {**config.get(FACTS_KEY, {}), "sha256": {WEIGHTS_NAME: sha256}}}
+    write_json(directory / CONFIG_NAME, described)
+    write_text(directory / CARD_NAME, card(described))
+    return sha256

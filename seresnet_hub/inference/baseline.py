@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from seresnet_hub.data.splits import Split, labels_of
+from seresnet_hub.data.split import Split
+from seresnet_hub.data.units import labels_of
 
 # Labels of larger splits are not read: what has so many images does not end at chance unseen.
 MOST_IMAGES = 20_000

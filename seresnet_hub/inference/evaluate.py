@@ -17,8 +17,8 @@ from tqdm import tqdm
 from seresnet_hub.data.batch_augmentation import finish, on_device
 from seresnet_hub.data.class_names import IMAGENET_FILE, class_order, imagenet_real_labels
 from seresnet_hub.data.damaged_images import require_few_damaged
-from seresnet_hub.data.loader import Loader, Split, evaluation_loader
-from seresnet_hub.data.splits import RightClasses, in_class_order
+from seresnet_hub.data.loader import Loader, evaluation_loader
+from seresnet_hub.data.split import RightClasses, Split, in_class_order
 from seresnet_hub.data.transforms import model_transform
 from seresnet_hub.environment import loader_workers
 from seresnet_hub.errors import InputError, printable

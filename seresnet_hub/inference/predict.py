@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 
 from seresnet_hub.data.class_names import class_names
-from seresnet_hub.data.transforms import Transform, model_transform, normalize, read_image, require_resizable
+from seresnet_hub.data.transforms import Transform, model_transform, normalize, require_resizable
 from seresnet_hub.errors import InputError
+from seresnet_hub.inference.pictures import Picture, listed, read_picture
 from seresnet_hub.models.create import eval_mode
 from seresnet_hub.models.load import load
 
 BATCH_SIZE = 32
-
-Picture = str | Path | bytes | Image.Image
 
 
 def predict(
@@ -30,9 +28,11 @@ def predict(
 ) -> list[list[dict[str, Any]]]:
     """Return the `topk` most probable classes of each image, best first, as `{index, name, score}`.
 
-    `model` is a model or a name that `load` takes; `images` one picture or a list of them (path, encoded bytes, or
-    Pillow image); scores are softmax probabilities in [0, 1]. Works in batches on the model's device, in eval mode,
-    with the model's own preprocessing. Errors: `InputError` where a picture cannot be read, the model has no
+    `model` is a model or a name that `load` takes. `images` is one picture or a list of them, each a path, an address
+    of http or https, encoded bytes, Pillow's image, or an array: uint8, `(height, width, 3)` in RGB order or grey
+    `(height, width)`. OpenCV reads BGR, as mmpretrain takes it: give `array[..., ::-1]`. An array `(n, height, width,
+    3)` is a list of n. Scores are softmax probabilities in [0, 1]. Works in batches on the model's device, in eval
+    mode, with the model's own preprocessing. Errors: `InputError` where a picture cannot be read, the model has no
     classifier, or its name cannot be loaded. With `unreadable`, it is called with the number and the error of each
     picture that cannot be read, whose classes are an empty list.
     """
@@ -76,7 +76,7 @@ def extract_features(
     """Return pooled features `(batch, channels)`, or with `stage` the map `(batch, channels, height, width)`.
 
     Stages count as in timm's `feature_info`: 0 is the stem, then one for each stage; negative ones count from the end.
-    `model` is a model or a name that `load` takes. The result is on the model's device. Errors: `InputError` as for
+    `model` and `images` are those of `predict`. The result is on the model's device. Errors: `InputError` as for
     `predict`, and where there is no such stage.
     """
     model = load(model) if isinstance(model, (str, Path)) else model
@@ -110,11 +110,7 @@ def _in_batches(
 
     Pictures that cannot be read are left out where `unreadable` is there to be told.
     """
-    pictures: Sequence[Picture] = [images] if isinstance(images, (str, Path, bytes, Image.Image)) else images
-    if hasattr(pictures, "shape"):
-        raise InputError("an array is no picture here: give Pillow's images (PIL.Image.fromarray), paths or bytes")
-    if not pictures:
-        raise InputError("no images were given")
+    pictures = listed(images)
     transform, config = model_transform(model)
     parameter = next(model.parameters())
     with eval_mode(model), torch.inference_mode():
@@ -140,7 +136,7 @@ def _in_batches(
 
 
 def _load(picture: Picture, transform: Transform) -> torch.Tensor:
-    image = read_image(picture)
+    image = read_picture(picture)
     try:
         require_resizable(transform, image.size)
     except InputError as error:

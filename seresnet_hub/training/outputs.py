@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import re
 import shlex
@@ -15,7 +16,8 @@ from torch import nn
 from seresnet_hub.cards.card import NO_TOP5, card_of, render
 from seresnet_hub.cards.markdown import code, plain
 from seresnet_hub.data.held_out import RECORD_KEY, record_of
-from seresnet_hub.data.loader import EMBEDDED, Split
+from seresnet_hub.data.open_split import EMBEDDED
+from seresnet_hub.data.split import Split
 from seresnet_hub.environment import code_commit, hardware, package_version, versions
 from seresnet_hub.files.locks import require_held
 from seresnet_hub.files.model_folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, timm_config, write_model
@@ -28,7 +30,7 @@ from seresnet_hub.models.load import Origin
 from seresnet_hub.plots import draw_curves
 from seresnet_hub.recipes.fields import described
 from seresnet_hub.recipes.recipe import RECIPES, Recipe
-from seresnet_hub.training.history import Row, write_summary
+from seresnet_hub.training.progress import Row
 from seresnet_hub.training.start_or_resume import BEST, BEST_RAW, RAW
 
 
@@ -56,6 +58,15 @@ def save_run(
             draw_curves(history, temporary, top5=config["num_classes"] > NO_TOP5)
 
     fill_folder(output, fill)
+
+
+def write_summary(history: Sequence[Row], path: Path) -> None:
+    """Write the rows as CSV, in the manner of timm's summary; what was not measured is empty."""
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, columns)
+        table.writeheader()
+        table.writerows(history)
 
 
 AUTOCAST_NAMES = {"bf16": "bfloat16", "fp16": "float16"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,35 +22,13 @@ FOLDERS = ("", BEST, RAW, BEST_RAW)
 FILES = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, SUMMARY_NAME, CURVES_NAME)
 
 
-def require_launcher(environment: Mapping[str, str]) -> None:
-    """Raise `InputError` where `srun` started several processes that know nothing of each other.
-
-    Each would train the whole run, all in one folder. A launcher sets WORLD_SIZE; the script of a batch job is no step.
-    """
-    tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
-    if tasks.isdecimal() and int(tasks) > 1 and not {"WORLD_SIZE", "RANK"} & environment.keys():
-        raise InputError(
-            f"srun started {tasks} processes that are not joined: let it start one launcher on each node, as "
-            "scripts/cluster/slurm.sh does (srun --ntasks-per-node=1 torchrun … scripts/train.py …); where each task "
-            "is a run of its own, with an --output of its own, set WORLD_SIZE=1"
-        )
-
-
-def processes_started(environment: Mapping[str, str]) -> int:
-    """Return how many processes a launcher or MPI says it started, 0 where none says anything."""
-    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        if environment.get(name, "").isdecimal():
-            return int(environment[name])
-    return 0
-
-
 def begin(
     output: Path, *, resume: bool, say: Callable[[str], None], on_exit: ExitStack
 ) -> tuple[dict[str, Any], list[str]] | None:
-    """Lock `output` until `on_exit`; return the state to resume from and what is wrong with later ones, or None.
+    """Lock `output` until `on_exit`; return the checkpoint to resume from and what is wrong with later ones, or None.
 
     None is a new run. What a killed run left half-written is removed. Errors: `InputError` where another run is in
-    there, where it holds what a new run would overwrite, and where all states are damaged; nothing was changed then.
+    there, it holds what a new run would overwrite, or all checkpoints are damaged; nothing was changed then.
     """
     _require_writable(output)
     try:
@@ -63,8 +41,7 @@ def begin(
         raise InputError(f"cannot use {output}: {error.strerror or error}") from error
     found = None
     if list_checkpoints(output):
-        _, state, damaged = latest_checkpoint(output)
-        found = state, damaged
+        found = latest_checkpoint(output)[1:]
     elif resume:
         say(f"nothing to resume in {output} yet: beginning")
     for folder in (*(output / name for name in FOLDERS), output / STATES_FOLDER):
@@ -92,7 +69,7 @@ def _require_ours(output: Path, *, resume: bool) -> None:
 
 
 def _kept(output: Path) -> str | None:
-    """Return the name of something in `output` that is not of a run that ended before its first state.
+    """Return the name of something in `output` that is not of a run that ended before its first checkpoint.
 
     Such a run leaves its lock, what it had half written, and whatever its trackers put beside the lock.
     """

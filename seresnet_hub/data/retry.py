@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from http.client import IncompleteRead
 from typing import TypeVar
+from urllib.error import HTTPError
 
 import pyarrow
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -18,7 +20,7 @@ FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
 HOPELESS_STATUS = frozenset({400, 401, 403, 404, 410})
 HOPELESS = (FileNotFoundError, PermissionError, OfflineModeIsEnabled, MemoryError)
 # A cut-off answer shows as an error of pyarrow. Which HTTP client there is differs between versions of huggingface_hub.
-MAY_PASS = (InputError, OSError, pyarrow.ArrowException)
+MAY_PASS = (InputError, OSError, IncompleteRead, pyarrow.ArrowException)
 HTTP_CLIENTS = ("httpx", "httpcore", "aiohttp", "requests")
 
 log = PrintableLog(__name__)
@@ -48,6 +50,7 @@ def _may_pass(error: BaseException) -> bool:
         chain.append(link)
         link = link.__cause__ or link.__context__
     statuses = {getattr(getattr(one, "response", None), "status_code", None) for one in chain}
+    statuses |= {one.code for one in chain if isinstance(one, HTTPError)}
     if statuses & HOPELESS_STATUS or any(isinstance(one, HOPELESS) for one in chain):
         return False
     if statuses - {None}:

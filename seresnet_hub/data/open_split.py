@@ -1,4 +1,4 @@
-"""Open labelled images as a row of units, each readable on its own; `units` reads them.
+"""Open a split of a data set as a row of units, each readable on its own.
 
 A data set is read through `datasets` in streaming mode. Its units are the row groups of its parquet shards (for other
 formats, its shards).
@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import pyarrow.dataset
 from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from seresnet_hub.data.image_folders import ENDINGS, left_out_of, trouble_in
+from seresnet_hub.data.retry import OPENING_ATTEMPTS, retrying
 from seresnet_hub.data.row_files import RowFiles, folder_of
 from seresnet_hub.data.shards import (
     READ_AHEAD,
@@ -31,43 +31,12 @@ from seresnet_hub.data.shards import (
     row_groups,
     shard_states,
 )
+from seresnet_hub.data.split import RightClasses, Split
 from seresnet_hub.data.unit_hashes import UnitHashes
-from seresnet_hub.data.units import (
-    RightClasses,
-    Row,
-    Split,
-    Subset,
-    label_values,
-    labels_of,
-    read_unit,
-    require_same_shards,
-    tables_of,
-    unit_labels,
-)
+from seresnet_hub.data.units import label_values, tables_of
 from seresnet_hub.errors import InputError, PrintableLog
-from seresnet_hub.retry import OPENING_ATTEMPTS, retrying
-
-__all__ = [
-    "EMBEDDED",
-    "HELD_OUT",
-    "OnlyTrainingError",
-    "RightClasses",
-    "Row",
-    "Shard",
-    "Split",
-    "Subset",
-    "hold_out",
-    "in_class_order",
-    "labels_of",
-    "open_split",
-    "open_splits",
-    "read_unit",
-    "require_same_shards",
-    "whole_of",
-]  # fmt: skip
 
 EMBEDDED = "digits"
-HELD_OUT = "held-out"  # the name of the part of a training split that is measured on
 
 log = PrintableLog(__name__)
 Result = TypeVar("Result")
@@ -152,74 +121,6 @@ def _class_list(split: Split, row: int, given: list[Any] | None) -> tuple[int, .
     if any(not isinstance(number, int) or number < 0 for number in given or ()):
         raise InputError(f"{split.place(row)}: labels {given!r}, expected class numbers")
     return tuple(given or ())
-
-
-def in_class_order(split: Split, order: Sequence[int]) -> Split:
-    """Return the split with its classes renumbered: its class k becomes class `order[k]`."""
-    names = split.class_names
-    renamed = tuple(names[order.index(number)] for number in range(len(order))) if names else None
-    if split.right_classes is None:
-        return replace(split, class_order=tuple(order), class_names=renamed)
-    try:
-        classes = tuple(tuple(order[k] for k in numbers) for numbers in split.right_classes.classes)
-    except IndexError:
-        raise InputError(f"split {split.name!r} of {split.source} has labels beyond its {len(order)} classes") from None
-    return replace(split, right_classes=split.right_classes._replace(classes=classes), class_names=renamed)
-
-
-def open_splits(
-    source: str, train: str, evaluation: str | None, *, holdout: float = 0.0, seed: int = 0
-) -> tuple[Split, Split]:
-    """Open the split to train on and the one to measure on.
-
-    `evaluation=None` is validation, else test, else the share `holdout` of the training images (see `hold_out`), which
-    are then not trained on. Errors: as for `open_split`; `InputError` where there is nothing to measure on.
-    """
-    training = open_split(source, train)
-    named = evaluation or next((name for name in ("validation", "test") if name in training.siblings), None)
-    if named is not None:
-        return training, open_split(source, named)
-    if not holdout:
-        raise InputError(
-            f"data set {source!r} has neither a validation nor a test split, only {', '.join(training.siblings)}: "
-            "name one with --set eval_split=NAME, or hold out a fifth of the training images with --set holdout=0.2"
-        )
-    return hold_out(training, holdout, seed)
-
-
-def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """Divide a split in two, and return the rest and what is held out; reads every label once.
-
-    Of each class `share` is held out, rounded, but at least one image where there are two or more, and never all.
-    Which ones depends on the seed and the order of the rows alone. Errors: `InputError` where nothing can be held out.
-    """
-    labels = tuple(unit_labels(split, unit) for unit in range(len(split.unit_rows)))
-    chosen = np.zeros(split.rows, dtype=bool)
-    together = np.concatenate(labels)
-    for label in np.unique(together):
-        rows = np.flatnonzero(together == label)
-        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-        random_numbers = np.random.default_rng([seed, int(label) % 2**63])
-        chosen[random_numbers.permutation(rows)[:count]] = True
-    if not chosen.any():
-        raise InputError(
-            f"{split.source} has one image a class, so none can be held out to measure on: add images, or a folder of "
-            "them named test"
-        )
-    cuts = np.cumsum(split.unit_rows)[:-1]
-
-    def part(mask: np.ndarray, name: str) -> Split:
-        rows = tuple(np.flatnonzero(unit) for unit in np.split(mask, cuts))
-        subset = Subset(split.name, split.unit_rows, rows, labels)
-        return replace(split, name=name, unit_rows=tuple(map(len, rows)), subset=subset)
-
-    return part(~chosen, split.name), part(chosen, HELD_OUT)
-
-
-def whole_of(part: Split) -> Split:
-    """Return the split that `hold_out` divided, of one of its parts."""
-    assert part.subset is not None
-    return replace(part, name=part.subset.whole_name, unit_rows=part.whole_unit_rows, subset=None)
 
 
 def _open(path: str, is_glob: bool) -> tuple[Any, dict[str, IterableDataset]]:
