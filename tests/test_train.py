@@ -27,7 +27,7 @@ from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.plan import Plan
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.evaluate import evaluate
-from seresnet_hub.publishing.push import load
+from seresnet_hub.models.load import load
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
 from seresnet_hub.training import checkpoint, same_run
 from seresnet_hub.training import train as training
