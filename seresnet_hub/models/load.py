@@ -116,8 +116,11 @@ def recorded_hashes(directory: Path) -> dict[str, str]:
     return {name: hashes[name] for name in (*REQUIRED_FILES, *OPTIONAL_FILES) if name in hashes}
 
 
-def unlike_recorded(directory: Path) -> Iterator[str]:
-    """Yield the names of the files that are not there with the sha256 that `config.json` records."""
+def unlike_recorded(directory: Path, known: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Yield the names of the files that are not there with the sha256 that `config.json` records.
+
+    `known` are the sha256 of files that were read already.
+    """
     for name, expected in recorded_hashes(directory).items():
-        if not (directory / name).is_file() or sha256_of(directory / name) != expected:
+        if not (directory / name).is_file() or ((known or {}).get(name) or sha256_of(directory / name)) != expected:
             yield name
