@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import timm
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
@@ -299,13 +298,10 @@ def verify(name: str | Path) -> dict[str, Any]:
             raise InputError(f"{directory / CONFIG_NAME} records no hashes: there is nothing to compare with")
         snapshot = Snapshot(repo_id="", commit="", paths={file: directory / file for file in hashes}, hashes=hashes)
     else:
-        repo_id, revision = meant.repo_id, meant.revision
-        if not repo_id:
-            cfg = timm.get_pretrained_cfg(meant.name) if timm.is_model(meant.name) else None
-            repo_id = (cfg.hf_hub_id or "") if cfg else ""
+        repo_id = meant.repo_id or origin_of(meant.name).repo_id
         if not repo_id:
             raise InputError(f"{name!r} has no files to verify: name a repository or a folder, {KINDS}")
-        snapshot = take_snapshot(repo_id, revision, names=None)
+        snapshot = take_snapshot(repo_id, meant.revision, names=None)
         directory = snapshot.paths[WEIGHTS_NAME].parent
     wrong = snapshot.wrong()
     for file in wrong:
