@@ -22,7 +22,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from seresnet_hub import fuse, predict
 from seresnet_hub.data.batch_augmentation import Mixer, finish, on_device
 from seresnet_hub.data.loader import Batch
-from seresnet_hub.models.blocks import SEBottleneck
+from seresnet_hub.models.training_blocks import SEBottleneck
 from seresnet_hub.recipes.recipe import get_recipe, override
 from seresnet_hub.training.optimizer import optimizer_of
 

@@ -53,7 +53,6 @@ class Checkpoint:
     `digest`'s result: it takes longer than the rest, which can go on meanwhile.
     """
 
-    path: Path
     digest: Future[str]
     tensors: dict[str, torch.Tensor]
     entries: dict[str, Any]
@@ -76,22 +75,30 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         buffer, digest = _bytes_of(path)
-        view = memoryview(buffer.numpy())  # type: ignore[arg-type]
-        if view[:4] != LOCAL_MAGIC:
+        if bytes(buffer[:4].numpy()) != LOCAL_MAGIC:
             digest.result()  # bytes of the legacy format are moved within the buffer
-        account = Account(len(view))
-        contents = _parsed(view, buffer, account)
-        state_dict, entries, passed_over = _select(contents.value)
-        tensors = dict(_materialised(state_dict, contents, account))
-        contents.finish()
+        return read_bytes(buffer, digest)
     except Refused as error:
         raise InputError(f"{path} is refused: {error}") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # damaged bytes fail in as many ways as there are bytes
         raise InputError(f"{path} is damaged or no checkpoint: {str(error)[:200] or type(error).__name__}") from error
+
+
+def read_bytes(buffer: torch.Tensor, digest: Future[str]) -> Checkpoint:
+    """Return the checkpoint in a file's bytes, over which its tensors lie; `digest` is their hash.
+
+    Errors: `Refused`, or whatever damaged bytes lead to.
+    """
+    view = memoryview(buffer.numpy())  # type: ignore[arg-type]
+    account = Account(len(view))
+    contents = _parsed(view, buffer, account)
+    state_dict, entries, passed_over = _select(contents.value)
+    tensors = dict(_materialised(state_dict, contents, account))
+    contents.finish()
     return Checkpoint(
-        path=path, digest=digest, tensors=tensors, entries=entries, passed_over=passed_over, metadata=contents.metadata
+        digest=digest, tensors=tensors, entries=entries, passed_over=passed_over, metadata=contents.metadata
     )
 
 

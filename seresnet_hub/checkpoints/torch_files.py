@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from seresnet_hub.checkpoints import zip_directory
+from seresnet_hub.checkpoints.dtypes import NUMPY_TYPES
 from seresnet_hub.checkpoints.pickle_machine import Window, unpickled
 from seresnet_hub.checkpoints.pickle_values import (
-    NUMPY_TYPES,
     Array,
     LongBytes,
     Storage,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
+from timm.models import PretrainedCfg
 from torch import nn
 
 from seresnet_hub.errors import InputError
@@ -48,7 +49,7 @@ def load(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Modu
         model = load_folder(snapshot.paths[CONFIG_NAME].parent, meant.name, kwargs)
         model.pretrained_cfg = {**model.pretrained_cfg, "hf_hub_id": snapshot.repo_id, "source": "hf-hub"}  # type: ignore[dict-item, assignment]
         return model
-    cfg = timm.get_pretrained_cfg(meant.name) if timm.is_model(meant.name) else None
+    cfg = _timms_config(meant.name)
     if cfg is None or not cfg.has_weights:
         return create(name, **kwargs)  # an error that timm words well
     if isinstance(cfg.file, VerifiedFile):
@@ -67,6 +68,10 @@ def _untrained(meant: ModelName, kwargs: Mapping[str, Any]) -> nn.Module:
     if directory is None:
         return create(meant.name, pretrained=False, **kwargs)
     return untrained_folder(directory, meant.name, kwargs)
+
+
+def _timms_config(name: str) -> PretrainedCfg | None:
+    return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
 
 
 def _repository_snapshot(meant: ModelName) -> Snapshot:
@@ -88,19 +93,19 @@ def origin_of(name: str | Path) -> Origin:
     """Return where the weights that `load` takes under this name come from; errors as for `load`."""
     meant = parse_name(name)
     if meant.repo_id:
-        config = _repository_snapshot(meant).paths[CONFIG_NAME]
-        license = _licence_in(config) or licence_on_the_hub(meant.repo_id, meant.revision)
+        config = checked_config(_repository_snapshot(meant).paths[CONFIG_NAME])
+        license = licence_in(config) or licence_on_the_hub(meant.repo_id, meant.revision)
         return Origin(meant.name, meant.repo_id, license)
     if meant.folder is not None:
         require_model_folder(meant.folder)
-        return Origin(f"local-dir:{meant.folder.resolve().name}", "", _licence_in(meant.folder / CONFIG_NAME))
-    cfg = timm.get_pretrained_cfg(meant.name) if timm.is_model(meant.name) else None
+        license = licence_in(checked_config(meant.folder / CONFIG_NAME))
+        return Origin(f"local-dir:{meant.folder.resolve().name}", "", license)
+    cfg = _timms_config(meant.name)
     return Origin(meant.name, (cfg.hf_hub_id or "") if cfg else "", (cfg.license or "") if cfg else "")
 
 
-def _licence_in(path: Path) -> str:
-    """Return the licence that a `config.json` names, among our facts or timm's."""
-    config = checked_config(path)
+def licence_in(config: Mapping[str, Any]) -> str:
+    """Return the licence that a checked `config.json` names, among our facts or timm's, "" where it names none."""
     named = (config.get(key, {}).get("license") for key in (FACTS_KEY, "pretrained_cfg"))
     return next(filter(None, named), "")
 

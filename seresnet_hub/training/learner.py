@@ -19,7 +19,7 @@ from seresnet_hub.data.plan import Plan
 from seresnet_hub.data.repeated_augmentation import part_rows
 from seresnet_hub.data.transforms import seed_from
 from seresnet_hub.errors import InputError
-from seresnet_hub.models.blocks import use_compiled_sync_norms, use_training_blocks
+from seresnet_hub.models.training_blocks import use_compiled_sync_norms, use_training_blocks
 from seresnet_hub.recipes.recipe import Recipe
 from seresnet_hub.training.batchnorm_statistics import RunningStatistics, statistics_kept
 from seresnet_hub.training.checkpoint import load_optimizer
