@@ -9,7 +9,6 @@ from http.client import IncompleteRead
 from typing import TypeVar
 from urllib.error import HTTPError
 
-import pyarrow
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from seresnet_hub.errors import InputError, PrintableLog
@@ -20,9 +19,10 @@ ATTEMPTS, OPENING_ATTEMPTS = 9, 4
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
 HOPELESS_STATUS = frozenset({400, 401, 403, 404, 410})
 HOPELESS = (FileNotFoundError, PermissionError, OfflineModeIsEnabled, MemoryError)
-# A cut-off answer shows as an error of pyarrow. Which HTTP client there is differs between versions of huggingface_hub.
-MAY_PASS = (InputError, OSError, IncompleteRead, pyarrow.ArrowException)
-HTTP_CLIENTS = ("httpx", "httpcore", "aiohttp", "requests")
+MAY_PASS = (InputError, OSError, IncompleteRead)
+# By name, since they load slowly, or not at all: a cut-off answer shows as an error of pyarrow, and which HTTP client
+# there is differs between versions of huggingface_hub.
+LIBRARIES = ("pyarrow", "httpx", "httpcore", "aiohttp", "requests")
 
 log = PrintableLog(__name__)
 Result = TypeVar("Result")
@@ -64,4 +64,4 @@ def _may_pass(error: BaseException) -> bool:
         return False
     if statuses - {None}:
         return True
-    return any(isinstance(one, MAY_PASS) or type(one).__module__.startswith(HTTP_CLIENTS) for one in chain)
+    return any(isinstance(one, MAY_PASS) or type(one).__module__.startswith(LIBRARIES) for one in chain)
