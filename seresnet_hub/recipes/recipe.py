@@ -1,4 +1,4 @@
-"""The schema of training recipes, and recipes by name or from a file. Those of this package are the files `*.toml`."""
+"""The schema of training recipes: what to train, on what, and how; and recipes by name or from a file."""
 
 from __future__ import annotations
 
