@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from seresnet_hub.errors import InputError, PrintableLog
-from seresnet_hub.hub.retries import causes_of
+from seresnet_hub.hub.failures import causes_of
 
 # A failed read is tried again after 1, 2, 4 … seconds, at most a minute: 4 minutes in all.
 ATTEMPTS, OPENING_ATTEMPTS = 9, 4
