@@ -47,7 +47,7 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--inductor", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting of Inductor's, on top of the usual ones; repeatable; VALUE is JSON",
+        help="a setting of Inductor's, on top of the usual ones; as in a recipe; repeatable",
     )  # fmt: skip
     parser.add_argument("--size", type=int, default=224, metavar="PIXELS", help="of the images (default: 224)")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="all networks take turns in each")

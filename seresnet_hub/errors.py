@@ -38,6 +38,11 @@ class InputError(RuntimeError):
         super().__init__(printable(" ".join(str(message).split())))
 
 
+def message_of(error: Exception) -> str:
+    """Return what a library's error says, or its type where it says nothing."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
+
+
 class LostProcessError(RuntimeError):
     """Another process of the same run is gone or out of reach; the message, on one line, says how to go on."""
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 from seresnet_hub.commands.main import COMMANDS
 from seresnet_hub.errors import InputError
+from seresnet_hub.recipes.inductor import options_of
 from seresnet_hub.recipes.recipe import get_recipe, override
 from seresnet_hub.training.profiling import require_profile
 
@@ -115,7 +116,7 @@ def test_every_command_is_one_that_its_script_takes(
             if options.profile:
                 require_profile(Path(options.profile), options.max_steps)
         if script.stem == "benchmark":
-            import_module("_benchmark_settings").inductor_settings(options.inductor)
+            options_of(options.inductor)
     assert called == {"training", "inference", "train", "validate"}
 
 

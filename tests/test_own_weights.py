@@ -18,7 +18,7 @@ from PIL import Image
 
 import seresnet_hub
 from seresnet_hub.commands.run import run
-from seresnet_hub.data.transforms import read_image
+from seresnet_hub.data.image_files import read_image
 from seresnet_hub.errors import InputError
 from seresnet_hub.models import pretrained
 from seresnet_hub.models.weights import OWN_WEIGHTS, OwnWeights

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from types import ModuleType
-
 import pytest
-
-from seresnet_hub.commands.main import COMMANDS
-
-
-def command(name: str) -> ModuleType:
-    return import_module(f"seresnet_hub.commands.{name}" if name in COMMANDS else name)
+from test_scripts import command
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def batches(recipe: Recipe, data: Path, epochs: int) -> Iterator[tuple[torch.Ten
 
 
 def state_of(run: Path) -> dict[str, Any]:
-    return checkpoint.latest_checkpoint(run)[1]
+    return checkpoint.latest_checkpoint(run)[0]
 
 
 def assert_same_losses(ours: torch.Tensor, theirs: list[float], steps: int, tolerance: float = 1e-4) -> None:

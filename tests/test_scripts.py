@@ -20,6 +20,7 @@ import torch
 from conftest import WriteSplit, encode
 from PIL import Image
 
+from seresnet_hub.commands.main import COMMANDS
 from seresnet_hub.commands.run import run
 from seresnet_hub.commands.terminal import as_table
 from seresnet_hub.environment import loader_workers
@@ -30,7 +31,8 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def command(name: str) -> ModuleType:
-    return import_module(f"seresnet_hub.commands.{name}")
+    """Return the module of a command, or of a script that is for a clone."""
+    return import_module(f"seresnet_hub.commands.{name}" if name in COMMANDS else name)
 
 
 def call(name: str, *arguments: object, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -243,6 +245,22 @@ def test_a_recipe_is_printed_as_a_file_that_trains_the_same(
     again = json.loads(call("train", "--recipe", "again/mine.toml", "--print-recipe", capfd=capfd)[1])
     assert tomllib.loads(again["toml"]) == tomllib.loads(result["toml"])
     assert get_recipe("again/mine.toml") == replace(get_recipe("mine.toml"), seed=7)
+
+
+def test_a_run_by_a_recipe_of_ones_own_is_called_as_the_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text('base = "digits"\nepochs = 1\nworkers = 0\n')
+    code, out, _ = call("train", "--recipe", "mine.toml", "--max-steps", 1, capfd=capfd)
+    result = json.loads(out)
+    assert (code, result["recipe"], result["output"]) == (0, "mine", "runs/mine")
+    facts = json.loads(Path("runs/mine/config.json").read_text())["seresnet_hub"]
+    assert (facts["recipe"]["name"], facts["recipe"]["epochs"]) == ("mine", "1")
+    assert facts["command"] == "python scripts/train.py --recipe mine.toml --max-steps 1"
+    card = Path("runs/mine/README.md").read_text()
+    assert "by the recipe `mine`" in card
+    assert facts["command"] in card
 
 
 @pytest.mark.parametrize(

@@ -148,13 +148,12 @@ def test_a_second_run_is_refused_while_the_first_one_runs(
     assert_same(tmp_path / "alone", tmp_path / "run")
 
 
-SCRIPTS = str(Path(__file__).parents[1] / "scripts")
 SETTINGS = [f"{name}={getattr(SMALL, name)}" for name in ("epochs", "batch_size", "input_size", "workers")]
 # Ends the process where it is, as kill -9 does: at a step before the first state, or within that state's write.
 KILLED = """
 import os, sys, torch
-sys.path.insert(0, sys.argv.pop(1))
-import seresnet_hub.training.checkpoint as checkpoint, train
+import seresnet_hub.training.checkpoint as checkpoint
+from seresnet_hub.commands import train
 from seresnet_hub.commands.run import run
 moment = sys.argv.pop(1)
 if moment == "step":
@@ -178,7 +177,7 @@ def test_a_run_with_a_tracker_that_is_killed_before_its_first_state(
 ) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     output = tmp_path / "run"
-    command = [sys.executable, "-c", KILLED, SCRIPTS, moment, "--data", numbers, "--output", str(output), "--tracker",
+    command = [sys.executable, "-c", KILLED, moment, "--data", numbers, "--output", str(output), "--tracker",
                "tensorboard", *(["--resume"] if resume else []), "--set", *SETTINGS, "shuffle_window=20"]  # fmt: skip
     assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 9
     left = [path.name for path in output.rglob("*") if path.is_file()]
@@ -231,7 +230,7 @@ def counted(recipe: Recipe, numbers: str, output: Path, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(loop, "save_checkpoint", record)
         training.train(recipe, data=numbers, output=output)
-    history = checkpoint.latest_checkpoint(output)[1]["history"]
+    history = checkpoint.latest_checkpoint(output)[0]["history"]
     assert [row["step"] for row in history] == [4 * epoch for epoch in range(1, recipe.epochs + 1)]
     assert all("train_loss" in row for row in history)
     return saved, [int(row["step"]) for row in history if "top1" in row]

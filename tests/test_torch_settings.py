@@ -157,7 +157,7 @@ def test_a_run_goes_on_as_deterministic_as_it_was(tmp_path: Path, numbers: str) 
 
 def test_a_state_older_than_the_field_is_of_a_run_without_it(tmp_path: Path, numbers: str) -> None:
     training.train(SMALL, data=numbers, output=tmp_path / "run", max_steps=2)
-    state = latest_checkpoint(tmp_path / "run")[1]
+    state = latest_checkpoint(tmp_path / "run")[0]
     settings = json.loads(state["settings"])
     del settings["deterministic"]
     save_checkpoint(tmp_path / "run", {**state, "settings": json.dumps(settings)})

@@ -58,7 +58,6 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.recipes.fields import described
     from seresnet_hub.recipes.recipe import listed, with_origins
     from seresnet_hub.recipes.toml_files import as_toml
-    from seresnet_hub.training.train import train
 
     if options.list_recipes:
         return {"recipes": listed()}
@@ -68,6 +67,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         return {"recipe": recipe.name, "fields": described(recipe)}
     if options.print_recipe:
         return {"recipe": recipe.name, "toml": as_toml(recipe, origins), "origins": origins}
+    from seresnet_hub.training.train import train
+
     if not 0 <= options.stopped_exit_code <= 255:
         raise InputError(f"--stopped-exit-code {options.stopped_exit_code}: must be between 0 and 255")
     return train(

@@ -112,7 +112,7 @@ def plan_network(file: SourceFile, *, model: str | None, num_classes: int | None
 def _stated_architecture(file: SourceFile) -> tuple[str, dict[str, Any]] | None:
     """Return the architecture and its arguments that somebody names: files of timm's and this project's, and timm."""
     if file.config is not None:
-        arguments = file.config.get("model_args") or {}
+        arguments = file.config.get("model_args", {})
         return file.config["architecture"], {k: v for k, v in arguments.items() if k != "num_classes"}
     name = file.checkpoint.entries.get("arch")
     if isinstance(name, str) and timm.is_model(name):

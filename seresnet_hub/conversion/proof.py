@@ -92,6 +92,7 @@ def _blocks_equal(network: nn.Module, expected: Outputs, *, without_se: bool) ->
 
 def _has_reference(plan: Plan) -> bool:
     """Return whether the references know the network: a usual SE-ResNet, and no option that its shapes do not show."""
-    known = {*ARCHITECTURES, *RATIO_ARCHITECTURES.values(), *LEGACY_ARCHITECTURES.values(), *CIFAR_ARCHITECTURES}
+    tables = (RATIO_ARCHITECTURES, LEGACY_ARCHITECTURES, CIFAR_ARCHITECTURES)
+    known = {*ARCHITECTURES, *(name for table in tables for name in table.values())}
     shown = {*Shape.__dataclass_fields__, "in_chans"}
     return plan.architecture in known and set(plan.model_args) <= shown

@@ -18,6 +18,7 @@ from seresnet_hub.conversion.source_file import SourceFile, as_unicode
 from seresnet_hub.environment import package_version
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import FACTS_KEY, OTHER_WEIGHTS_FACTS, timm_config
+from seresnet_hub.models.load import licence_in
 from seresnet_hub.models.weights import Weights
 
 UNLISTED = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
@@ -33,9 +34,7 @@ def licence_of(
     That is the record of the published file with its hash, the config beside it, or the address of the code base's own
     publications; what wrote a file says nothing of who owns it.
     """
-    facts, cfg = (config.get(key) for key in (FACTS_KEY, "pretrained_cfg"))
-    named = (table.get("license") for table in (facts, cfg) if isinstance(table, dict))
-    stated = (given, known and known.license, published and published.license, *named)
+    stated = (given, known and known.license, published and published.license, licence_in(config))
     if license := next((str(license) for license in stated if license), ""):
         return license
     return source.license if address.startswith(source.published_at or ("\n",)) else ""
@@ -56,7 +55,7 @@ def config_of(file: SourceFile, plan: Plan, class_names: Sequence[str], licence:
     cfg: dict[str, Any] = {"tag": file.source.name, "num_classes": plan.num_classes}
     preprocessing = _known_preprocessing(file) or file.source.preprocessing
     if file.config is not None:
-        stated = beside.get("pretrained_cfg") or {}
+        stated = beside.get("pretrained_cfg", {})
         cfg = {**{k: v for k, v in stated.items() if k not in ("num_classes", "architecture")}, **cfg}
     elif preprocessing is not None and not plan.is_for_cifar:
         cfg |= {**asdict(preprocessing), "crop_mode": "center"}
@@ -81,7 +80,7 @@ def assumptions(file: SourceFile, plan: Plan, config: Mapping[str, Any]) -> str:
     """Return, as text, what nobody says of the file, and what was assumed instead."""
     texts = [file.settings.assumed, plan.assumed]
     if _known_preprocessing(file) is None and file.known is None:
-        texts.append(_assumed_preprocessing(config["pretrained_cfg"], (file.config or {}).get("pretrained_cfg") or {}))
+        texts.append(_assumed_preprocessing(config["pretrained_cfg"], (file.config or {}).get("pretrained_cfg", {})))
     return "; ".join(filter(None, texts))
 
 
@@ -134,9 +133,9 @@ def facts_of(file: SourceFile, plan: Plan, provenance: Mapping[str, str]) -> dic
         notes.append(f"**Assumed:** {provenance['assumed']}.")
     license = provenance.get("license", "")
     listed = {name: text for name, text in provenance.items() if name not in UNLISTED}
-    stated = file.own_config.get(FACTS_KEY)
+    stated = file.own_config.get(FACTS_KEY, {})
     # The same weights in another wrapping: what was said of them holds.
-    if isinstance(stated, dict) and {"title", "summary"} <= stated.keys() and not plan.fresh:
+    if {"title", "summary"} <= stated.keys() and not plan.fresh:
         return {
             **stated, "license": license, "notes": [*stated.get("notes", ()), *notes],
             "provenance": {**stated.get("provenance", {}), **listed},

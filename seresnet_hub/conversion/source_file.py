@@ -61,11 +61,10 @@ class SourceFile:
         A folder may hold other weights as well. Where no hash is recorded, they are those that timm loads from it.
         """
         config = self.config or {}
-        facts = config.get(FACTS_KEY)
-        hashes = facts.get("sha256") if isinstance(facts, dict) else None
-        if isinstance(hashes, dict):
-            return config if hashes.get(self.name) == self.checkpoint.sha256 else {}
-        return config if self.name in (WEIGHTS_NAME, TIMMS_OLD_NAME) else {}
+        hashes = config.get(FACTS_KEY, {}).get("sha256")
+        if hashes is None:
+            return config if self.name in (WEIGHTS_NAME, TIMMS_OLD_NAME) else {}
+        return config if hashes.get(self.name) == self.checkpoint.sha256 else {}
 
 
 def read_source_file(src: str, source: str | None) -> SourceFile:

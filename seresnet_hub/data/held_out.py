@@ -143,29 +143,33 @@ def split_for(
     no longer the data that it was held out from.
     """
     record = recorded(model)
-    if split != HELD_OUT:
-        try:
-            opened = open_split(source, split, label_column=label_column, label_lists=label_lists)
-        except OnlyTrainingError:
-            if record is None:
-                raise
-        else:
-            if record is not None and opened.name == record.get("split") and _is_recorded(opened, record):
-                if split is None:
-                    raise _only_trained_on(source, record)
-                log.warning(
-                    "%s of the %s images of %s were held out when this model was trained, and it has learnt the "
-                    "others: the accuracy is too high", record.get("images"), f"{opened.rows:,}", source,
-                )  # fmt: skip
-            return opened
-        whole = open_split(source, str(record.get("split")), label_column=label_column)
-        if _is_recorded(whole, record):
-            raise _only_trained_on(source, record)
+    if split == HELD_OUT:
+        return _held_out_before(source, record, label_column)
+    try:
+        opened = open_split(source, split, label_column=label_column, label_lists=label_lists)
+    except OnlyTrainingError as error:
+        if record is None:
+            raise
+        name = record.get("split")
+        if _is_recorded(open_split(source, str(name), label_column=label_column), record):
+            raise _only_trained_on(source, record) from error
         raise InputError(
-            f"data set {source!r} has only the split {whole.name!r}, and it is not the data that this model was "
-            f"trained on, or has changed since: --split {whole.name} measures all of it, with pictures among them that "
-            "the model may have learnt"
-        )
+            f"data set {source!r} has only the split {name!r}, and it is not the data that this model was trained on, "
+            f"or has changed since: --split {name} measures all of it, with pictures among them that the model may "
+            "have learnt"
+        ) from error
+    if record is not None and opened.name == record.get("split") and _is_recorded(opened, record):
+        if split is None:
+            raise _only_trained_on(source, record)
+        log.warning(
+            "%s of the %s images of %s were held out when this model was trained, and it has learnt the others: the "
+            "accuracy is too high", record.get("images"), f"{opened.rows:,}", source,
+        )  # fmt: skip
+    return opened
+
+
+def _held_out_before(source: str, record: Mapping[str, Any] | None, label_column: str | None) -> Split:
+    """Return the images of `source` that were held out when the model of this record was trained."""
     if record is None:
         raise InputError(
             f"--split {HELD_OUT}: the model does not record that images were held out; name another split, "

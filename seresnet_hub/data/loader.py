@@ -1,8 +1,8 @@
 """Stream labelled images in an order that depends on the seed and the epoch alone, each exactly once.
 
-`splits` opens a data set as a row of units, and `plan` says which of their rows is in which place of which batch. The
-workers of a rank (`worker`) each read their own units and decode their own places of every batch, straight into one of
-a few batches that are used again and again (`shared_batches`).
+`open_split` opens a data set as a row of units, and `plan` says which of their rows is in which place of which batch.
+The workers of a rank (`worker`) each read their own units and decode their own places of every batch, straight into one
+of a few batches that are used again and again (`shared_batches`).
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ from seresnet_hub.recipes.recipe import Recipe
 AHEAD = 2
 
 log = PrintableLog(__name__)
-_named: set[str] = set()  # the undecodable images that this process has logged
+_logged: set[str] = set()  # the undecodable images that this process has named
 
 
 class Batch(NamedTuple):
     """One rank's part of a global batch: uint8 `images` `(rows, 3, height, width)`, `labels`, and which rows count.
 
-    Rows with a false `mask` are none: they make all ranks' parts equally long, or could not be decoded. `total` counts
-    the rows of all ranks, undecodable ones included. Rows with a true `mirror` are still to be flipped (`device.finish`
-    does it). `indices` number the rows within the split; -1 where there is none. `whole` is whether all rows are known
-    to count, and `missing` the number of undecodable rows that this rank met: both without waiting for a device. With
-    repeated augmentation the copies of an image lie side by side, all on one rank, until `repeats` deals them out.
+    Rows with a false `mask` do not count: they could not be decoded, or are padding that makes all ranks' parts equally
+    long. `total` is the number of rows over all ranks, undecodable ones included. Rows with a true `mirror` are still
+    to be flipped (see `batch_augmentation.finish`). `indices` number the rows within the split; padding has -1.
+    `whole` says whether all rows are known to count, and `missing` how many rows of this rank could not be decoded;
+    neither is on a device. With repeated augmentation the copies of an image lie side by side, all on one rank, until
+    `repeated_augmentation.dealt` deals them out.
     """
 
     images: torch.Tensor
@@ -61,11 +62,11 @@ class Batch(NamedTuple):
 
 
 class Loader:
-    """The batches of one epoch on one rank; iterate it. `len()` counts the batches that are left from its position.
+    """The batches of one epoch on one rank; iterate it. `len()` counts the batches from its position on.
 
-    Each iteration begins at the position that was asked for. `state_dict()` says, in a few integers, where the running
-    one is; any loader of the same split, seed and epoch continues there, also with other ranks or workers. `skipped`
-    lists the pictures of this rank that could not be decoded.
+    Each iteration begins at the position that was asked for. `state_dict()` gives the position of the running one as a
+    few integers; any loader of the same split, seed and epoch continues there, also with other ranks or workers.
+    `skipped` names the images of this rank that could not be decoded.
     """
 
     def __init__(self, spec: LoaderSpec, position: int = 0) -> None:
@@ -152,9 +153,9 @@ class Loader:
         if not texts:
             return
         for text in texts:
-            if text not in _named:  # once a process, not in each epoch
+            if text not in _logged:  # once a process, not in each epoch
                 log.warning("left out: %s", text)
-        _named.update(texts)
+        _logged.update(texts)
         self.skipped += texts
         named = "; ".join(self.skipped[:20]) + (" …" if len(self.skipped) > 20 else "")
         require_few_damaged(len(self.skipped), self.split, self.spec.corrupt_share, named)
@@ -217,7 +218,8 @@ def loader(
 ) -> Loader:
     """Return the training batches of one epoch: `recipe.batch_size` images over all ranks, augmented as it says.
 
-    The order depends on `seed` and `epoch` alone, the augmentation of a sample on these and the sample. `position` is
+    Each is a `Batch`: uint8 images `(rows, 3, height, width)`, int64 labels, and a mask of the rows that count. The
+    order depends on `seed` and `epoch` alone, the augmentation of a sample on these and the sample. `position` is
     the number of global batches to leave out at the start. The last batch may be smaller. Errors: see `open_split`.
     """
     if open_fields := following(recipe):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,19 +18,9 @@ from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from seresnet_hub.data.image_folders import ENDINGS, left_out_of, trouble_in
-from seresnet_hub.data.retry import OPENING_ATTEMPTS, retrying
+from seresnet_hub.data.retry import OPENING_ATTEMPTS, reading, retrying
 from seresnet_hub.data.row_files import RowFiles, folder_of
-from seresnet_hub.data.shards import (
-    READ_AHEAD,
-    Shard,
-    are_parquet,
-    counted_once,
-    fingerprint_of,
-    keep_shards,
-    kept_shards,
-    row_groups,
-    shard_states,
-)
+from seresnet_hub.data.shards import READ_AHEAD, Shard, are_parquet, counted_once, row_groups, shard_states
 from seresnet_hub.data.split import RightClasses, Split
 from seresnet_hub.data.unit_hashes import UnitHashes
 from seresnet_hub.data.units import label_values, tables_of
@@ -108,19 +98,11 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
     )
     if label is features[label_column]:
         return opened
-    return replace(
-        opened, right_classes=RightClasses(tuple(_class_list(opened, *row) for row in enumerate(_lists(opened))))
-    )
-
-
-def _lists(split: Split) -> list[Any]:
-    return [given for unit in range(len(split.unit_rows)) for given in label_values(split, unit).to_pylist()]
-
-
-def _class_list(split: Split, row: int, given: list[Any] | None) -> tuple[int, ...]:
-    if any(not isinstance(number, int) or number < 0 for number in given or ()):
-        raise InputError(f"{split.place(row)}: labels {given!r}, expected class numbers")
-    return tuple(given or ())
+    lists = [given for unit in range(len(unit_rows)) for given in label_values(opened, unit).to_pylist()]
+    for row, given in enumerate(lists):
+        if any(not isinstance(number, int) or number < 0 for number in given or ()):
+            raise InputError(f"{opened.place(row)}: labels {given!r}, expected class numbers")
+    return replace(opened, right_classes=RightClasses(tuple(tuple(given or ()) for given in lists)))
 
 
 def _open(path: str, is_glob: bool) -> tuple[Any, dict[str, IterableDataset]]:
@@ -200,17 +182,7 @@ def _units(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the rows and the shard of each unit: from parquet's footers where there are some, else counted once."""
     if files and are_parquet(files):
-
-        def read_footers() -> list[list[int]]:
-            with ThreadPoolExecutor(16) as pool:
-                return list(pool.map(row_groups, files))
-
-        if any("://" in file for file in files):
-            groups = counted_once(shards, len(files), read_footers)
-        else:  # reading the footers takes no longer than it would to know that what was kept of them is right
-            groups = read_footers()
-            if kept_shards(fingerprint_of(shards)) != list(shards):
-                keep_shards(shards, groups)
+        groups = row_groups(files, shards)
         rows = [count for counts in groups for count in counts]
         return tuple(rows), tuple(shard for shard, counts in enumerate(groups) for _ in counts)
     number = stream.num_shards
@@ -219,8 +191,6 @@ def _units(
         units = [stream.shard(num_shards=number, index=unit) for unit in range(number)]
         return [[sum(table.num_rows for table in tables_of(unit))] for unit in units]
 
-    try:
-        rows = [count for (count,) in counted_once(shards, number, read_everything)]
-    except Exception as error:  # every format has its own
-        raise InputError(f"cannot count the rows of split {split!r}: {error or type(error).__name__}") from error
+    count = partial(counted_once, shards, number, read_everything)
+    rows = [rows for (rows,) in reading(f"count the rows of split {split!r}", count, remote=False)]
     return tuple(rows), tuple(range(len(rows))) if len(rows) == len(shards) else ()

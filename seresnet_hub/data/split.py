@@ -29,7 +29,8 @@ class Subset(NamedTuple):
 class RightClasses(NamedTuple):
     """The classes that are right for each image, where that may be several, or none.
 
-    The images are the rows in order; with `file_pattern`, those whose number, counted from 1, it finds in file names.
+    `classes` has an entry for each row, in order; with `file_pattern`, an image has the entry of the number, counted
+    from 1, that the pattern finds in its file's name.
     """
 
     classes: tuple[tuple[int, ...], ...]

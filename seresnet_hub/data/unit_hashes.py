@@ -30,7 +30,7 @@ class UnitHashes:
     """
 
     def __init__(self, units: int, *, columns: Sequence[str] = (), folder: str = "") -> None:
-        """`columns` are those that are read of the shards, which lie in `folder`: paths in it count from there."""
+        """`columns` are read from the shards, which lie in `folder`; paths below it are hashed relative to it."""
         self._columns, self._folder = json.dumps(columns), f"{folder}/" if folder else ""
         self.hashes = np.frombuffer(mmap.mmap(-1, max(8 * units, 1)), np.uint64, units)
         self._saved = np.zeros(units, np.uint64)

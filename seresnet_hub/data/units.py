@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow
 from datasets import IterableDataset
 
-from seresnet_hub.data.retry import ATTEMPTS, retrying
+from seresnet_hub.data.retry import reading
 from seresnet_hub.data.shards import Shard, kept_file, kept_shards, require_unchanged, shard_states
 from seresnet_hub.data.split import Split
 from seresnet_hub.errors import InputError
@@ -29,10 +29,7 @@ class Row(NamedTuple):
 
 def shards_now(split: Split) -> tuple[Shard, ...]:
     """Return the states of a split's shards as they are now. Errors: `InputError` where they are out of reach."""
-    try:
-        return retrying(f"look at the shards of {split.source}", partial(shard_states, split.files))
-    except Exception as error:  # each library raises its own
-        raise InputError(f"cannot look at the shards of {split.source}: {error or type(error).__name__}") from error
+    return reading(f"look at the shards of {split.source}", partial(shard_states, split.files))
 
 
 def require_same_shards(split: Split, fingerprint: int) -> None:
@@ -75,11 +72,7 @@ def label_values(split: Split, unit: int) -> pyarrow.Array:
             [chunk for table in tables for chunk in table.column(split.label_column).chunks]
         ).combine_chunks()
 
-    place = split.unit_place(unit)
-    try:
-        return retrying(f"read the labels of {place}", read, attempts=ATTEMPTS if split.remote else 1)
-    except Exception as error:  # each library raises its own
-        raise InputError(f"cannot read the labels of {place}: {error or type(error).__name__}") from error
+    return reading(f"read the labels of {split.unit_place(unit)}", read, remote=split.remote)
 
 
 def tables_of(stream: IterableDataset) -> Iterable[Any]:
@@ -115,13 +108,7 @@ def read_unit(split: Split, unit: int) -> list[Row]:
             rows = [rows[row]._replace(number=first + k) for k, row in enumerate(split.subset.rows[unit].tolist())]
         return rows
 
-    place = split.unit_place(unit)
-    try:
-        rows = retrying(f"read {place}", read, attempts=ATTEMPTS if split.remote else 1)
-    except Exception as error:  # each library raises its own
-        # `datasets` keeps a number in shared memory for each stream.
-        way_out = ": make /dev/shm larger (docker run --shm-size=1g)" if "shared memory" in str(error) else ""
-        raise InputError(f"cannot read {place}: {error or type(error).__name__}{way_out}") from error
+    rows = reading(f"read {split.unit_place(unit)}", read, remote=split.remote)
     return [row._replace(label=_label(split, row)) for row in rows]
 
 

@@ -45,10 +45,6 @@ class WorkerRows(NamedTuple):
     undecodable: list[str]
 
 
-class _Undecodable(Exception):
-    """An image that is left out; the text says where it lies and what is wrong with it."""
-
-
 class RowReader:
     """The undecoded rows of one reader, batch after batch; units are read ahead in threads and dropped when used up."""
 
@@ -116,7 +112,7 @@ class RowDecoder(Dataset[WorkerRows | InputError]):
             return InputError(f"not enough memory to prepare the images of {spec.split.source}")
 
     def _decoded(self, request: Request, rows: list[tuple[int, Row]]) -> WorkerRows:
-        spec, repeats = self._spec, self._spec.repeats
+        spec, repeats, order = self._spec, self._spec.repeats, self._spec.plan.order
         low, high = spec.plan.places(request.batch, spec.reader(request.worker))
         count = (high - low) * repeats
         if self._shared is not None and request.slot is not None:
@@ -135,38 +131,27 @@ class RowDecoder(Dataset[WorkerRows | InputError]):
                 picture = self._picture(row)  # decoded once, augmented several times
                 for repeat in range(repeats):
                     at = copies.start + repeat
-                    done.mirror[at] = self._augmented(row, repeat, picture, images[at].permute(2, 0, 1))
-            except _Undecodable as error:
+                    if order is not None:  # each copy has draws of its own
+                        reseed(order.seed, order.epoch, row.number, *([repeat] if repeat else []))
+                    done.mirror[at] = spec.decoder.apply(picture, images[at].permute(2, 0, 1))
+            except UnavailableError as error:
+                raise InputError(f"{self._name(row)}: {error}") from error
+            except TransformError as error:
+                raise InputError(f"{self._name(row)}: {error}; the picture itself is whole") from error
+            except (InputError, OSError, TypeError, ValueError) as error:
                 images[copies] = 0  # masked, but batch statistics see them
                 done.mirror[copies] = False
-                done.undecodable.append(str(error))
+                done.undecodable.append(f"{self._name(row)}: {error}")
             else:
                 done.labels[copies], done.mask[copies] = label, True
         return done
 
     def _picture(self, row: Row) -> Picture:
-        """Read and decode. Errors: `_Undecodable`; `InputError` where a file may not be read or is out of reach."""
+        """Read and decode. Errors: `UnavailableError` where a file may not be read or is out of reach."""
         data, path = (row.image.get("bytes"), row.image.get("path")) if row.image else (None, None)
-        try:
-            if data is None and path is None:
-                raise InputError("there is no image in this row")
-            return self._spec.decoder.decode(self._spec.split.row_files.read(cast(str, path)) if data is None else data)
-        except UnavailableError as error:
-            raise InputError(f"{self._name(row)}: {error}") from error
-        except (InputError, OSError, TypeError, ValueError) as error:
-            raise _Undecodable(f"{self._name(row)}: {error}") from error
-
-    def _augmented(self, row: Row, repeat: int, picture: Picture, out: torch.Tensor) -> bool:
-        """Write a copy into `out`, with draws of its own; whether it is still to be mirrored."""
-        order = self._spec.plan.order
-        if order is not None:
-            reseed(order.seed, order.epoch, row.number, *([repeat] if repeat else []))
-        try:
-            return self._spec.decoder.apply(picture, out)
-        except InputError as error:
-            raise _Undecodable(f"{self._name(row)}: {error}") from error
-        except TransformError as error:
-            raise InputError(f"{self._name(row)}: {error}; the picture itself is whole") from error
+        if data is None and path is None:
+            raise InputError("there is no image in this row")
+        return self._spec.decoder.decode(self._spec.split.row_files.read(cast(str, path)) if data is None else data)
 
     def _name(self, row: Row) -> str:
         path = row.image.get("path") if row.image else None

@@ -43,14 +43,8 @@ def predict(
         raise InputError("the model has no classifier: create it with num_classes > 0, or use extract_features")
     names = class_names(model)
     results: list[list[dict[str, Any]]] = []
-    left_out: list[int] = []
-
-    def note(number: int, error: InputError) -> None:
-        assert unreadable is not None
-        unreadable(number, error)
-        left_out.append(number)
-
-    for logits in _in_batches(model, images, model, note if unreadable else None):
+    outputs, left_out = _in_batches(model, images, model, unreadable)
+    for logits in outputs:
         if logits.ndim != 2 or logits.shape[1] != model.num_classes:
             raise InputError(f"the model gives {tuple(logits.shape)} values for a batch, and not one for each class")
         if not logits.isfinite().all():
@@ -58,13 +52,10 @@ def predict(
                 "the model's outputs are not finite numbers: its weights are damaged or were never trained"
             )
         scores, indices = logits.float().softmax(dim=-1).topk(min(topk, logits.shape[-1]))
-        for row_scores, row_indices in zip(scores.tolist(), indices.tolist(), strict=True):
-            results.append(
-                [
-                    {"index": index, "name": names[index] if names else str(index), "score": score}
-                    for index, score in zip(row_indices, row_scores, strict=True)
-                ]
-            )
+        results += [
+            [{"index": k, "name": names[k] if names else str(k), "score": score} for k, score in zip(*row, strict=True)]
+            for row in zip(indices.tolist(), scores.tolist(), strict=True)
+        ]
     for number in left_out:  # in order, so that each comes to its place
         results.insert(number, [])
     return results
@@ -79,25 +70,18 @@ def extract_features(
     `model` and `images` are those of `predict`. The result is on the model's device. Errors: `InputError` as for
     `predict`, and where there is no such stage.
     """
-    model = load(model) if isinstance(model, (str, Path)) else model
+    network: Any = load(model) if isinstance(model, (str, Path)) else model
     if stage is None:
-
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            features: torch.Tensor = model.forward_head(model.forward_features(x), pre_logits=True)  # type: ignore[operator]
-            return features
-    else:
-        stages = len(model.feature_info)  # type: ignore[arg-type]
-        if not -stages <= stage < stages:
-            raise InputError(f"stage={stage}: the model has stages 0 to {stages - 1}")
-        wanted = stage % stages
-
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            maps: list[torch.Tensor] = model.forward_intermediates(  # type: ignore[operator]
-                x, indices=[wanted], intermediates_only=True
-            )
-            return maps[0]
-
-    return torch.cat(list(_in_batches(model, images, forward)))
+        maps, _ = _in_batches(
+            network, images, lambda x: network.forward_head(network.forward_features(x), pre_logits=True)
+        )
+        return torch.cat(maps)
+    stages = len(network.feature_info)
+    if not -stages <= stage < stages:
+        raise InputError(f"stage={stage}: the model has stages 0 to {stages - 1}")
+    options = {"indices": [stage % stages], "intermediates_only": True}
+    maps, _ = _in_batches(network, images, lambda x: network.forward_intermediates(x, **options)[0])
+    return torch.cat(maps)
 
 
 def _in_batches(
@@ -105,16 +89,16 @@ def _in_batches(
     images: Picture | Sequence[Picture],
     forward: Any,
     unreadable: Callable[[int, InputError], None] | None = None,
-) -> list[torch.Tensor]:
-    """Run `forward` over the images in batches, in eval mode on the model's device; the model's mode is restored.
+) -> tuple[list[torch.Tensor], list[int]]:
+    """Return the outputs of `forward` for the images, batch by batch, and the numbers of the images left out.
 
-    Pictures that cannot be read are left out where `unreadable` is there to be told.
+    In eval mode, on the model's device. Images that cannot be read are left out if `unreadable` is there to be told.
     """
     pictures = listed(images)
     transform, config = model_transform(model)
     parameter = next(model.parameters())
     with eval_mode(model), torch.inference_mode():
-        outputs = []
+        outputs, left_out = [], []
         for start in range(0, len(pictures), BATCH_SIZE):
             read: list[torch.Tensor] = []
             for number, picture in enumerate(pictures[start : start + BATCH_SIZE], start):
@@ -124,6 +108,7 @@ def _in_batches(
                     if unreadable is None:
                         raise
                     unreadable(number, error)
+                    left_out.append(number)
             if not read:
                 continue
             batch = torch.stack(read).to(parameter.device)
@@ -132,7 +117,7 @@ def _in_batches(
                 outputs.append(forward(batch))
             except Exception as error:  # whatever the model makes of images of the size that its config names
                 raise InputError(f"the model does not run on images of {tuple(batch.shape[1:])}: {error}") from error
-        return outputs
+        return outputs, left_out
 
 
 def _load(picture: Picture, transform: Transform) -> torch.Tensor:

@@ -6,9 +6,8 @@ import csv
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +18,7 @@ from seresnet_hub.files.writing import filling, replacing
 from seresnet_hub.plots import draw_confusion
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassAccuracy:
+class ClassAccuracy(NamedTuple):
     """One class: its images, how many of them were right, and the wrong class that most of the others were taken for.
 
     `top1` is in percent, `None` where there are no images; `mistaken_for` is `None` where none was wrong.
@@ -42,11 +40,8 @@ def per_class(confusion: np.ndarray) -> list[ClassAccuracy]:
         others = predictions.copy()
         others[number] = 0
         mistaken_for = int(others.argmax())
-        row = ClassAccuracy(
-            number=number, images=images, correct=correct, top1=100 * correct / images if images else None,
-            mistaken_for=mistaken_for if others[mistaken_for] else None, mistaken=int(others[mistaken_for]),
-        )  # fmt: skip
-        rows.append(row)
+        top1, mistaken = 100 * correct / images if images else None, int(others[mistaken_for])
+        rows.append(ClassAccuracy(number, images, correct, top1, mistaken_for if mistaken else None, mistaken))
     return rows
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from seresnet_hub.checkpoints.renaming import differences
-from seresnet_hub.checkpoints.safetensors_headers import line_of
-from seresnet_hub.errors import InputError
+from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.models.build_limits import ExcessError
 
 Build = Callable[..., nn.Module]  # takes `pretrained` and timm's arguments
@@ -27,7 +26,7 @@ def builder(name: str, origin: object, **always: Any) -> Build:
         except InputError:
             raise
         except Exception as error:  # timm, safetensors and torch each raise their own, or assert
-            raise InputError(f"cannot create model {str(origin)!r}: {line_of(error)}") from error
+            raise InputError(f"cannot create model {str(origin)!r}: {message_of(error)}") from error
         return model
 
     return build

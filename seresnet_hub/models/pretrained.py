@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from seresnet_hub.checkpoints.key_maps import find_source
 from seresnet_hub.checkpoints.reader import read_tensors
 from seresnet_hub.checkpoints.renaming import rename
-from seresnet_hub.checkpoints.safetensors_headers import line_of
-from seresnet_hub.errors import InputError
+from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, WEIGHTS_NAME
 from seresnet_hub.files.writing import read_json, replacing, sha256_of
 from seresnet_hub.hub.snapshots import sound, take_snapshot
@@ -80,12 +79,12 @@ def fetch(weights: Weights) -> Path:
             _require_fit(load_file(downloaded), weights)
             return downloaded
         except Exception as error:  # safetensors raises its own
-            tried.append(f"{repository} on the Hub ({line_of(error)})")
+            tried.append(f"{repository} on the Hub ({message_of(error)})")
     cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[-1])
     try:
         original = _verified_original(weights, cached)
     except Exception as error:  # urllib, the socket and the disk each raise their own
-        tried.append(f"{weights.url} ({line_of(error)})")
+        tried.append(f"{weights.url} ({message_of(error)})")
         raise InputError(
             f"cannot get the weights {weights.name}: tried {' and '.join(tried)}. If you have the original file, "
             f"put it at {cached}"

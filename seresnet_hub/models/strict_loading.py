@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import nn
 
-from seresnet_hub.checkpoints.safetensors_headers import Header, line_of, read_header
-from seresnet_hub.errors import InputError
+from seresnet_hub.checkpoints.safetensors_headers import Header, read_header
+from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.models.build_limits import at_most
 from seresnet_hub.models.building import Build, Tensors, builder, over_tensors, without_memory
@@ -31,9 +31,7 @@ from seresnet_hub.models.config_checks import check_architecture
 from seresnet_hub.models.names import require_model_folder, timms_name_of
 
 FEATURE_ARGUMENTS = frozenset({"features_only", "out_indices", "feature_cls"})
-STEP_COUNT = (
-    "num_batches_tracked"  # of norms; files of old versions of torch have none, and nothing is computed with it
-)
+STEP_COUNT = "num_batches_tracked"  # of norms: old files have none, and nothing is computed with it
 # How much more than its file a network may have until the differences are listed: a wrong number of classes, say.
 MOST_PARAMETERS, MOST_VALUES, SLACK = 10, 4, 2**20
 
@@ -78,44 +76,35 @@ def _load(
         what=f"{origin}: the network that it names",
         parameters=MOST_PARAMETERS * len(header), values=MOST_VALUES * values + SLACK,
     ):  # fmt: skip
-        plain = without_memory(build, {})
-    _check_classes(plain, origin)
-    wanted = plain.state_dict()
-    problem = next(_differences(header, _header(wanted)), None)
-    if problem is not None:
-        problem = f"{origin} has not the tensors of the network that it names: {problem}"
-        if not _may_be_renamed(header, _header(wanted)):
+        empty = without_memory(build, {})
+    _check_classes(empty, origin)
+    wanted = _header(empty.state_dict())
+    if difference := next(_differences(header, wanted), None):
+        problem = f"{origin} has not the tensors of the network that it names: {difference}"
+        if not _may_be_renamed(header, wanted):
             raise InputError(problem)
-    tensors: Tensors = _read(weights)
-    if problem is not None:
-        tensors = _renamed(build, tensors, problem)
-    _check_finite(tensors, weights)
-    if not kwargs:
-        if not copy:
-            return over_tensors(tensors, plain, build)
-        model = build(pretrained=False)
-        model.load_state_dict(tensors, strict=True)
-        return model.eval()
-    asked = _check_asked(build, origin, _header(tensors), kwargs)
-    stems = asked.stem & tensors.keys()
-    stem = {name: _adapted(tensors[name], kwargs["in_chans"], plain, origin) for name in stems}
-    model = build(pretrained=True, **kwargs)
-    _check_loaded(model, {**tensors, **stem}, asked, origin)
+        tensors = _renamed(build, _read_finite(weights), problem)
+    else:
+        tensors = _read_finite(weights)
+    if kwargs:
+        return _as_asked(build, origin, tensors, empty, kwargs)
+    if not copy:
+        return over_tensors(tensors, empty, build)
+    model = build(pretrained=False)
+    model.load_state_dict(tensors, strict=True)
     return model.eval()
 
 
-def _read(weights: Path) -> dict[str, torch.Tensor]:
+def _read_finite(weights: Path) -> Tensors:
+    """Return a file's tensors. Errors: `InputError` where it is damaged, or has values that no weights have."""
     try:
-        tensors: dict[str, torch.Tensor] = load_file(weights)
+        tensors = load_file(weights)
     except Exception as error:  # safetensors raises its own
-        raise InputError(f"{weights} is no whole safetensors file: {line_of(error)}") from error
-    return tensors
-
-
-def _check_finite(tensors: Tensors, weights: Path) -> None:
+        raise InputError(f"{weights} is no whole safetensors file: {message_of(error)}") from error
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
             raise InputError(f"{weights}: tensor {name!r} has NaN or infinite values")
+    return tensors
 
 
 def _header(tensors: Tensors) -> Header:
@@ -182,6 +171,19 @@ class _Asked(NamedTuple):
 
     classifier: frozenset[str]
     stem: frozenset[str]
+
+
+def _as_asked(build: Build, origin: object, tensors: Tensors, plain: nn.Module, kwargs: Mapping[str, Any]) -> nn.Module:
+    """Return the network that the caller's arguments ask for, which timm makes of the file.
+
+    `plain` is the network without them. Errors: `InputError` where a tensor is not the file's, and no argument says so.
+    """
+    asked = _check_asked(build, origin, _header(tensors), kwargs)
+    stems = asked.stem & tensors.keys()
+    stem = {name: _adapted(tensors[name], kwargs["in_chans"], plain, origin) for name in stems}
+    model = build(pretrained=True, **kwargs)
+    _check_loaded(model, {**tensors, **stem}, asked, origin)
+    return model.eval()
 
 
 def _check_asked(build: Build, origin: object, header: Header, kwargs: Mapping[str, Any]) -> _Asked:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import timm
-
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.hub.messages import say
 from seresnet_hub.hub.snapshots import Snapshot, take_snapshot
-from seresnet_hub.models.load import recorded_hashes
+from seresnet_hub.models.load import origin_of, recorded_hashes
 from seresnet_hub.models.names import KINDS, parse_name, require_model_folder
 from seresnet_hub.models.strict_loading import load_folder
 from seresnet_hub.models.trial_run import check_runs
@@ -29,9 +27,7 @@ def verify(name: str | Path) -> dict[str, Any]:
     if meant.folder is not None:
         snapshot = _recorded(meant.folder)
     else:
-        repo_id = meant.repo_id
-        if not repo_id and timm.is_model(meant.name) and (cfg := timm.get_pretrained_cfg(meant.name)):
-            repo_id = cfg.hf_hub_id or ""
+        repo_id = meant.repo_id or origin_of(meant.name).repo_id
         if not repo_id:
             raise InputError(f"{name!r} has no files to verify: name a repository or a folder, {KINDS}")
         snapshot = take_snapshot(repo_id, meant.revision, names=None)

@@ -88,23 +88,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise DamagedCheckpoint(f"{type(error).__name__}: {error}") from error
 
 
-def latest_checkpoint(output: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """Return the last readable checkpoint of the run in `output`, its file, and what is wrong with later ones.
+def latest_checkpoint(output: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the last readable checkpoint of the run in `output`, and what is wrong with later ones.
 
     Errors: `InputError` where there is none.
     """
     damaged: list[str] = []
     for path in list_checkpoints(output):
         try:
-            return path, load_checkpoint(path), damaged
+            return load_checkpoint(path), damaged
         except DamagedCheckpoint as error:
             damaged.append(f"{path} is damaged ({error})")
-    if damaged:
-        raise InputError(f"cannot resume: {'; '.join(damaged)}")
-    raise InputError(
-        f"nothing to resume: {output / STATES_FOLDER} holds no state of a run (of several machines, the one of rank 0 "
-        "keeps them)"
-    )
+    raise InputError(f"cannot resume: {'; '.join(damaged) or f'{output} has no checkpoint'}")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -43,10 +43,8 @@ def require_whole(saved: Mapping[str, Any]) -> dict[str, Any]:
     try:
         lacking = [key for key in REQUIRED if key not in saved]
         _require(not lacking, f"something is missing in it: {', '.join(lacking)}")
-        _require(
-            saved.keys() <= {*REQUIRED, *OPTIONAL},
-            f"it has {_others(saved)}, which this version does not know",
-        )
+        for key in saved:
+            _require(key in (*REQUIRED, *OPTIONAL), f"it has {reprlib.repr(key)}, which this version does not know")
         _require(isinstance(saved["settings"], str), "its settings are no text")
         for key, least in (("step", 0), ("seen", 0), ("shards", -LARGEST)):
             _require(_is_integer(saved[key], least), f"its {key} is {reprlib.repr(saved[key])}")
@@ -204,10 +202,6 @@ def _same_type(value: Any, wanted: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _others(checkpoint: Mapping[str, Any]) -> str:
-    return reprlib.repr(_first(checkpoint, {*REQUIRED, *OPTIONAL}))
 
 
 def _first(given: Any, known: Any) -> Any:

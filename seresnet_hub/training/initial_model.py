@@ -27,13 +27,11 @@ def initial_model(recipe: Recipe, num_classes: int) -> nn.Module:
     It is random, or has the recipe's weights, with a new classifier for other classes. Errors: `InputError` where it
     has not what the recipe asks for.
     """
-    options: dict[str, Any] = {"num_classes": num_classes}
-    if recipe.dropout:
-        options["drop_rate"] = recipe.dropout
-    if recipe.drop_path:
-        options["drop_path_rate"] = recipe.drop_path
-    if recipe.zero_init_last is not None:
-        options["zero_init_last"] = recipe.zero_init_last
+    options: dict[str, Any] = {
+        "drop_rate": recipe.dropout or None, "drop_path_rate": recipe.drop_path or None,
+        "zero_init_last": recipe.zero_init_last,
+    }  # fmt: skip
+    options = {"num_classes": num_classes} | {name: value for name, value in options.items() if value is not None}
     if recipe.weights is None:
         model = create(recipe.model, pretrained=False, **options)
     else:

@@ -53,7 +53,8 @@ def watched() -> Iterator[None]:
     process in a call that keeps Python's interpreter from running is killed instead. Does nothing with one process, and
     with backends that raise. All processes enter it at once.
     """
-    if not distributed.is_initialized() or distributed.get_world_size() == 1 or not _needed():
+    alone = not distributed.is_initialized() or distributed.get_world_size() == 1
+    if alone or not any(backend in distributed.get_backend_config() for backend in WATCHED):
         yield
         return
     watcher = _start()
@@ -77,10 +78,6 @@ def watched() -> Iterator[None]:
             watcher.wait()
         ears.join()
         watcher.stdout.close()
-
-
-def _needed() -> bool:
-    return any(name in distributed.get_backend_config() for name in WATCHED)
 
 
 def _start() -> subprocess.Popen[bytes]:

@@ -41,7 +41,7 @@ def begin(
         raise InputError(f"cannot use {output}: {error.strerror or error}") from error
     found = None
     if list_checkpoints(output):
-        found = latest_checkpoint(output)[1:]
+        found = latest_checkpoint(output)
     elif resume:
         say(f"nothing to resume in {output} yet: beginning")
     for folder in (*(output / name for name in FOLDERS), output / STATES_FOLDER):
