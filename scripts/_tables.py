@@ -34,7 +34,8 @@ MIGRATION: tuple[tuple[str, str, str], ...] = (
     ("`get_model(NAME, pretrained='my.pth')`", "`seresnet_hub.get_model(NAME, pretrained='my.pth')`",
      "converted each time, or refused where it does not fit; `seresnet_hub.convert('my.pth', DIR)` keeps the result"),
     ("`inference_model(model, image)`", "`seresnet_hub.inference_model(model, image)`",
-     "`pred_label`, `pred_score`, `pred_class`; no `pred_scores` array: use `predict(…, topk=1000)`"),
+     "`pred_label`, `pred_score`, `pred_class`; no `pred_scores` array: use `predict(…, topk=1000)`. "
+     "An array is RGB here, BGR there"),
     ("`model.extract_feat(inputs, stage='neck')`", "`seresnet_hub.extract_features(model, image)`",
      "features after global pooling, mmpretrain's \"neck\"; takes pictures and prepares them"),
     ("`model.extract_feat(inputs, stage='backbone')`", "`seresnet_hub.extract_features(model, image, stage=-1)`",

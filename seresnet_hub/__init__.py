@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from seresnet_hub.models.create import list_models
     from seresnet_hub.models.fusion import fuse
     from seresnet_hub.models.load import load
-    from seresnet_hub.publishing.push import push, verify
+    from seresnet_hub.publishing.push import push
+    from seresnet_hub.publishing.verify import verify
     from seresnet_hub.recipes.recipe import Recipe, get_recipe
     from seresnet_hub.training.train import train
 
@@ -42,7 +43,7 @@ _MODULES = {
     "push": "seresnet_hub.publishing.push",
     "split_for": "seresnet_hub.data.held_out",
     "train": "seresnet_hub.training.train",
-    "verify": "seresnet_hub.publishing.push",
+    "verify": "seresnet_hub.publishing.verify",
 }
 
 __all__ = [

@@ -26,7 +26,8 @@ from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import training_transform
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import FACTS_KEY, timm_config, write_model
-from seresnet_hub.publishing import push as room
+from seresnet_hub.models.load import origin_of
+from seresnet_hub.publishing.push import push
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
 from seresnet_hub.training import train as training
 from seresnet_hub.training.initial_model import eval_frozen_parts, initial_model
@@ -361,10 +362,10 @@ def test_a_folder_of_images_becomes_a_model_on_the_hub(
     assert "| licence of the starting weights | mit |" in card
     assert str(tmp_path) not in card + json.dumps(config)
 
-    dry = room.push(out, "someone/pets", dry_run=True)
+    dry = push(out, "someone/pets", dry_run=True)
     assert dry["changed"] == ["model.safetensors", "config.json", "README.md", "summary.csv", "curves.png"]
     assert "someone/pets" not in {name for _, name in hub.repositories}
-    room.push(out, "someone/pets")
+    push(out, "someone/pets")
     model = seresnet_hub.load("hf-hub:someone/pets")
     classes = seresnet_hub.predict(model, [str(pictures / "cat" / "0.jpg"), str(pictures / "dog" / "0.jpg")], topk=1)
     assert [best[0]["name"] for best in classes] == ["cat", "dog"]
@@ -373,7 +374,7 @@ def test_a_folder_of_images_becomes_a_model_on_the_hub(
 def test_weights_of_the_hub_are_named_as_the_base(
     tmp_path: Path, numbers: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room.push(write_base(tmp_path / "base", license="cc-by-nc-4.0"), "someone/base")
+    push(write_base(tmp_path / "base", license="cc-by-nc-4.0"), "someone/base")
     recipe = replace(SMALL, weights="hf-hub:someone/base", new_head=True)
     training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=1)
     card = ModelCard((tmp_path / "run" / "README.md").read_text(), ignore_metadata_errors=False)
@@ -392,12 +393,12 @@ def test_weights_without_a_licence_give_a_card_without_one(
     training.train(replace(SMALL, weights=f"local-dir:{base}"), data=numbers, output=tmp_path / "run", max_steps=1)
     assert f"warning: local-dir:{base} name no licence" in capsys.readouterr().err
     with pytest.raises(InputError, match="names no licence"):
-        room.push(tmp_path / "run", "someone/pets", dry_run=True)
+        push(tmp_path / "run", "someone/pets", dry_run=True)
 
 
 def test_timms_tags_say_where_they_come_from() -> None:
-    assert room.origin_of("seresnet50.ra2_in1k") == ("seresnet50.ra2_in1k", "timm/seresnet50.ra2_in1k", "apache-2.0")
-    assert room.origin_of("seresnet50_8xb32_in1k") == ("seresnet50.mm_in1k", "", "apache-2.0")
+    assert origin_of("seresnet50.ra2_in1k") == ("seresnet50.ra2_in1k", "timm/seresnet50.ra2_in1k", "apache-2.0")
+    assert origin_of("seresnet50_8xb32_in1k") == ("seresnet50.mm_in1k", "", "apache-2.0")
 
 
 def test_the_default_recipe_starts_from_weights_that_exist() -> None:

@@ -24,7 +24,8 @@ ABOVE = {"mmpretrain"}
 # What scripts need before they import anything heavy, and what other programs may read for its figures alone.
 FACTS = {
     "errors", "models.variants", "models.weights", "recipes.fields", "recipes.recipe", "recipes.toml_files",
-    "commands.terminal", "training.watcher", "checkpoints.reading_budget", "cards.texts", "files.durability",
+    "commands.main", "commands.parser", "commands.run", "commands.terminal",
+    "training.watcher", "checkpoints.reading_budget", "cards.texts", "files.durability",
     "files.leftovers", "files.locks",
 }  # fmt: skip
 PACKAGE = Path(seresnet_hub.__file__).parent

@@ -20,7 +20,7 @@ from small_runs import SMALL, refused, same, weights
 import seresnet_hub
 from seresnet_hub.data.open_split import open_split
 from seresnet_hub.inference.evaluate import evaluate
-from seresnet_hub.publishing.push import load
+from seresnet_hub.models.load import load
 from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.training import checkpoint
 from seresnet_hub.training import train as training

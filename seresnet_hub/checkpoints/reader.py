@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,31 +168,21 @@ def _select(content: Any) -> tuple[dict[Any, Any], dict[str, Any], tuple[str, ..
         raise Refused(f"it is a whole pickled {content.name[:100]}, which is code: save its state_dict() instead")
     if not isinstance(content, dict):
         raise Refused("it holds no state dict")
-    has_weights = _weight_finder()
-    if has_weights(content):
+    # By identity, so that each table is searched once, wherever else it stands.
+    tables = {id(value): value for value in (content, *content.values()) if isinstance(value, dict)}
+    weights = {
+        key for key, table in tables.items() if any(isinstance(item, (Tensor, Array)) for item in table.values())
+    }
+    if id(content) in weights:
         return content, {}, ()
-    chosen = next((name for name in STATE_DICTS if has_weights(content.get(name))), None)
+    chosen = next((name for name in STATE_DICTS if id(content.get(name)) in weights), None)
     if chosen is None:
         models = [value.name for value in content.values() if isinstance(value, Opaque)]
         detail = f" (only a pickled {models[0][:100]}: save its state_dict() instead)" if models else ""
         raise Refused(f"it holds no state dict{detail}")
-    passed_over = tuple(str(name) for name, value in content.items() if name != chosen and has_weights(value))
-    entries = {str(name): value for name, value in content.items() if name != chosen and not has_weights(value)}
-    return content[chosen], entries, passed_over
-
-
-def _weight_finder() -> Callable[[Any], bool]:
-    """Return what says whether a value is a table with tensors; each table is searched once."""
-    known: dict[int, bool] = {}
-
-    def has_weights(value: Any) -> bool:
-        if not isinstance(value, dict):
-            return False
-        if id(value) not in known:
-            known[id(value)] = any(isinstance(item, (Tensor, Array)) for item in value.values())
-        return known[id(value)]
-
-    return has_weights
+    others = {str(name): value for name, value in content.items() if name != chosen}
+    entries = {name: value for name, value in others.items() if id(value) not in weights}
+    return content[chosen], entries, tuple(name for name in others if name not in entries)
 
 
 def _materialised(

@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
-    from seresnet_hub.publishing.push import verify
+    from seresnet_hub.publishing.verify import verify
 
     return verify(options.model)
 

@@ -13,7 +13,8 @@ from seresnet_hub.conversion.sidecar_files import read_labels
 from seresnet_hub.conversion.source_file import read_source_file
 from seresnet_hub.conversion.writing import require_writable, write_converted
 from seresnet_hub.files.model_folder import FACTS_KEY
-from seresnet_hub.hub.client import licence_on_the_hub, require_licence_id, say
+from seresnet_hub.hub.client import licence_on_the_hub, require_licence_id
+from seresnet_hub.hub.messages import say
 
 
 def convert(

@@ -218,7 +218,8 @@ def loader(
 ) -> Loader:
     """Return the training batches of one epoch: `recipe.batch_size` images over all ranks, augmented as it says.
 
-    The order depends on `seed` and `epoch` alone, the augmentation of a sample on these and the sample. `position` is
+    Each is a `Batch`: uint8 images `(rows, 3, height, width)`, int64 labels, and a mask of the rows that count. The
+    order depends on `seed` and `epoch` alone, the augmentation of a sample on these and the sample. `position` is
     the number of global batches to leave out at the start. The last batch may be smaller. Errors: see `open_split`.
     """
     if open_fields := following(recipe):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,17 +20,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from seresnet_hub.data.image_folders import ENDINGS, left_out_of, trouble_in
 from seresnet_hub.data.retry import OPENING_ATTEMPTS, reading, retrying
 from seresnet_hub.data.row_files import RowFiles, folder_of
-from seresnet_hub.data.shards import (
-    READ_AHEAD,
-    Shard,
-    are_parquet,
-    counted_once,
-    fingerprint_of,
-    keep_shards,
-    kept_shards,
-    row_groups,
-    shard_states,
-)
+from seresnet_hub.data.shards import READ_AHEAD, Shard, are_parquet, counted_once, row_groups, shard_states
 from seresnet_hub.data.split import RightClasses, Split
 from seresnet_hub.data.unit_hashes import UnitHashes
 from seresnet_hub.data.units import label_values, tables_of
@@ -193,17 +182,7 @@ def _units(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the rows and the shard of each unit: from parquet's footers where there are some, else counted once."""
     if files and are_parquet(files):
-
-        def read_footers() -> list[list[int]]:
-            with ThreadPoolExecutor(16) as pool:
-                return list(pool.map(row_groups, files))
-
-        if any("://" in file for file in files):
-            groups = counted_once(shards, len(files), read_footers)
-        else:  # reading the footers takes no longer than it would to know that what was kept of them is right
-            groups = read_footers()
-            if kept_shards(fingerprint_of(shards)) != list(shards):
-                keep_shards(shards, groups)
+        groups = row_groups(files, shards)
         rows = [count for counts in groups for count in counts]
         return tuple(rows), tuple(shard for shard, counts in enumerate(groups) for _ in counts)
     number = stream.num_shards

@@ -62,14 +62,12 @@ def picture_files(given: str | Path) -> tuple[list[Path], list[Path]]:
 
     @cache
     def is_left_out(folder: Path) -> bool:
-        return _has_no_pictures(folder) or (folder != top and is_left_out(folder.parent))
+        if any(all((folder / name).is_file() for name in names) for names in NO_PICTURES):
+            return True
+        return folder != top and is_left_out(folder.parent)
 
     left_out = [path for path in found if is_left_out(path.parent)]
     kept = [path for path in found if not is_left_out(path.parent)]
     if not kept:
         raise InputError(f"{given}: the images in this folder ({left_out[0]} …) belong to models, runs and reports")
     return kept, left_out
-
-
-def _has_no_pictures(folder: Path) -> bool:
-    return any(all((folder / name).is_file() for name in names) for names in NO_PICTURES)

@@ -70,25 +70,18 @@ def extract_features(
     `model` and `images` are those of `predict`. The result is on the model's device. Errors: `InputError` as for
     `predict`, and where there is no such stage.
     """
-    model = load(model) if isinstance(model, (str, Path)) else model
+    network: Any = load(model) if isinstance(model, (str, Path)) else model
     if stage is None:
-
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            features: torch.Tensor = model.forward_head(model.forward_features(x), pre_logits=True)  # type: ignore[operator]
-            return features
-    else:
-        stages = len(model.feature_info)  # type: ignore[arg-type]
-        if not -stages <= stage < stages:
-            raise InputError(f"stage={stage}: the model has stages 0 to {stages - 1}")
-        wanted = stage % stages
-
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            maps: list[torch.Tensor] = model.forward_intermediates(  # type: ignore[operator]
-                x, indices=[wanted], intermediates_only=True
-            )
-            return maps[0]
-
-    return torch.cat(_in_batches(model, images, forward)[0])
+        maps, _ = _in_batches(
+            network, images, lambda x: network.forward_head(network.forward_features(x), pre_logits=True)
+        )
+        return torch.cat(maps)
+    stages = len(network.feature_info)
+    if not -stages <= stage < stages:
+        raise InputError(f"stage={stage}: the model has stages 0 to {stages - 1}")
+    options = {"indices": [stage % stages], "intermediates_only": True}
+    maps, _ = _in_batches(network, images, lambda x: network.forward_intermediates(x, **options)[0])
+    return torch.cat(maps)
 
 
 def _in_batches(

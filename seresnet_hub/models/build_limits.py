@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,7 +105,4 @@ def _in_time(seconds: float, problem: str) -> Iterator[None]:
 def _clock(thread: int) -> Callable[[], float]:
     """Return what reads the processor's time of a thread; where the system has no such clock, the time of day."""
     clock: Any = getattr(time, "pthread_getcpuclockid", None)
-    if clock is None:
-        return time.monotonic
-    number = clock(thread)
-    return lambda: time.clock_gettime(number)
+    return partial(time.clock_gettime, clock(thread)) if clock else time.monotonic

@@ -58,8 +58,7 @@ def parse_name(given: str | Path) -> ModelName:
         return _folder(rest)
     if kind == HUB:
         return _repository(rest)
-    timms = _timms_name(given)
-    if timms is not None:
+    if (timms := _timms_name(given)) is not None:
         return ModelName(name=timms)
     if os.path.isdir(given):
         return _folder(given)

@@ -1,4 +1,4 @@
-"""How the fields of a recipe are declared, read, checked and shown. The fields themselves are in `recipe`."""
+"""How the fields of a recipe are declared, read, checked and shown; the fields themselves are in `recipe`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The schema of training recipes, and recipes by name or from a file. Those of this package are the files `*.toml`."""
+"""The schema of training recipes: what to train, on what, and how; and recipes by name or from a file."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ AUTO: Any = None
 class Recipe:
     """Everything that decides a training run, apart from the machine it runs on.
 
-    Each field says what it means, as `scripts/train.py --show-recipe` prints it, and its bounds. A field with `OR_AUTO`
-    may be `AUTO` until `finetuning.resolved` gives it the value that fits the weights and the data; its type is that
-    of the value. Errors: `InputError` names a field with a wrong value.
+    Each field says what it means, as `seresnet-hub train --show-recipe` prints it, and its bounds. A field with
+    `OR_AUTO` may be `AUTO` until `finetuning.resolved` gives it the value that fits the weights and the data; its
+    type is that of the value. Errors: `InputError` names a field with a wrong value.
     """
 
     # fmt: off

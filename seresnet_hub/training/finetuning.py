@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import timm
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.hub.retries import is_transient, no_network
+from seresnet_hub.hub.failures import is_transient, no_network
 from seresnet_hub.models.load import load
 from seresnet_hub.models.names import architecture_of
 from seresnet_hub.models.weights import OWN_WEIGHTS
