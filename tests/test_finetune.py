@@ -340,7 +340,7 @@ QUICK = ["--set", "model=seresnet20_cifar", "input_size=32", "batch_size=16", "e
 def test_a_folder_of_images_becomes_a_model_on_the_hub(
     tmp_path: Path, pictures: Path, base: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train import main
+    from seresnet_hub.commands.train import main
 
     out = tmp_path / "pets"
     result = main(
