@@ -103,7 +103,7 @@ def require_field(key: str, kind: type) -> None:
     known = [name for name in declarations(kind) if name != "name"]
     if key not in known:
         near = closest(key, known) or f"; it has: {', '.join(known)}"
-        raise InputError(f"{key}: a recipe has no such field{near} (train.py --show-recipe explains each)")
+        raise InputError(f"{key}: a recipe has no such field{near} (seresnet-hub train --show-recipe explains each)")
 
 
 def typed(value: Any, declared: Declaration) -> Any:
