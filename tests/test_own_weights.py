@@ -86,7 +86,7 @@ def test_pictures_are_named_without_a_network_or_a_model_name(tmp_path: Path, ph
     ],
 )
 def test_a_model_without_pictures_is_told_so(argument: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
-    from predict import main
+    from seresnet_hub.commands.predict import main
 
     assert run(main, [argument]) == 2
     assert f"error: {message}" in capfd.readouterr().err
