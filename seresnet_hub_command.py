@@ -19,7 +19,7 @@ def _stop(*_: object) -> None:
     os._exit(130)
 
 
-signal.signal(signal.SIGINT, _stop)  # until `seresnet_hub.commands.run.run` takes over
+signal.signal(signal.SIGINT, _stop)  # until `seresnet_hub.commands.result_or_error.run` takes over
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -17,10 +17,10 @@ from _benchmark_options import NETWORK_BENCHMARKS
 
 from seresnet_hub.cards.markdown import table
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.writing import read_json
+from seresnet_hub.files.atomic_writing import read_json
 from seresnet_hub.models.cost import Sizes, sizes_of
+from seresnet_hub.models.published_weights import WEIGHTS
 from seresnet_hub.models.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant
-from seresnet_hub.models.weights import WEIGHTS
 from seresnet_hub.recipes.recipe import AUTO, RECIPES
 
 # The pages whose tables are rendered; each table is on one of them.

@@ -9,7 +9,7 @@ from typing import Any
 from _benchmark_options import NETWORK_BENCHMARKS, NETWORKS
 
 from seresnet_hub.cards.markdown import table
-from seresnet_hub.files.writing import read_json
+from seresnet_hub.files.atomic_writing import read_json
 
 NOT_MEASURED = "not measured"
 CUT_OFF = 124  # the exit code of a part whose time was up

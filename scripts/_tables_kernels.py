@@ -9,7 +9,7 @@ from typing import Any
 from _benchmark_options import NETWORK_BENCHMARKS, NETWORKS
 
 from seresnet_hub.cards.markdown import table
-from seresnet_hub.files.writing import read_json
+from seresnet_hub.files.atomic_writing import read_json
 
 COLUMNS = ("ResNet-50", "SE-ResNet-50, timm", "SE-ResNet-50, here")
 

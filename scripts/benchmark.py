@@ -12,7 +12,7 @@ from typing import Any
 from _benchmark_options import add_convert, add_inference, add_loader, add_networks
 
 from seresnet_hub.commands.parser import JSON_HELP, command
-from seresnet_hub.commands.run import start
+from seresnet_hub.commands.result_or_error import start
 
 Add = Callable[[argparse.ArgumentParser], None]
 # What can be measured: name, what it is, its options. `_benchmark_NAME` has the measurement, `benchmark_NAME`.

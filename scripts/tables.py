@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seresnet_hub.commands.parser import command
-from seresnet_hub.commands.run import start
+from seresnet_hub.commands.result_or_error import start
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from _tables import PAGES, fill, marks
 
     from seresnet_hub.errors import InputError
-    from seresnet_hub.files.writing import write_text
+    from seresnet_hub.files.atomic_writing import write_text
 
     pages = options.pages or [Path(page) for page in PAGES]
     tables: list[str] = []

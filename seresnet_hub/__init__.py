@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from seresnet_hub.errors import InputError
     from seresnet_hub.inference.evaluate import evaluate
     from seresnet_hub.inference.predict import extract_features, predict
-    from seresnet_hub.mmpretrain import get_model, inference_model
+    from seresnet_hub.mmpretrain_api import get_model, inference_model
     from seresnet_hub.models import blocks
     from seresnet_hub.models.create import list_models
     from seresnet_hub.models.fusion import fuse
@@ -32,9 +32,9 @@ _MODULES = {
     "evaluate": "seresnet_hub.inference.evaluate",
     "extract_features": "seresnet_hub.inference.predict",
     "fuse": "seresnet_hub.models.fusion",
-    "get_model": "seresnet_hub.mmpretrain",
+    "get_model": "seresnet_hub.mmpretrain_api",
     "get_recipe": "seresnet_hub.recipes.recipe",
-    "inference_model": "seresnet_hub.mmpretrain",
+    "inference_model": "seresnet_hub.mmpretrain_api",
     "list_models": "seresnet_hub.models.create",
     "load": "seresnet_hub.models.load",
     "loader": "seresnet_hub.data.loader",

@@ -18,7 +18,7 @@ from seresnet_hub.models.create import create
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
 from seresnet_hub.training import checkpoint
 from seresnet_hub.training.checkpoint_checks import Run, require_fitting, require_whole
-from seresnet_hub.training.optimizer import optimizer_of, schedule_of
+from seresnet_hub.training.optimizer_and_schedule import optimizer_of, schedule_of
 
 RECIPE = replace(get_recipe("digits"), batch_size=10, input_size=8, ema_decay=0.9)
 STEPS = 7  # some optimisers do something at every fifth or sixth step only

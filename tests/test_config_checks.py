@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 import seresnet_hub
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import write_json
 from seresnet_hub.files.model_folder import timm_config, write_weights
-from seresnet_hub.files.writing import write_json
 from seresnet_hub.models.create import create
 
 

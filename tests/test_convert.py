@@ -41,7 +41,7 @@ from seresnet_hub.files import model_folder
     ],
     ids=["plain", "basic", "ratio 8", "ratio 24", "deep, avg_down, groups"],
 )
-def test_mmpretrain(
+def test_mmpretrain_api(
     tmp_path: Path, legacy: bool, options: dict[str, Any], architecture: str, model_args: dict[str, Any]
 ) -> None:
     """Protects the key map, the stem, the shifted first shortcut, and the choice of architecture from shapes."""

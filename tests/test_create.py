@@ -16,7 +16,7 @@ from torch import nn
 import seresnet_hub
 from seresnet_hub.errors import InputError
 from seresnet_hub.models import create as models
-from seresnet_hub.models.weights import OWN_WEIGHTS
+from seresnet_hub.models.published_weights import OWN_WEIGHTS
 
 NAMES = seresnet_hub.list_models()
 # Those whose only difference from another is a number: a depth, a ratio, a stage, a gate.

@@ -31,7 +31,7 @@ from seresnet_hub.publishing.push import push
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
 from seresnet_hub.training import train as training
 from seresnet_hub.training.initial_model import eval_frozen_parts, initial_model
-from seresnet_hub.training.optimizer import parameter_groups, schedule_of
+from seresnet_hub.training.optimizer_and_schedule import parameter_groups, schedule_of
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors import safe_open
 
 import seresnet_hub
+from seresnet_hub.files.atomic_writing import sha256_of, write_json
 from seresnet_hub.files.model_folder import timm_config, write_weights
-from seresnet_hub.files.writing import sha256_of, write_json
 from seresnet_hub.hub.messages import say
 from seresnet_hub.models.strict_loading import STEP_COUNT
 from seresnet_hub.publishing.verify import verify

@@ -18,8 +18,8 @@ from PIL import Image
 
 import seresnet_hub
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import sha256_of, write_json
 from seresnet_hub.files.model_folder import timm_config, write_weights
-from seresnet_hub.files.writing import sha256_of, write_json
 from seresnet_hub.models.create import create
 from seresnet_hub.models.load import origin_of
 from seresnet_hub.models.names import architecture_of, is_model_name, parse_name

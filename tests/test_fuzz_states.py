@@ -28,7 +28,7 @@ from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.training import checkpoint
 from seresnet_hub.training import train as training
 from seresnet_hub.training.checkpoint_checks import Run, require_fitting
-from seresnet_hub.training.optimizer import optimizer_of, schedule_of
+from seresnet_hub.training.optimizer_and_schedule import optimizer_of, schedule_of
 from seresnet_hub.training.same_run import require_same_run
 from seresnet_hub.training.start_or_resume import begin
 

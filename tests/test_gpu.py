@@ -24,7 +24,7 @@ from seresnet_hub.data.batch_augmentation import Mixer, finish, on_device
 from seresnet_hub.data.loader import Batch
 from seresnet_hub.models.training_blocks import SEBottleneck
 from seresnet_hub.recipes.recipe import get_recipe, override
-from seresnet_hub.training.optimizer import optimizer_of
+from seresnet_hub.training.optimizer_and_schedule import optimizer_of
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")

@@ -20,12 +20,12 @@ WINGS = [
     "", "files", "recipes", "checkpoints", "hub", "data", "models", "cards", "conversion", "inference", "publishing",
     "training", "commands",
 ]  # fmt: skip
-ABOVE = {"mmpretrain"}
+ABOVE = {"mmpretrain_api"}
 # What scripts need before they import anything heavy, and what other programs may read for its figures alone.
 FACTS = {
-    "errors", "models.variants", "models.weights", "recipes.fields", "recipes.recipe", "recipes.toml_files",
-    "commands.main", "commands.parser", "commands.run", "commands.terminal",
-    "training.watcher", "checkpoints.reading_budget", "cards.texts", "files.durability",
+    "errors", "models.variants", "models.published_weights", "recipes.fields", "recipes.recipe", "recipes.toml_files",
+    "commands.main", "commands.parser", "commands.result_or_error", "commands.terminal",
+    "training.process_watcher", "checkpoints.reading_budget", "cards.texts", "files.durability",
     "files.leftovers", "files.locks",
 }  # fmt: skip
 PACKAGE = Path(seresnet_hub.__file__).parent

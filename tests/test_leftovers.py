@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from seresnet_hub.files import leftovers
+from seresnet_hub.files.atomic_writing import replacing
 from seresnet_hub.files.leftovers import PARTIAL, partial_of, sweep
-from seresnet_hub.files.writing import replacing
 
 # Writes half a file and half a folder, says their names, and waits to be killed.
 WRITER = """

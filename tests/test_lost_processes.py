@@ -23,7 +23,7 @@ PROCESS = """
 import ctypes, os, signal, sys, time
 from torch import distributed
 from seresnet_hub.training import lost_processes
-from seresnet_hub.commands.run import run
+from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.errors import InputError
 lost_processes.WATCHED = frozenset({"gloo"})
 distributed.init_process_group("gloo")
@@ -234,7 +234,7 @@ DYING = """
 import os, signal, sys, time, torch
 from seresnet_hub.commands import train
 from seresnet_hub.training import lost_processes
-from seresnet_hub.commands.run import run
+from seresnet_hub.commands.result_or_error import run
 lost_processes.WATCHED = frozenset({"gloo"})
 step, made = torch.optim.SGD.step, []
 def dying(self, *args):

@@ -18,7 +18,8 @@ import torch
 
 import seresnet_hub  # noqa: F401
 from seresnet_hub.errors import InputError
-from seresnet_hub.files import durability, locks, writing
+from seresnet_hub.files import atomic_writing as writing
+from seresnet_hub.files import durability, locks
 from seresnet_hub.files import model_folder as folder
 from seresnet_hub.training import checkpoint
 from seresnet_hub.training import start_or_resume as starting

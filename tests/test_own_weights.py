@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 import seresnet_hub
-from seresnet_hub.commands.run import run
+from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.data.image_files import read_image
 from seresnet_hub.errors import InputError
 from seresnet_hub.models import pretrained
-from seresnet_hub.models.weights import OWN_WEIGHTS, OwnWeights
+from seresnet_hub.models.published_weights import OWN_WEIGHTS, OwnWeights
 
 PREDICT = str(Path(__file__).parents[1] / "scripts" / "predict.py")
 

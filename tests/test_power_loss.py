@@ -73,8 +73,8 @@ def test_what_was_saved_is_there_after_a_loss_of_power(tmp_path: Path, keep: int
 @pytest.mark.parametrize("broken", ["file", "folder", "made"])
 def test_the_recording_finds_what_is_not_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """Without one of the flushes, some loss of power takes a state that had been saved."""
+    from seresnet_hub.files import atomic_writing as folder
     from seresnet_hub.files import durability, locks
-    from seresnet_hub.files import writing as folder
     from seresnet_hub.training import start_or_resume as starting
 
     nothing: Callable[[Path], None] = lambda _: None  # noqa: E731

@@ -17,7 +17,7 @@ from torch import nn
 import seresnet_hub
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.predict import BATCH_SIZE, class_names, extract_features, predict
-from seresnet_hub.models.weights import OWN_WEIGHTS
+from seresnet_hub.models.published_weights import OWN_WEIGHTS
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.models import create as models
 from seresnet_hub.models import pretrained
 from seresnet_hub.models.names import resolve_name
-from seresnet_hub.models.weights import WEIGHTS, Weights
+from seresnet_hub.models.published_weights import WEIGHTS, Weights
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

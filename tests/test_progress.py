@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from seresnet_hub.training.outputs import write_summary
 from seresnet_hub.training.progress import Progress, Row
+from seresnet_hub.training.run_folder import write_summary
 
 
 def progress_with(losses: list[float], *, steps_per_epoch: int = 2, last_step: int = 4) -> Progress:

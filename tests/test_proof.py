@@ -9,7 +9,8 @@ import pytest
 from foreign_files import SHORT, saved, small
 from references import networks
 
-from seresnet_hub.conversion import proof, references
+from seresnet_hub.conversion import proof
+from seresnet_hub.conversion import reference_networks as references
 from seresnet_hub.conversion.convert import convert
 from seresnet_hub.errors import InputError
 

@@ -20,7 +20,7 @@ from seresnet_hub.conversion.convert import convert
 from seresnet_hub.conversion.provenance import licence_of
 from seresnet_hub.conversion.source_file import published_file
 from seresnet_hub.errors import InputError
-from seresnet_hub.models.weights import WEIGHTS
+from seresnet_hub.models.published_weights import WEIGHTS
 from seresnet_hub.publishing.push import push
 
 OF_OTHER_WEIGHTS = {"license", "paper_ids", "origin_url", "test_input_size", "test_crop_pct", "hf_hub_id", "url"}

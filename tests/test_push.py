@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 
 import seresnet_hub
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.writing import sha256_of
+from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.models.load import load
 from seresnet_hub.publishing.push import push
 from seresnet_hub.publishing.verify import verify
-from seresnet_hub.training.outputs import write_summary
 from seresnet_hub.training.progress import Row
+from seresnet_hub.training.run_folder import write_summary
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -16,8 +16,8 @@ from hub_faults import FlipByte, Pause
 from hub_fixtures import CARD, REPO, commits
 from hub_server import HubServer
 
+from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.files.model_folder import timm_config, write_model
-from seresnet_hub.files.writing import sha256_of
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -20,8 +20,8 @@ from seresnet_hub.plots import draw_curves
 from seresnet_hub.publishing import pushed_files
 from seresnet_hub.publishing.push import push, ready_repository
 from seresnet_hub.publishing.pushed_files import read_pushed_files
-from seresnet_hub.training.outputs import write_summary
 from seresnet_hub.training.progress import Row
+from seresnet_hub.training.run_folder import write_summary
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

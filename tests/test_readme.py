@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from seresnet_hub.commands.main import COMMANDS
-from seresnet_hub.commands.run import run
+from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.recipes.recipe import get_recipe, override
 from seresnet_hub.training.train import train
 

@@ -21,7 +21,7 @@ from conftest import WriteSplit, encode
 from PIL import Image
 
 from seresnet_hub.commands.main import COMMANDS
-from seresnet_hub.commands.run import run
+from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.commands.terminal import as_table
 from seresnet_hub.environment import loader_workers
 from seresnet_hub.recipes.fields import declarations

@@ -154,7 +154,7 @@ KILLED = """
 import os, sys, torch
 import seresnet_hub.training.checkpoint as checkpoint
 from seresnet_hub.commands import train
-from seresnet_hub.commands.run import run
+from seresnet_hub.commands.result_or_error import run
 moment = sys.argv.pop(1)
 if moment == "step":
     torch.optim.SGD.step = lambda *_: os._exit(9)

@@ -22,7 +22,7 @@ READ = """
 import hashlib, logging, sys
 logging.basicConfig(level=logging.WARNING)
 from dataclasses import replace
-import seresnet_hub.data.retry as retrying
+import seresnet_hub.data.read_retries as retrying
 from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.loader import loader
 from seresnet_hub.recipes.recipe import get_recipe

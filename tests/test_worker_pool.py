@@ -61,7 +61,7 @@ def test_a_worker_that_goes_on_is_waited_for(write_split: WriteSplit, monkeypatc
 CODE = """
 import sys
 from dataclasses import replace
-from seresnet_hub.commands.run import run
+from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.data.loader import loader
 from seresnet_hub.recipes.recipe import get_recipe
 recipe = replace(get_recipe('digits'), input_size=64, crop='pad', crop_padding=0, batch_size=64, shuffle_window=9)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seresnet_hub.commands.parser import command
-from seresnet_hub.commands.run import start
+from seresnet_hub.commands.result_or_error import start
 
 # The parts of each benchmark, and what else goes with it.
 MEASURED_PARTS = {"training": ("training", "variants"), "inference": ("inference", "epilogue")}
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from _tables_kernels import predicted_times
 
     from seresnet_hub.errors import InputError
-    from seresnet_hub.files.writing import replacing, write_json
+    from seresnet_hub.files.atomic_writing import replacing, write_json
 
     if not options.output.is_dir():
         raise InputError(f"{options.output} is not a folder")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from seresnet_hub.commands import run
+from seresnet_hub.commands import result_or_error as run
 from seresnet_hub.commands.parser import command
 
 EXAMPLE = "seresnet-hub convert my.pth --output my_model"

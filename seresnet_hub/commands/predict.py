@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from seresnet_hub.commands import run
+from seresnet_hub.commands import result_or_error as run
 from seresnet_hub.commands.parser import MODEL, Parser, command
-from seresnet_hub.commands.speed import add_speed_options, prepared
+from seresnet_hub.commands.speed_options import add_speed_options, prepared
 
 EXAMPLE = "seresnet-hub predict runs/mine photos --topk 3"
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.inference.predict import predict
     from seresnet_hub.models.load import load
     from seresnet_hub.models.names import is_model_folder, is_model_name
-    from seresnet_hub.models.weights import OWN_WEIGHTS
+    from seresnet_hub.models.published_weights import OWN_WEIGHTS
 
     first, *others = options.images
     model_name, given_images = (first, others) if is_model_name(first) else (OWN_WEIGHTS[0].name, options.images)

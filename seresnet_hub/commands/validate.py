@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from seresnet_hub.commands import run
+from seresnet_hub.commands import result_or_error as run
 from seresnet_hub.commands.parser import MODEL, command
-from seresnet_hub.commands.speed import add_speed_options, prepared
+from seresnet_hub.commands.speed_options import add_speed_options, prepared
 
 EXAMPLE = "seresnet-hub validate runs/mine --data photos --split held-out"
 

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from seresnet_hub.commands import run
+from seresnet_hub.commands import result_or_error as run
 from seresnet_hub.commands.parser import MODEL, command
 
 EXAMPLE = "seresnet-hub verify NS/NAME"

@@ -23,11 +23,11 @@ from seresnet_hub.checkpoints.renaming import Tensors, rename
 from seresnet_hub.conversion.source_file import SourceFile
 from seresnet_hub.errors import InputError
 from seresnet_hub.models.build_limits import at_most
-from seresnet_hub.models.building import builder, over_tensors, require_fit
 from seresnet_hub.models.config_checks import FACTORY_ARGUMENTS, is_arguments
 from seresnet_hub.models.cost import Sizes, sizes_of
 from seresnet_hub.models.create import list_models
 from seresnet_hub.models.names import architecture_of
+from seresnet_hub.models.network_for_tensors import builder, over_tensors, require_fit
 
 MAX_CLASSES = 10**6
 CLASSIFIER, LEGACY_CLASSIFIER = "fc", "last_linear"

@@ -19,7 +19,7 @@ from seresnet_hub.environment import package_version
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import FACTS_KEY, OTHER_WEIGHTS_FACTS, timm_config
 from seresnet_hub.models.load import licence_in
-from seresnet_hub.models.weights import Weights
+from seresnet_hub.models.published_weights import Weights
 
 UNLISTED = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct")

@@ -26,7 +26,7 @@ from seresnet_hub.conversion.sidecar_files import FOLDER_SUFFIXES, config_beside
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, WEIGHTS_NAME
 from seresnet_hub.hub.snapshots import sound, take_snapshot
-from seresnet_hub.models.weights import WEIGHTS, Weights
+from seresnet_hub.models.published_weights import WEIGHTS, Weights
 
 DOWNLOAD_CHUNK = 2**20
 # The networks whose published files a conversion may meet: SE-ResNets, and plain ones as an initialisation.

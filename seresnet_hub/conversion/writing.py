@@ -15,6 +15,7 @@ from seresnet_hub.cards.card import card_of, render
 from seresnet_hub.conversion.planning import Plan
 from seresnet_hub.conversion.provenance import proof_line
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import staging
 from seresnet_hub.files.model_folder import (
     CARD_NAME,
     CONFIG_NAME,
@@ -23,7 +24,6 @@ from seresnet_hub.files.model_folder import (
     write_config_and_card,
     write_weights,
 )
-from seresnet_hub.files.writing import staging
 from seresnet_hub.models.create import list_models
 
 FILES = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME)

@@ -16,8 +16,8 @@ from seresnet_hub.data.open_split import OnlyTrainingError, open_split
 from seresnet_hub.data.split import Split, Subset
 from seresnet_hub.data.units import labels_of, unit_labels
 from seresnet_hub.errors import InputError, PrintableLog
+from seresnet_hub.files.atomic_writing import read_json
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY
-from seresnet_hub.files.writing import read_json
 
 HELD_OUT = "held-out"  # the name of the part of a training split that is measured on
 RECORD_KEY = "held_out"  # among the facts of config.json

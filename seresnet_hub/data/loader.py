@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from seresnet_hub.data.damaged_images import require_few_damaged
 from seresnet_hub.data.decoding import Decoder, DecoderName
-from seresnet_hub.data.loader_spec import LoaderSpec
+from seresnet_hub.data.loader_settings import LoaderSpec
 from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.plan import Order, Plan
 from seresnet_hub.data.shards import require_unchanged

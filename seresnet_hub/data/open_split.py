@@ -18,7 +18,7 @@ from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from seresnet_hub.data.image_folders import ENDINGS, left_out_of, trouble_in
-from seresnet_hub.data.retry import OPENING_ATTEMPTS, reading, retrying
+from seresnet_hub.data.read_retries import OPENING_ATTEMPTS, reading, retrying
 from seresnet_hub.data.row_files import RowFiles, folder_of
 from seresnet_hub.data.shards import READ_AHEAD, Shard, are_parquet, counted_once, row_groups, shard_states
 from seresnet_hub.data.split import RightClasses, Split

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import fsspec
 
 from seresnet_hub.data.image_files import MOST_BYTES, UnavailableError, read_file
-from seresnet_hub.data.retry import reading
+from seresnet_hub.data.read_retries import reading
 from seresnet_hub.errors import InputError
 
 ARCHIVES = ("zip://",)  # how `datasets` names a file in an archive: zip://cat/1.jpg::/data/train.zip

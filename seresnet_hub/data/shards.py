@@ -15,10 +15,10 @@ import fsspec
 import pyarrow.parquet
 
 from seresnet_hub.data.image_files import read_file
-from seresnet_hub.data.retry import reading
+from seresnet_hub.data.read_retries import reading
 from seresnet_hub.data.row_files import folder_of
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.writing import cache_folder, replacing
+from seresnet_hub.files.atomic_writing import cache_folder, replacing
 
 # fsspec reads this many bytes more than it is asked for, by default five million: bytes of the next row group.
 READ_AHEAD = 1

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow
 from datasets import IterableDataset
 
-from seresnet_hub.data.retry import reading
+from seresnet_hub.data.read_retries import reading
 from seresnet_hub.data.shards import Shard, kept_file, kept_shards, require_unchanged, shard_states
 from seresnet_hub.data.split import Split
 from seresnet_hub.errors import InputError

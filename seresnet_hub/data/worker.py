@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from seresnet_hub.data.decoding import Picture, TransformError
 from seresnet_hub.data.image_files import UnavailableError
-from seresnet_hub.data.loader_spec import LoaderSpec
+from seresnet_hub.data.loader_settings import LoaderSpec
 from seresnet_hub.data.plan import Plan, Reader, Window
 from seresnet_hub.data.shared_batches import SharedBatches
 from seresnet_hub.data.split import Split

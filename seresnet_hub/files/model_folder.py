@@ -17,7 +17,7 @@ from timm.models._hub import (
 from torch import nn
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.writing import filling, replacing, sha256_of, write_json, write_text
+from seresnet_hub.files.atomic_writing import filling, replacing, sha256_of, write_json, write_text
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"

@@ -11,7 +11,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.hf_api import RepoFile
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.writing import sha256_of
+from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.hub.download_limits import MOST_FILES, RemoteFile, check_commit
 from seresnet_hub.hub.messages import say
 from seresnet_hub.hub.retries import patiently

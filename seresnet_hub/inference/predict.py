@@ -12,7 +12,7 @@ from torch import nn
 from seresnet_hub.data.class_names import class_names
 from seresnet_hub.data.transforms import Transform, model_transform, normalize, require_resizable
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference.pictures import Picture, listed, read_picture
+from seresnet_hub.inference.image_inputs import Picture, listed, read_picture
 from seresnet_hub.models.create import eval_mode
 from seresnet_hub.models.load import load
 

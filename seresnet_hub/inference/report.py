@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import filling, replacing
 from seresnet_hub.files.locks import only_writer
 from seresnet_hub.files.model_folder import CONFUSION_NAME, PER_CLASS_NAME, PICTURE_NAME
-from seresnet_hub.files.writing import filling, replacing
 from seresnet_hub.plots import draw_confusion
 
 

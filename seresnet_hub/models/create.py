@@ -18,14 +18,14 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import read_json
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY
-from seresnet_hub.files.writing import read_json
 from seresnet_hub.models import blocks
 from seresnet_hub.models.names import parse_name
 from seresnet_hub.models.pretrained import VerifiedFile
+from seresnet_hub.models.published_weights import OWN_WEIGHTS, WEIGHTS, OwnWeights, Weights
 from seresnet_hub.models.registry import add_entrypoint, add_tag
 from seresnet_hub.models.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant
-from seresnet_hub.models.weights import OWN_WEIGHTS, WEIGHTS, OwnWeights, Weights
 
 # Channel statistics of the CIFAR-10 training images in [0, 1], as commonly published.
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)

@@ -11,8 +11,8 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, FACTS_KEY, SUMMARY_NAME, WEIGHTS_NAME
-from seresnet_hub.files.writing import sha256_of
 from seresnet_hub.hub.client import licence_on_the_hub
 from seresnet_hub.hub.snapshots import sound, take_snapshot
 from seresnet_hub.models.config_checks import checked_config

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from seresnet_hub.data.image_files import SUFFIXES
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
-from seresnet_hub.models.weights import WEIGHTS
+from seresnet_hub.models.published_weights import WEIGHTS
 
 HUB, FOLDER = "hf-hub", "local-dir"
 # What git refuses in the name of a branch or a tag (git-check-ref-format): the cache has a file of this name, too.

@@ -14,11 +14,11 @@ from seresnet_hub.checkpoints.key_maps import find_source
 from seresnet_hub.checkpoints.reader import read_tensors
 from seresnet_hub.checkpoints.renaming import rename
 from seresnet_hub.errors import InputError, message_of
+from seresnet_hub.files.atomic_writing import read_json, replacing, sha256_of
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, WEIGHTS_NAME
-from seresnet_hub.files.writing import read_json, replacing, sha256_of
 from seresnet_hub.hub.snapshots import sound, take_snapshot
-from seresnet_hub.models.building import builder, require_fit, without_memory
-from seresnet_hub.models.weights import OwnWeights, Weights
+from seresnet_hub.models.network_for_tensors import builder, require_fit, without_memory
+from seresnet_hub.models.published_weights import OwnWeights, Weights
 
 NAMESPACE_VARIABLE = "SERESNET_HUB_NAMESPACE"
 HUB_NAMESPACE: str | None = None  # none is owned yet, and a name that anybody could take must not be trusted

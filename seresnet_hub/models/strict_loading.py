@@ -26,9 +26,9 @@ from seresnet_hub.checkpoints.safetensors_headers import Header, read_header
 from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.models.build_limits import at_most
-from seresnet_hub.models.building import Build, Tensors, builder, over_tensors, without_memory
 from seresnet_hub.models.config_checks import check_architecture
 from seresnet_hub.models.names import require_model_folder, timms_name_of
+from seresnet_hub.models.network_for_tensors import Build, Tensors, builder, over_tensors, without_memory
 
 FEATURE_ARGUMENTS = frozenset({"features_only", "out_indices", "feature_cls"})
 STEP_COUNT = "num_batches_tracked"  # of norms: old files have none, and nothing is computed with it

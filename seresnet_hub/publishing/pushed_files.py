@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, SUMMARY_NAME, WEIGHTS_NAME
-from seresnet_hub.files.writing import sha256_of
 from seresnet_hub.hub.client import hash_like
 from seresnet_hub.hub.download_limits import LARGEST_TEXT, LARGEST_WEIGHTS
 

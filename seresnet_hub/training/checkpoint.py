@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import replacing
 from seresnet_hub.files.locks import STATES_FOLDER, require_held
-from seresnet_hub.files.writing import replacing
 
 CHECKPOINT_NAME = re.compile(r"step-([0-9]+)\.safetensors")
 

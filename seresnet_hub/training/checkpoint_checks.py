@@ -15,7 +15,7 @@ from torch import nn
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import Recipe
 from seresnet_hub.training.batchnorm_statistics import values_in
-from seresnet_hub.training.optimizer import optimizer_of
+from seresnet_hub.training.optimizer_and_schedule import optimizer_of
 
 REQUIRED = ("settings", "step", "seen", "shards", "history", "losses", "model", "optimizer", "scaler", "average")
 OPTIONAL = ("statistics",)  # not in checkpoints of an older version

@@ -16,7 +16,7 @@ from seresnet_hub.models.create import create
 from seresnet_hub.models.load import load
 from seresnet_hub.models.names import architecture_of
 from seresnet_hub.recipes.recipe import Recipe
-from seresnet_hub.training.optimizer import classifier_of
+from seresnet_hub.training.optimizer_and_schedule import classifier_of
 
 BatchNorm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 

@@ -22,9 +22,9 @@ from seresnet_hub.inference.evaluate import Accuracy, evaluate
 from seresnet_hub.recipes.recipe import Recipe
 from seresnet_hub.training.checkpoint import list_checkpoints, save_checkpoint
 from seresnet_hub.training.learner import Learner
-from seresnet_hub.training.outputs import save_run
 from seresnet_hub.training.processes import Processes
 from seresnet_hub.training.progress import Progress
+from seresnet_hub.training.run_folder import save_run
 from seresnet_hub.training.same_run import require_same_weights_everywhere, settings_of
 from seresnet_hub.training.signals import Interruption
 from seresnet_hub.training.start_or_resume import BEST, BEST_RAW, RAW

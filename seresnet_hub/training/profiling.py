@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from seresnet_hub.environment import hardware
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.writing import write_json
+from seresnet_hub.files.atomic_writing import write_json
 from seresnet_hub.recipes.recipe import Recipe
 from seresnet_hub.training.throughput import FIRST_STEPS
 

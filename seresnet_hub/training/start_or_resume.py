@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import errors_named
 from seresnet_hub.files.durability import flush_way_to
 from seresnet_hub.files.leftovers import PARTIAL, sweep
 from seresnet_hub.files.locks import RUN_LOCK, STATES_FOLDER, acquire
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, SUMMARY_NAME, WEIGHTS_NAME
-from seresnet_hub.files.writing import errors_named
 from seresnet_hub.training.checkpoint import CHECKPOINT_NAME, latest_checkpoint, list_checkpoints
 
 # Folders within the output: of the moving average's run also the raw weights, and of both the best beside the last.

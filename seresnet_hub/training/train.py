@@ -22,7 +22,7 @@ from seresnet_hub.data.split import Split
 from seresnet_hub.data.units import require_same_shards
 from seresnet_hub.errors import InputError, printable
 from seresnet_hub.files.locks import STATES_FOLDER
-from seresnet_hub.inference.baseline import chance_of
+from seresnet_hub.inference.majority_baseline import chance_of
 from seresnet_hub.models.load import origin_of
 from seresnet_hub.models.names import architecture_of
 from seresnet_hub.recipes.inductor import options_of
@@ -33,10 +33,10 @@ from seresnet_hub.training.initial_model import initial_model
 from seresnet_hub.training.learner import Learner
 from seresnet_hub.training.loop import Loop
 from seresnet_hub.training.lost_processes import lost_processes_named, watched
-from seresnet_hub.training.outputs import facts_of_run
 from seresnet_hub.training.processes import Processes, require_launcher
 from seresnet_hub.training.profiling import Profile, require_profile
 from seresnet_hub.training.progress import Progress
+from seresnet_hub.training.run_folder import facts_of_run
 from seresnet_hub.training.same_run import require_same_run, require_same_run_everywhere, settings_of
 from seresnet_hub.training.signals import Interruption
 from seresnet_hub.training.start_or_resume import begin

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from seresnet_hub.commands.run import run
+from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.errors import InputError
 
 

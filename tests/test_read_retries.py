@@ -10,9 +10,9 @@ from urllib.error import HTTPError, URLError
 import pyarrow
 import pytest
 
-from seresnet_hub.data import retry
+from seresnet_hub.data import read_retries as retry
 from seresnet_hub.data.image_files import UnavailableError
-from seresnet_hub.data.retry import ATTEMPTS, reading, retrying
+from seresnet_hub.data.read_retries import ATTEMPTS, reading, retrying
 from seresnet_hub.errors import InputError
 
 

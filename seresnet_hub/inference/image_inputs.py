@@ -11,7 +11,7 @@ from PIL import Image
 
 from seresnet_hub.data.image_files import read_image
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference.fetch_picture import fetch_picture
+from seresnet_hub.inference.download_image import fetch_picture
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")

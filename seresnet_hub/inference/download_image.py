@@ -9,7 +9,7 @@ from urllib.error import HTTPError
 from urllib.parse import quote
 
 from seresnet_hub.data.image_files import MOST_BYTES
-from seresnet_hub.data.retry import OPENING_ATTEMPTS, retrying
+from seresnet_hub.data.read_retries import OPENING_ATTEMPTS, retrying
 from seresnet_hub.errors import InputError
 
 SCHEMES = ("http", "https")
