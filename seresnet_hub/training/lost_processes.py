@@ -48,10 +48,10 @@ def lost_processes_named() -> Iterator[None]:
 def watched() -> Iterator[None]:
     """End this process with one line and exit code 1 where another one is gone and torch's backend would not say so.
 
-    Beside each process runs a small one (`process_watcher.py`) that is connected with that of process 0, at MASTER_ADDR and a
-    free port. What ends by itself is not gone: with an error, the others have five seconds to end by themselves. A
-    process in a call that keeps Python's interpreter from running is killed instead. Does nothing with one process, and
-    with backends that raise. All processes enter it at once.
+    Beside each process runs a small one (`process_watcher.py`) that is connected with that of process 0, at MASTER_ADDR
+    and a free port. What ends by itself is not gone: with an error, the others have five seconds to end by themselves.
+    A process in a call that keeps Python's interpreter from running is killed instead. Does nothing with one process,
+    and with backends that raise. All processes enter it at once.
     """
     alone = not distributed.is_initialized() or distributed.get_world_size() == 1
     if alone or not any(backend in distributed.get_backend_config() for backend in WATCHED):
