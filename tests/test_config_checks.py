@@ -17,6 +17,7 @@ import seresnet_hub
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import timm_config, write_weights
 from seresnet_hub.files.writing import write_json
+from seresnet_hub.models.create import create
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_a_network_that_takes_forever_to_describe_is_refused(tmp_path: Path, mon
 def test_create_leaves_strangers_folders_to_load(folder: Path) -> None:
     for name in (folder, str(folder), f"LOCAL-DIR:{folder}", "hf-hub:someone/model"):
         with pytest.raises(InputError, match="use load, which checks"):
-            seresnet_hub.create(name)
+            create(name)
 
 
 @pytest.mark.parametrize(

@@ -177,13 +177,10 @@ def test_a_disk_that_fails_is_not_taken_for_one_that_cannot_flush_folders(
 
 
 def test_names_that_are_too_long_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot write .*File name too long"):
-        writing.fill_folder(tmp_path / ("x" * 256), lambda _: None)
-    with (
-        pytest.raises(InputError, match="cannot write .*File name too long"),
-        writing.staging(tmp_path / ("x" * 256), []) as staged,
-    ):
-        raise AssertionError(staged)
+    name = tmp_path / ("x" * 256)
+    for filled in (writing.filling(name), writing.staging(name, [])):
+        with pytest.raises(InputError, match="cannot write .*File name too long"), filled as staged:
+            raise AssertionError(staged)
 
 
 def test_a_name_with_a_nul_is_one_line(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def publish(checkpoint: object, url: str, folder: Path, architecture: str = "ser
 
 def load(weights: Weights, **kwargs: object) -> nn.Module:
     return timm.create_model(
-        weights.architecture, pretrained=True, pretrained_cfg=models._tag_cfg(weights), **kwargs
+        weights.architecture, pretrained=True, pretrained_cfg=models.tag_cfg(weights), **kwargs
     ).eval()
 
 

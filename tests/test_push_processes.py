@@ -90,7 +90,7 @@ PEAK = """
 import re, sys, pathlib
 def resident(field):
     return int(re.search(field + r":\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text()).group(1)) * 1024
-import seresnet_hub
+from seresnet_hub import push, verify
 pathlib.Path("/proc/self/clear_refs").write_text("5")
 before = resident("VmRSS")
 {work}
@@ -108,11 +108,7 @@ def test_a_hundred_megabytes_need_no_two_hundred_of_memory(tmp_path: Path, way: 
     with HubServer(tmp_path / "hub") as hub:
         if way == "pull":
             hub.create("model", REPO, {path.name: path for path in (tmp_path / "big").iterdir()})
-        work = (
-            f"seresnet_hub.push({str(tmp_path / 'big')!r}, {REPO!r})"
-            if way == "push"
-            else f"seresnet_hub.verify({REPO!r})"
-        )
+        work = f"push({str(tmp_path / 'big')!r}, {REPO!r})" if way == "push" else f"verify({REPO!r})"
         done = subprocess.run(
             [sys.executable, "-c", PEAK.format(work=work)], env=hub.environment(tmp_path / "home"),
             capture_output=True, text=True, timeout=300, check=False,

@@ -243,4 +243,4 @@ def test_other_calls_of_the_client_stay_as_they_are(hub: HubServer, published: t
     client.event_hooks["request"].remove(asked.append)
     assert asked[0].extensions["timeout"]["read"] is None
     assert asked[0].headers["Accept-Encoding"] != "identity"
-    assert sum(hook is transport._before for hook in client.event_hooks["request"]) == 1
+    assert sum(hook is transport.bound_request for hook in client.event_hooks["request"]) == 1

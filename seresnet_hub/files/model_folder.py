@@ -17,7 +17,7 @@ from timm.models._hub import (
 from torch import nn
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.writing import fill_folder, replacing, sha256_of, write_json, write_text
+from seresnet_hub.files.writing import filling, replacing, sha256_of, write_json, write_text
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -113,12 +113,9 @@ def write_model(
     `config.json` gets the sha256 of the weights among its facts; `card` makes the README of that config. Errors:
     `InputError` where the disk is full or read-only.
     """
-
-    def fill(target: Path) -> None:
+    with filling(directory) as target:
         write_weights(target, state_dict, metadata)
         write_config_and_card(target, config, card)
-
-    fill_folder(directory, fill)
 
 
 def write_config_and_card(directory: Path, config: Mapping[str, Any], card: Callable[[Mapping[str, Any]], str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
     What killed processes left half-written in that directory is removed. Errors: `InputError` where the disk is full or
     the directory cannot be written.
     """
-    with _named(path):
+    with errors_named(path):
         make_folders(path.parent)
         sweep(path.parent)
         with partial_of(path) as temporary:
@@ -50,15 +50,14 @@ def staging(directory: Path, names: Sequence[str]) -> Iterator[Path]:
     nothing of it changes, and no training run or other writer is in there. Errors: `InputError` as of `replacing`, and
     where another process uses the directory.
     """
-    with _named(directory):
+    with errors_named(directory):
         exists = directory.is_dir()  # an error where the name is too long
     if not exists:
-        with replacing(directory) as temporary:
-            temporary.mkdir()
+        with filling(directory) as temporary:
             yield temporary
         return
     # Inside, since the folder may be a file system of its own.
-    with _named(directory), only_writer(directory), partial_of(directory / directory.resolve().name) as temporary:
+    with errors_named(directory), only_writer(directory), partial_of(directory / directory.resolve().name) as temporary:
         sweep(directory)
         temporary.mkdir()
         try:
@@ -72,7 +71,7 @@ def staging(directory: Path, names: Sequence[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def errors_named(path: Path, doing: str = "write") -> Iterator[None]:
     """Make the system's errors an `InputError` with the name; of a NUL in it, they are ValueErrors.
 
     Names that are no UTF-8 are refused: safetensors writes such a file, and does not read it.
@@ -80,27 +79,28 @@ def _named(path: Path) -> Iterator[None]:
     try:
         os.fsencode(path).decode()
     except UnicodeError as error:
-        raise InputError(f"cannot write {path}: its name is not valid UTF-8, choose another") from error
+        raise InputError(f"cannot {doing} {path}: its name is not valid UTF-8, choose another") from error
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise InputError(f"cannot {doing} {path}: {error.strerror or error}") from error
     except ValueError as error:
         if "\0" not in str(path):
             raise
-        raise InputError(f"cannot write {path}: {error}") from error
+        raise InputError(f"cannot {doing} {path}: {error}") from error
 
 
-def fill_folder(directory: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into `directory`, file by file where it exists; a new folder appears whole."""
-    with _named(directory):
+@contextmanager
+def filling(directory: Path) -> Iterator[Path]:
+    """Yield the folder to write the files of `directory` into: itself where it exists; a new one appears whole."""
+    with errors_named(directory):
         exists = directory.is_dir()
     if exists:
-        fill(directory)
+        yield directory
         return
     with replacing(directory) as temporary:
         temporary.mkdir()
-        fill(temporary)
+        yield temporary
 
 
 def sha256_of(path: Path) -> str:

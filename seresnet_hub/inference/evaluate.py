@@ -79,14 +79,14 @@ def evaluate(
     """Return loss, top-1 and top-5 accuracy of `model` on every image of `split`, each counted once.
 
     The result is an `Accuracy`, in percent. Ranks share the batches; `total` sums a tensor over them. `input_size` and
-    `crop_pct` replace those of the model's config, `confusion` asks for the confusion matrix. Where images have several
-    right classes (`Split.right_classes`), one of them is enough, and an image that has none is not counted. Up to
-    `corrupt_share` of the images may be undecodable (see `most_damaged`): they are left out, and not `seen`. `precision` is the type of
-    autocast that the model computes in; "no" is the type of its weights, and float32 is then exact, on a GPU too.
-    `workers=None` starts as many as suit the machine. `images_per_second` is measured after the first two batches, in
-    which workers start and a compiled model compiles; where there are no more, over all. Errors: `InputError` where a
-    label lies outside the model's classes, more images cannot be decoded, the model does not take the size or there is
-    no such precision; `RuntimeError` if not every image was counted.
+    `crop_pct` replace those of the model's config, `confusion` asks for the confusion matrix. Where images have
+    several right classes (`Split.right_classes`), one of them is enough, and an image that has none is not counted.
+    Up to `corrupt_share` of the images may be undecodable (see `most_damaged`): they are left out, and not `seen`.
+    `precision` is the type of autocast that the model computes in; "no" is the type of its weights, and float32 is
+    then exact, on a GPU too. `workers=None` starts as many as suit the machine. `images_per_second` is measured
+    after the first two batches, in which workers start and a compiled model compiles; where there are no more, over
+    all. Errors: `InputError` where a label lies outside the model's classes, more images cannot be decoded, the
+    model does not take the size or there is no such precision; `RuntimeError` if not every image was counted.
     """
     _require_arguments(
         model, split, batch_size=batch_size, workers=workers, world_size=world_size, crop_pct=crop_pct,

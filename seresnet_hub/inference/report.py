@@ -14,7 +14,7 @@ import numpy as np
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.locks import only_writer
 from seresnet_hub.files.model_folder import CONFUSION_NAME, PER_CLASS_NAME, PICTURE_NAME
-from seresnet_hub.files.writing import fill_folder, replacing
+from seresnet_hub.files.writing import filling, replacing
 from seresnet_hub.plots import draw_confusion
 
 
@@ -72,7 +72,7 @@ def write_report(directory: Path, confusion: np.ndarray, names: Sequence[str] | 
     """
     named = list(names) if names else [str(number) for number in range(len(confusion))]
 
-    def fill(folder: Path) -> None:
+    with only_writer(directory) if directory.is_dir() else nullcontext(), filling(directory) as folder:
         with replacing(folder / PER_CLASS_NAME) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(["class", "name", "images", "correct", "top1", "mistaken_for", "mistaken"])
@@ -86,6 +86,3 @@ def write_report(directory: Path, confusion: np.ndarray, names: Sequence[str] | 
             table.writerows([name, *counts] for name, counts in zip(named, confusion.tolist(), strict=True))
         with replacing(folder / PICTURE_NAME) as temporary:
             draw_confusion(confusion, named, temporary)
-
-    with only_writer(directory) if directory.is_dir() else nullcontext():
-        fill_folder(directory, fill)

@@ -45,7 +45,7 @@ def load_folder(directory: Path, origin: object, kwargs: Mapping[str, Any], *, c
     """
     require_model_folder(directory)
     check_architecture(directory / CONFIG_NAME)
-    return _load(timms_name_of(directory), {}, directory / WEIGHTS_NAME, origin, kwargs, copy=copy)
+    return _load(builder(timms_name_of(directory), origin), directory / WEIGHTS_NAME, origin, kwargs, copy=copy)
 
 
 def untrained_folder(directory: Path, origin: object, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -62,14 +62,10 @@ def load_weights(name: str, weights: Path, kwargs: Mapping[str, Any]) -> nn.Modu
     given = dict(kwargs)
     # Beside another file, `custom_load` of timm's own entry would have older versions read it as NumPy's format.
     overlay = {**(given.pop("pretrained_cfg_overlay", None) or {}), "file": str(weights), "custom_load": False}
-    return _load(name, {"pretrained_cfg_overlay": overlay}, weights, name, given)
+    return _load(builder(name, name, pretrained_cfg_overlay=overlay), weights, name, given)
 
 
-def _load(
-    name: str, always: Mapping[str, Any], weights: Path, origin: object, kwargs: Mapping[str, Any], *,
-    copy: bool = True,
-) -> nn.Module:  # fmt: skip
-    build = builder(name, origin, **always)
+def _load(build: Build, weights: Path, origin: object, kwargs: Mapping[str, Any], *, copy: bool = True) -> nn.Module:
     header = read_header(weights)
     values = sum(math.prod(shape) for shape, _ in header.values())
     with at_most(

@@ -35,8 +35,8 @@ class Recipe:
     """Everything that decides a training run, apart from the machine it runs on.
 
     Each field says what it means, as `seresnet-hub train --show-recipe` prints it, and its bounds. A field with
-    `OR_AUTO` may be `AUTO` until `finetuning.resolved` gives it the value that fits the weights and the data; its type
-    is that of the value. Errors: `InputError` names a field with a wrong value.
+    `OR_AUTO` may be `AUTO` until `finetuning.resolved` gives it the value that fits the weights and the data; its
+    type is that of the value. Errors: `InputError` names a field with a wrong value.
     """
 
     # fmt: off

@@ -21,7 +21,7 @@ from seresnet_hub.data.split import Split
 from seresnet_hub.environment import code_commit, hardware, package_version, versions
 from seresnet_hub.files.locks import require_held
 from seresnet_hub.files.model_folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, timm_config, write_model
-from seresnet_hub.files.writing import fill_folder, replacing
+from seresnet_hub.files.writing import filling, replacing
 from seresnet_hub.inference.baseline import Chance
 from seresnet_hub.inference.evaluate import Accuracy
 from seresnet_hub.models.cost import sizes_of
@@ -49,15 +49,13 @@ def save_run(
         needs_plugin = config["architecture"] in list_models()
         return render(card_of(config, sizes, needs_plugin=needs_plugin, has_curves=True))
 
-    def fill(folder: Path) -> None:
+    with filling(output) as folder:
         config = {**timm_config(model, pretrained_cfg={}, label_names=class_names), FACTS_KEY: facts}
         write_model(folder, model.state_dict(), config=config, card=card)
         with replacing(folder / SUMMARY_NAME) as temporary:
             write_summary(history, temporary)
         with replacing(folder / CURVES_NAME) as temporary:
             draw_curves(history, temporary, top5=config["num_classes"] > NO_TOP5)
-
-    fill_folder(output, fill)
 
 
 def write_summary(history: Sequence[Row], path: Path) -> None:

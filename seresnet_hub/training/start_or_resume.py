@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from seresnet_hub.files.durability import flush_way_to
 from seresnet_hub.files.leftovers import PARTIAL, sweep
 from seresnet_hub.files.locks import RUN_LOCK, STATES_FOLDER, acquire
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, SUMMARY_NAME, WEIGHTS_NAME
+from seresnet_hub.files.writing import errors_named
 from seresnet_hub.training.checkpoint import CHECKPOINT_NAME, latest_checkpoint, list_checkpoints
 
 # Folders within the output: of the moving average's run also the raw weights, and of both the best beside the last.
@@ -97,14 +97,9 @@ def _is_of_a_run(name: str) -> bool:
 
 def _require_writable(output: Path) -> None:
     """Raise `InputError` where nothing could be written to `output` after an epoch's work."""
-    try:
-        os.fsencode(output).decode()
+    with errors_named(output, "write to"):
         if output.is_symlink() and not output.exists():
             raise InputError(f"cannot write to {output}: it is a link to nothing")
         existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
-    except UnicodeError as error:  # safetensors writes files of such names, and does not read them
-        raise InputError(f"cannot write to {output}: its name is not valid UTF-8, choose another") from error
-    except (OSError, ValueError) as error:  # a NUL is a ValueError
-        raise InputError(f"cannot write to {output}: {getattr(error, 'strerror', None) or error}") from error
