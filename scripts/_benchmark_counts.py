@@ -13,11 +13,11 @@ from typing import Any
 import timm
 import torch
 from _benchmark_options import NETWORKS
-from _benchmark_settings import inductor_settings
 from _benchmark_timing import Log
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.models.compiling import INFERENCE_SETTINGS
+from seresnet_hub.recipes.inductor import options_of
 
 BATCH_SIZE = 256
 # Inductor's settings of training that are worth a prediction. The second stores a sum of gradients that each of its
@@ -69,7 +69,7 @@ def _settings(what: str, options: argparse.Namespace) -> dict[str, dict[str, Any
     sets: dict[str, Mapping[str, Any]] = dict(TRAINING_SETTINGS)
     if what == "inference":
         sets = {name: of_device["cuda"] for name, of_device in INFERENCE_SETTINGS.items()}
-    given = inductor_settings(options.inductor)
+    given = options_of(options.inductor, "--inductor ")
     result = {}
     for name, settings in sets.items():
         kept = {key: value for key, value in settings.items() if key not in NEEDS_THE_GPU}

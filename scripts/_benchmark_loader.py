@@ -103,7 +103,8 @@ def _prepare(scratch: Path, options: argparse.Namespace, peers: tuple[str, ...])
     import pyarrow
     import pyarrow.parquet
 
-    from seresnet_hub.data.splits import open_split, read_unit
+    from seresnet_hub.data.open_split import open_split
+    from seresnet_hub.data.units import read_unit
 
     split = open_split(options.source, options.split)
     rows = [row for unit in range(len(split.unit_rows)) for row in read_unit(split, unit)]

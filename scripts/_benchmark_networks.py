@@ -21,7 +21,7 @@ import timm
 import torch
 from _benchmark_counts import count_networks
 from _benchmark_options import MODES, NETWORKS
-from _benchmark_settings import DTYPES, inductor_settings, precision, require_precision
+from _benchmark_settings import DTYPES, precision, require_precision
 from _benchmark_timing import Call, Log, calls_in, memory, peak_memory, seconds_a_call, wait
 from torch import nn
 from torch._functorch import config as functorch
@@ -30,6 +30,7 @@ from torch._inductor import config as inductor
 from seresnet_hub.errors import InputError
 from seresnet_hub.models.compiling import compiler_errors, require_compiler
 from seresnet_hub.models.names import architecture_of
+from seresnet_hub.recipes.inductor import options_of
 
 PLAIN, SE, OWN = NETWORKS
 BATCH_SIZES = {"cpu": (16,), "cuda": (1, 32, 256)}
@@ -77,7 +78,7 @@ def measure_networks(benchmark: Benchmark, options: argparse.Namespace) -> dict[
     dtypes, modes = options.dtype or PRECISIONS[device.type], options.mode or MODES
     for dtype in dtypes:
         require_precision(dtype, device)
-    settings = {**benchmark.compile_options[device.type], **inductor_settings(options.inductor)}
+    settings = {**benchmark.compile_options[device.type], **options_of(options.inductor, "--inductor ")}
     if "compiled" in modes or options.kernels:
         require_compiler(device)
     wanted = [benchmark.own if name == OWN else name for name in NETWORKS if name in (options.network or NETWORKS)]

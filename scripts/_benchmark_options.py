@@ -9,7 +9,8 @@ PEERS = ("timm", "datasets", "webdataset", "litdata", "pil")  # "pil": this pack
 PRECISIONS = ("fp32", "tf32", "bf16")
 MODES = ("eager", "compiled")
 SETTINGS = ("default", "epilogue")
-NETWORKS = ("plain", "timm", "own")
+NETWORKS = ("plain", "timm", "own")  # ResNet-50, timm's SE-ResNet-50, this package's
+NETWORK_BENCHMARKS = ("inference", "training")  # their results are kept as `benchmark_NAME.json` and such
 TARGETS = ("sm_90",)
 
 
@@ -46,7 +47,7 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--inductor", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting of Inductor's, on top of the usual ones; repeatable; VALUE is JSON",
+        help="a setting of Inductor's, on top of the usual ones; as in a recipe; repeatable",
     )  # fmt: skip
     parser.add_argument("--size", type=int, default=224, metavar="PIXELS", help="of the images (default: 224)")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="all networks take turns in each")

@@ -13,7 +13,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.models.blocks import SEBasicBlock, SEBottleneck
+from seresnet_hub.models.training_blocks import SEBasicBlock, SEBottleneck
 
 OURS = "ours"
 BLOCKS = {Bottleneck: SEBottleneck, BasicBlock: SEBasicBlock}

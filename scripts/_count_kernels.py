@@ -30,7 +30,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from seresnet_hub.models import fusion
-from seresnet_hub.models.blocks import use_training_blocks
+from seresnet_hub.models.training_blocks import use_training_blocks
 
 # cuDNN's backward convolutions often reach less than its forward ones, and small kernels end no sooner than this.
 CAUTIOUS_FLOPS, CAUTIOUS_SECONDS = 250e12, 2e-6

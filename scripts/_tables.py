@@ -1,4 +1,4 @@
-"""Render the README's tables from the tables of facts, with sizes counted on the models themselves."""
+"""Render the tables of the Markdown pages from the tables of facts, with sizes counted on the models themselves."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from typing import Any
 
 import _tables_gpu as gpu_tables
 import _tables_kernels as kernel_tables
+import _tables_package as package_tables
 import timm
 import torch
+from _benchmark_options import NETWORK_BENCHMARKS
 
 from seresnet_hub.cards.markdown import table
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.writing import read_json
+from seresnet_hub.files.atomic_writing import read_json
 from seresnet_hub.models.cost import Sizes, sizes_of
+from seresnet_hub.models.published_weights import WEIGHTS
 from seresnet_hub.models.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant
-from seresnet_hub.models.weights import WEIGHTS
 from seresnet_hub.recipes.recipe import AUTO, RECIPES
 
-# Benchmarks whose results are kept in the folder of measured results, as `benchmark_NAME.json`.
-BENCHMARKS = ("inference", "training")
+# The pages whose tables are rendered; each table is on one of them.
+PAGES = ("README.md", "model_cards/README.md", "scripts/README.md", "seresnet_hub/README.md")
 
 # mmpretrain's call, ours or timm's, and what to know.
 MIGRATION: tuple[tuple[str, str, str], ...] = (
     ("`get_model('seresnet50_8xb32_in1k', pretrained=True)`",
      "`timm.create_model('seresnet50.mm_in1k', pretrained=True)` after `import seresnet_hub`, or "
      "`seresnet_hub.get_model('seresnet50_8xb32_in1k', pretrained=True)`", "same weights, same logits, in eval mode"),
-    ("`get_model(NAME, pretrained='my.pth')`", "`seresnet_hub.convert('my.pth', DIR)`, then `seresnet_hub.load(DIR)`",
-     "a path for `pretrained` is refused"),
+    ("`get_model(NAME, pretrained='my.pth')`", "`seresnet_hub.get_model(NAME, pretrained='my.pth')`",
+     "converted each time, or refused where it does not fit; `seresnet_hub.convert('my.pth', DIR)` keeps the result"),
     ("`inference_model(model, image)`", "`seresnet_hub.inference_model(model, image)`",
-     "`pred_label`, `pred_score`, `pred_class`; no `pred_scores` array: use `predict(…, topk=1000)`"),
+     "`pred_label`, `pred_score`, `pred_class`; no `pred_scores` array: use `predict(…, topk=1000)`. "
+     "An array is RGB here, BGR there"),
     ("`model.extract_feat(inputs, stage='neck')`", "`seresnet_hub.extract_features(model, image)`",
      "features after global pooling, mmpretrain's \"neck\"; takes pictures and prepares them"),
     ("`model.extract_feat(inputs, stage='backbone')`", "`seresnet_hub.extract_features(model, image, stage=-1)`",
@@ -40,8 +43,8 @@ MIGRATION: tuple[tuple[str, str, str], ...] = (
     ("`ImageClassificationInferencer(model)(images, batch_size=…)`", "`seresnet_hub.predict(model, images)`",
      "batched, on the model's device"),
     ("`list_models('seresnet')`", "`timm.list_models('seresnet*')`, `timm.list_pretrained('seresnet*')`", ""),
-    ("`mim test mmpretrain CONFIG --checkpoint …`", "`python scripts/validate.py MODEL --data DIR_OR_HUB_ID`", ""),
-    ("`mim train mmpretrain CONFIG`", "`accelerate launch scripts/train.py --recipe NAME`", ""),
+    ("`mim test mmpretrain CONFIG --checkpoint …`", "`seresnet-hub validate MODEL --data DIR_OR_HUB_ID`", ""),
+    ("`mim train mmpretrain CONFIG`", "`accelerate launch -m seresnet_hub train --recipe NAME`", ""),
 )  # fmt: skip
 
 
@@ -133,7 +136,7 @@ def speed(measured: Path) -> str:
 
 
 def _results(measured: Path) -> list[dict[str, Any]]:
-    return [read_json(measured / f"benchmark_{benchmark}.json") for benchmark in BENCHMARKS]
+    return [read_json(measured / f"benchmark_{benchmark}.json") for benchmark in NETWORK_BENCHMARKS]
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -141,6 +144,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "weights": weights,
     "migration": migration,
     "recipes": recipes,
+    "api": package_tables.api,
+    "modules": package_tables.modules,
 }
 MEASURED_TABLES: dict[str, Callable[[Path], str]] = {
     "speed": speed,
@@ -151,16 +156,26 @@ MEASURED_TABLES: dict[str, Callable[[Path], str]] = {
 }
 
 
+MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
+
+
 def fill(text: str, measured: Path) -> str:
     """Return a Markdown text with each table between `<!-- table NAME -->` and `<!-- end -->` rendered anew.
 
-    `measured` is the folder of measured results. Errors: `InputError` where a mark names no table, a table has no
-    mark, or there are no results.
+    `measured` is the folder of measured results. Errors: `InputError` where a mark names no table, or there are no
+    results.
     """
-    marked = re.compile(r"(<!-- table (\w+) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
-    names = [match.group(2) for match in marked.finditer(text)]
-    known = {*TABLES, *MEASURED_TABLES}
-    if set(names) != known:
-        raise InputError(f"the text has marks for {sorted(names)}, and there are tables for {sorted(known)}")
-    rendered = {name: TABLES[name]() if name in TABLES else MEASURED_TABLES[name](measured) for name in known}
-    return marked.sub(lambda match: f"{match.group(1)}{rendered[match.group(2)]}\n<!-- end -->", text)
+    return MARKED.sub(lambda match: f"{match.group(1)}{_rendered(match.group(2), measured)}\n<!-- end -->", text)
+
+
+def _rendered(name: str, measured: Path) -> str:
+    if name in TABLES:
+        return TABLES[name]()
+    if name in MEASURED_TABLES:
+        return MEASURED_TABLES[name](measured)
+    raise InputError(f"a mark names the table {name!r}; there are {', '.join([*TABLES, *MEASURED_TABLES])}")
+
+
+def marks(text: str) -> list[str]:
+    """Return the names of the tables that a text has marks for, in their order."""
+    return [match.group(2) for match in MARKED.finditer(text)]

@@ -1,4 +1,4 @@
-"""The README's tables of what was measured on a GPU; where nothing was, they say so."""
+"""The tables of what was measured on a GPU; where nothing was, they say so."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from _benchmark_options import NETWORK_BENCHMARKS, NETWORKS
+
 from seresnet_hub.cards.markdown import table
-from seresnet_hub.files.writing import read_json
+from seresnet_hub.files.atomic_writing import read_json
 
 NOT_MEASURED = "not measured"
 CUT_OFF = 124  # the exit code of a part whose time was up
 TOO_SHORT = "too short"  # a run that has no steady part
-OWN = "own"  # this package's network; measurements call it fused or ours
-NETWORKS = ("plain", "timm", OWN)
 HEADER = ("ms, with the predicted ones in brackets", "device", "ResNet-50", "SE-ResNet-50, timm", "SE-ResNet-50, here",
           "here / timm", "here / ResNet-50")  # fmt: skip
 
@@ -21,7 +21,7 @@ HEADER = ("ms, with the predicted ones in brackets", "device", "ResNet-50", "SE-
 def speed(measured: Path) -> str:
     """Return the table of times on a GPU, from a folder of measured results; speeds are compared as images/s."""
     rows: list[tuple[str, ...]] = []
-    for benchmark in ("inference", "training"):
+    for benchmark in NETWORK_BENCHMARKS:
         result = _read(measured / f"benchmark_{benchmark}_gpu.json")
         if result:
             rows += [_row(benchmark, result["device"], one) for one in result["measurements"]]
@@ -31,7 +31,8 @@ def speed(measured: Path) -> str:
 
 
 def _row(benchmark: str, device: str, measurement: Mapping[str, Any]) -> tuple[str, ...]:
-    networks = {name if name in NETWORKS else OWN: one for name, one in measurement["networks"].items()}
+    own_name = NETWORKS[-1]  # measurements call it fused or ours
+    networks = {name if name in NETWORKS else own_name: one for name, one in measurement["networks"].items()}
     settings = ""
     if measurement["part"] == "epilogue":
         settings = ", `epilogue`"
@@ -41,7 +42,7 @@ def _row(benchmark: str, device: str, measurement: Mapping[str, Any]) -> tuple[s
     times = (
         _time(networks[name]["ms"], networks[name]["predicted_ms"]) if name in networks else "" for name in NETWORKS
     )
-    own = networks.get(OWN, {})
+    own = networks.get(own_name, {})
     ratios = (f"{own[key]:.3f}" if own.get(key) else "" for key in ("times_timm", "times_plain"))
     return what, device, *times, *ratios
 
@@ -54,10 +55,10 @@ def _time(measured: float | None, predicted: float | None) -> str:
 def runs(measured: Path) -> str:
     """Return the table of whole runs on a GPU, from a folder of measured results."""
     found = _read(measured / "benchmark_runs_gpu.json")
-    rows = [(what, _said(found, part, say)) for what, part, say in RUNS]
+    rows = [(what, _cell(found, part, say)) for what, part, say in RUNS]
     rows += [
         (f"`{part.removeprefix('cifar_')}` on CIFAR-10, {facts['epochs']} epochs: top-1",
-         _said(found, part, lambda facts: f"{facts['result']['top1']:.2f}"))
+         _cell(found, part, lambda facts: f"{facts['result']['top1']:.2f}"))
         for part, facts in found.items() if part.startswith("cifar_")
     ]  # fmt: skip
     return table(("on a GPU", found.get("device", "")), rows)
@@ -99,7 +100,7 @@ RUNS = (
 )
 
 
-def _said(found: Mapping[str, Any], part: str, say: Any) -> str:
+def _cell(found: Mapping[str, Any], part: str, say: Any) -> str:
     facts = found.get(part)
     if facts is None:
         return NOT_MEASURED

@@ -1,4 +1,4 @@
-"""The README's tables of Inductor's kernels for a GPU, counted without one, and of the times they predict."""
+"""The tables of Inductor's kernels for a GPU, counted without one, and of the times they predict."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seresnet_hub.cards.markdown import table
-from seresnet_hub.files.writing import read_json
+from _benchmark_options import NETWORK_BENCHMARKS, NETWORKS
 
-# What `scripts/benchmark.py training` and `inference` with `--target` count is kept as `benchmark_NAME_predicted.json`.
-BENCHMARKS = ("inference", "training")
-NETWORKS = ("plain", "timm", "own")
+from seresnet_hub.cards.markdown import table
+from seresnet_hub.files.atomic_writing import read_json
+
 COLUMNS = ("ResNet-50", "SE-ResNet-50, timm", "SE-ResNet-50, here")
 
 
 def passes(measured: Path) -> str:
     """Return the table of the passes over a block's wide maps and of all bytes it moves, from a folder of results."""
     rows = []
-    for benchmark in BENCHMARKS:
+    for benchmark in NETWORK_BENCHMARKS:
         for settings, counted in _settings(measured, benchmark).items():
             for graph in counted["plain"]["block"]["graphs"]:
                 cells = (_moved(counted[network]["block"]["graphs"][graph]) for network in NETWORKS)
-                rows.append((f"{benchmark}{_said(settings)}, {graph}", *cells))
+                rows.append((f"{benchmark}{_after_comma(settings)}, {graph}", *cells))
     return table(("wide maps read + written, and all that is moved", *COLUMNS), rows)
 
 
 def predicted(measured: Path) -> str:
     """Return the table of predicted times of a whole network, in ms, from a folder of results."""
     rows = []
-    for benchmark in BENCHMARKS:
+    for benchmark in NETWORK_BENCHMARKS:
         found = _settings(measured, benchmark)
         times = {
             settings: [counted[network]["network"]["predicted"] for network in NETWORKS]
             for settings, counted in found.items()
         }
-        rows += [_times_row(f"{benchmark}{_said(settings)}", of_settings) for settings, of_settings in times.items()]
+        rows += [
+            _times_row(f"{benchmark}{_after_comma(settings)}", of_settings) for settings, of_settings in times.items()
+        ]
         best = [min(of_network, key=lambda one: one["ms"]) for of_network in zip(*times.values(), strict=True)]
         if best and best not in times.values():
             rows.append(_times_row(f"{benchmark}, each network with its best settings", best))
@@ -58,7 +59,7 @@ def predicted_times(measured: Path) -> dict[str, dict[str, dict[str, float]]]:
             settings: {network: counted[network]["network"]["predicted"]["ms"] for network in NETWORKS}
             for settings, counted in _settings(measured, benchmark).items()
         }
-        for benchmark in BENCHMARKS
+        for benchmark in NETWORK_BENCHMARKS
     }
 
 
@@ -68,7 +69,7 @@ def _settings(measured: Path, benchmark: str) -> Mapping[str, Any]:
     return found
 
 
-def _said(settings: str) -> str:
+def _after_comma(settings: str) -> str:
     return "" if settings == "default" else f", `{settings}`"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _start  # isort: skip
+import seresnet_hub_command  # noqa: F401  # isort: skip
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import Any
 
 from _benchmark_options import add_convert, add_inference, add_loader, add_networks
+
+from seresnet_hub.commands.parser import JSON_HELP, command
+from seresnet_hub.commands.result_or_error import start
 
 Add = Callable[[argparse.ArgumentParser], None]
 # What can be measured: name, what it is, its options. `_benchmark_NAME` has the measurement, `benchmark_NAME`.
@@ -22,12 +25,12 @@ BENCHMARKS: tuple[tuple[str, str, Add], ...] = (
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = _start.command(__doc__)
+    parser = command(__doc__, example="python scripts/benchmark.py inference --dtype fp32")
     commands = parser.add_subparsers(dest="benchmark", required=True)
     for name, meaning, add in BENCHMARKS:
-        command = commands.add_parser(name, help=meaning, description=meaning)
-        command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=_start.JSON_HELP)
-        add(command)
+        options = commands.add_parser(name, help=meaning, description=meaning)
+        options.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=JSON_HELP)
+        add(options)
     return parser
 
 
@@ -40,4 +43,4 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    _start.start(parser(), main)
+    start(parser(), main)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _start  # isort: skip
+import seresnet_hub_command  # noqa: F401  # isort: skip
 
 import argparse
 import json
@@ -12,17 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seresnet_hub.commands.parser import command
+from seresnet_hub.commands.result_or_error import start
+
 if TYPE_CHECKING:
     from seresnet_hub.cards.card import Card, Result
     from seresnet_hub.cards.snippets import Place
-    from seresnet_hub.models.weights import OwnWeights
+    from seresnet_hub.models.published_weights import OwnWeights
 
 # A card links into the repository, wherever the package was imported from: an installed one has no pictures.
 OWN_FOLDERS = Path(__file__).resolve().parent.parent / "seresnet_hub" / "own_weights"
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = _start.command(__doc__)
+    parser = command(__doc__, example="python scripts/cards.py --check")
     parser.add_argument("--directory", default="model_cards", type=Path, help="default: model_cards")
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a card is stale")
     return parser
@@ -34,8 +37,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
     from seresnet_hub.cards.card import card_of_weights, render
     from seresnet_hub.errors import InputError
-    from seresnet_hub.files.writing import write_text
-    from seresnet_hub.models.weights import OWN_WEIGHTS, WEIGHTS
+    from seresnet_hub.files.atomic_writing import write_text
+    from seresnet_hub.models.published_weights import OWN_WEIGHTS, WEIGHTS
 
     published = [
         card_of_weights(weights, sizes(weights.architecture), measured(options.directory / f"{weights.name}.json"))
@@ -56,8 +59,8 @@ def own_card(weights: OwnWeights, directory: Path) -> Card:
     from _tables import sizes
 
     from seresnet_hub.cards.card import card_of
+    from seresnet_hub.files.atomic_writing import read_json
     from seresnet_hub.files.model_folder import CONFIG_NAME, CURVES_NAME
-    from seresnet_hub.files.writing import read_json
 
     config = read_json(weights.folder / CONFIG_NAME)
     card = card_of(config, sizes(weights.architecture), needs_plugin=True, has_curves=True)
@@ -93,4 +96,4 @@ def measured(path: Path) -> list[Result]:
 
 
 if __name__ == "__main__":
-    _start.start(parser(), main)
+    start(parser(), main)

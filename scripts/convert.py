@@ -1,50 +1,8 @@
-"""Convert a checkpoint into a folder that timm loads."""
+"""`seresnet-hub convert` as a file, for launchers that start one: the same options, and the same result."""
 
-from __future__ import annotations
+import sys
 
-import _start  # isort: skip
-
-import argparse
-from collections.abc import Sequence
-from typing import Any
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = _start.command(__doc__)
-    parser.add_argument("source_file", metavar="SRC", help="a file, a URL, or a Hub file NS/NAME:path")
-    parser.add_argument("--output", required=True, metavar="DIR", help="the model folder to write")
-    parser.add_argument("--model", metavar="NAME", help="timm's architecture, where the tensors' shapes do not decide")
-    parser.add_argument(
-        "--source", metavar="NAME", help="the code base that wrote it, such as mmpretrain (default: found)"
-    )
-    parser.add_argument("--num-classes", type=int, metavar="N", help="put in a new classifier of N classes; 0 for none")
-    parser.add_argument("--labels", metavar="FILE", help="class names, one a line")
-    parser.add_argument(
-        "--license", metavar="ID", help="the weights' licence, such as apache-2.0, where it is not known"
-    )
-    parser.add_argument("--force", action="store_true", help="replace the model in an existing folder")
-    parser.add_argument(
-        "--verify", action=argparse.BooleanOptionalAction, default=True, help="compare with the source's own network"
-    )
-    return parser
-
-
-def main(arguments: Sequence[str]) -> dict[str, Any]:
-    options = parser().parse_args(arguments)
-    from seresnet_hub.conversion.convert import convert
-
-    return convert(
-        options.source_file,
-        options.output,
-        model=options.model,
-        source=options.source,
-        num_classes=options.num_classes,
-        labels=options.labels,
-        license=options.license,
-        force=options.force,
-        verify=options.verify,
-    )
-
+from seresnet_hub_command import main
 
 if __name__ == "__main__":
-    _start.start(parser(), main)
+    main(["convert", *sys.argv[1:]])

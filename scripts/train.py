@@ -1,84 +1,8 @@
-"""Train a model by a recipe."""
+"""`seresnet-hub train` as a file, for launchers that start one: the same options, and the same result."""
 
-from __future__ import annotations
+import sys
 
-import _start  # isort: skip
-
-import argparse
-from collections.abc import Sequence
-from typing import Any
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = _start.command(__doc__)
-    parser.add_argument("--recipe", default="digits", help="what to train, and how (default: digits)")
-    parser.add_argument("--data", metavar="DIR_OR_HUB_ID", help="data set to train on (default: the recipe's own)")
-    parser.add_argument("--output", metavar="DIR", help="folder for the model (default: runs/RECIPE)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --output; begin where there is none")
-    parser.add_argument("--max-steps", type=int, metavar="N", help="stop after N steps")
-    parser.add_argument(
-        "--tracker", action="append", default=[], metavar="NAME", help="also log to tensorboard, wandb, trackio, ..."
-    )
-    parser.add_argument(
-        "--profile", metavar="FILE", help="write where the device's time goes in some 20 steps into this JSON file"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        nargs="+",
-        help="replace fields of the recipe (see --show-recipe)",
-    )
-    parser.add_argument("--list-recipes", action="store_true", help="list the recipes and stop")
-    parser.add_argument(
-        "--show-recipe", nargs="?", const="", metavar="NAME",
-        help="explain each field of a recipe (default: that of --recipe) with its value and stop",
-    )  # fmt: skip
-    parser.add_argument(
-        "--stopped-exit-code", type=int, default=0, metavar="N",
-        help="exit code where a signal stopped the run, for schedulers that take 0 for complete (default: 0)",
-    )  # fmt: skip
-    return parser
-
-
-def main(arguments: Sequence[str]) -> dict[str, Any]:
-    options = parser().parse_args(arguments)
-    from seresnet_hub.errors import InputError
-    from seresnet_hub.recipes.fields import described
-    from seresnet_hub.recipes.recipe import get_recipe, listed, override
-    from seresnet_hub.training.train import train
-
-    if options.list_recipes:
-        return {"recipes": listed()}
-    recipe = get_recipe(options.show_recipe or options.recipe)
-    recipe = override(recipe, [assignment for group in options.set for assignment in group])
-    if options.show_recipe is not None:
-        return {"recipe": recipe.name, "fields": described(recipe)}
-    if not 0 <= options.stopped_exit_code <= 255:
-        raise InputError(f"--stopped-exit-code {options.stopped_exit_code}: must be between 0 and 255")
-    return train(
-        recipe,
-        output=options.output or f"runs/{recipe.name}",
-        data=options.data,
-        resume=options.resume,
-        max_steps=options.max_steps,
-        trackers=options.tracker,
-        profile=options.profile,
-    )
-
-
-def exit_code(options: argparse.Namespace, result: dict[str, Any]) -> int:
-    stopped_by_a_signal = bool(result.get("stopped"))
-    return int(options.stopped_exit_code) if stopped_by_a_signal else 0
-
-
-def _as_script(arguments: Sequence[str]) -> dict[str, Any]:
-    from seresnet_hub.training.signals import end_with_training
-
-    end_with_training()
-    return main(arguments)
-
+from seresnet_hub_command import main
 
 if __name__ == "__main__":
-    _start.start(parser(), _as_script, exit_code)
+    main(["train", *sys.argv[1:]])

@@ -1,26 +1,8 @@
-"""Compare a model's files with the hashes they must have, load it and run it; exit code 1 where that fails."""
+"""`seresnet-hub verify` as a file, for launchers that start one: the same options, and the same result."""
 
-from __future__ import annotations
+import sys
 
-import _start  # isort: skip
-
-import argparse
-from collections.abc import Sequence
-from typing import Any
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = _start.command(__doc__)
-    parser.add_argument("model", metavar="MODEL", help=_start.MODEL)
-    return parser
-
-
-def main(arguments: Sequence[str]) -> dict[str, Any]:
-    options = parser().parse_args(arguments)
-    from seresnet_hub.publishing.push import verify
-
-    return verify(options.model)
-
+from seresnet_hub_command import main
 
 if __name__ == "__main__":
-    _start.start(parser(), main)
+    main(["verify", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Say which code, in which surroundings, made a result."""
+"""Which code made a result, and on what: versions, the commit, the hardware, the CPUs that may be used."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-
-import torch
 
 # How many loader workers divide an epoch's 24 lanes evenly, up to as many as keep one GPU busy.
 LOADER_WORKERS = (1, 2, 3, 4, 6, 8, 12)
@@ -43,6 +41,8 @@ def code_commit() -> str:
 
 def hardware() -> str:
     """Return the accelerator's name, or how many threads compute on which kind of CPU."""
+    import torch  # here, since `--version` needs this module and no torch
+
     if torch.accelerator.is_available():
         return (
             torch.cuda.get_device_name() if torch.cuda.is_available() else str(torch.accelerator.current_accelerator())

@@ -1,4 +1,4 @@
-"""What scripts turn into one line: "the input was wrong" (exit code 2), and "another process is gone" (1)."""
+"""The errors that commands turn into one line and an exit code: wrong input (2), and another process gone (1)."""
 
 import logging
 from collections.abc import MutableMapping
@@ -36,6 +36,11 @@ class InputError(RuntimeError):
 
     def __init__(self, message: object) -> None:
         super().__init__(printable(" ".join(str(message).split())))
+
+
+def message_of(error: Exception) -> str:
+    """Return what a library's error says, or its type where it says nothing."""
+    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 class LostProcessError(RuntimeError):

@@ -14,11 +14,8 @@ from pathlib import Path
 
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import train
-
-from seresnet_hub.commands.run import run
+from seresnet_hub.commands import train
+from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.data.loader import Batch, Loader
 
 notes = Path(sys.argv.pop(1))

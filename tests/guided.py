@@ -23,6 +23,7 @@ import time
 import traceback
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,8 @@ def pickles() -> Callable[[bytes], None]:
     """Return what reads bytes as a file, or as the pickle in a zip or in a legacy file: the first byte says which."""
     import torch
 
-    from seresnet_hub.checkpoints import reader as checkpoints
-    from seresnet_hub.checkpoints.reading_budget import Account, Refused
+    from seresnet_hub.checkpoints.reader import read_bytes
+    from seresnet_hub.checkpoints.reading_budget import Refused
 
     def act(data: bytes) -> None:
         kind, inner = data[:1], data[1:]
@@ -163,13 +164,8 @@ def pickles() -> Callable[[bytes], None]:
         if not content:
             return
         whole = torch.frombuffer(bytearray(content), dtype=torch.uint8).clone()
-        account = Account(len(content))
         try:
-            contents = checkpoints._parsed(memoryview(whole.numpy()), whole, account)
-            state_dict, _, _ = checkpoints._select(contents.value)
-            for _ in checkpoints._materialised(state_dict, contents, account):
-                pass
-            contents.finish()
+            read_bytes(whole, Future())
         except Refused:
             raise
         except Exception:

@@ -11,6 +11,7 @@ import timm
 import torch
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from seresnet_hub.files.model_folder import timm_config, write_model
 
@@ -75,3 +76,14 @@ def published(hub: HubServer, tmp_path: Path) -> torch.nn.Module:
     }
     hub.create("model", REPO, {**files, "pytorch_model.bin": b"a pickle"})
     return model
+
+
+def nan_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["fc.bias"][1] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+
+
+def other_weights(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / "model.safetensors")

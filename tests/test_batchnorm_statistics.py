@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import distributed, nn
 
+from seresnet_hub.training import processes
 from seresnet_hub.training import train as training
 from seresnet_hub.training.batchnorm_statistics import RunningStatistics
 
@@ -87,7 +88,7 @@ def test_processes_send_no_buffers_and_copy_no_gradients(monkeypatch: pytest.Mon
     def accelerator(*, kwargs_handlers: list[Any], **_: Any) -> Any:
         raise Noted(kwargs_handlers)
 
-    monkeypatch.setattr(training, "Accelerator", accelerator)
+    monkeypatch.setattr(processes, "Accelerator", accelerator)
     with pytest.raises(Noted) as noted:
         training.train(training.Recipe(**SETTINGS), output=tmp_path / "run")
     (options,) = [handler.to_kwargs() for handler in noted.value.args[0] if hasattr(handler, "broadcast_buffers")]

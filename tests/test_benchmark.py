@@ -13,7 +13,7 @@ import torch
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from _benchmark_settings import inductor_settings, precision  # noqa: E402
+from _benchmark_settings import precision  # noqa: E402
 from _benchmark_timing import Log, calls_in, seconds_a_call  # noqa: E402
 from test_scripts import call  # noqa: E402
 
@@ -92,11 +92,11 @@ def test_kernels_are_listed_in_the_precision_that_is_asked_for(capfd: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--inductor", "no_such=1"], r"--inductor no_such=1: torch \S+ has no setting 'no_such'"),
-        (["--inductor", "triton.cudagraph=true"], "did you mean triton.cudagraphs"),
-        (["--inductor", "triton.cudagraphs=1"], r"must be bool in JSON \(default: false\)"),
-        (["--inductor", "triton.max_tiles=two"], r"triton.max_tiles=two: must be .*int.* \(default: null\)"),
-        (["--inductor", "freezing"], "--inductor freezing: must be KEY=VALUE"),
+        (["--inductor", "no_such=1"], "--inductor no_such=1: Inductor has no setting 'no_such'"),
+        (["--inductor", "triton.cudagraph=true"], "did you mean 'triton.cudagraphs'"),
+        (["--inductor", "triton.cudagraphs=1"], "expected true or false"),
+        (["--inductor", "triton.max_tiles=two"], "triton.max_tiles=two: expected a whole number, or none"),
+        (["--inductor", "freezing"], "--inductor freezing: write it as key=value"),
         (["--log", "/no/such/folder/log"], "--log /no/such/folder/log: No such file or directory"),
         (["--seconds", "-1"], "--seconds -1.0: must not be negative"),
     ],
@@ -111,13 +111,6 @@ def test_wrong_options_are_one_line(words: list[str], message: str, capfd: pytes
 def test_tf32_is_refused_on_a_cpu(capfd: pytest.CaptureFixture[str]) -> None:
     code, _, err = call("benchmark", "training", *SMALL, "--dtype", "tf32", capfd=capfd)
     assert (code, err) == (2, "error: --dtype tf32 is a precision of NVIDIA's GPUs: on a CPU, take fp32 or bf16\n")
-
-
-def test_values_are_json_or_text() -> None:
-    given = ["triton.max_tiles=1", "triton.cudagraphs=true", "max_autotune_gemm_backends=ATEN", "triton.max_tiles=null"]
-    assert inductor_settings(given) == {
-        "triton.max_tiles": None, "triton.cudagraphs": True, "max_autotune_gemm_backends": "ATEN",
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [("fp32", False), ("tf32", True)])

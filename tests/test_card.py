@@ -30,7 +30,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.files import model_folder
 from seresnet_hub.models import pretrained
 from seresnet_hub.models.cost import Sizes, sizes_of
-from seresnet_hub.models.weights import OWN_WEIGHTS, WEIGHTS, OwnWeights
+from seresnet_hub.models.published_weights import OWN_WEIGHTS, WEIGHTS, OwnWeights
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
 
 SIZES = Sizes(parameters=1_234_567, multiply_adds=89_000_000, activations=4_560_000)

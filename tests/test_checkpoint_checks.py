@@ -6,7 +6,6 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from timm.optim import list_optimizers
 from seresnet_hub.errors import InputError
 from seresnet_hub.models.create import create
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
-from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import checkpoint
 from seresnet_hub.training.checkpoint_checks import Run, require_fitting, require_whole
-from seresnet_hub.training.optimizer import optimizer_of, schedule_of
+from seresnet_hub.training.optimizer_and_schedule import optimizer_of, schedule_of
 
 RECIPE = replace(get_recipe("digits"), batch_size=10, input_size=8, ema_decay=0.9)
 STEPS = 7  # some optimisers do something at every fifth or sixth step only
@@ -49,13 +48,12 @@ def trained(recipe: Recipe, steps: int = STEPS) -> tuple[dict[str, Any], Run]:
     }  # fmt: skip
     fresh = optimizer_of(beginning, recipe, device_type="cpu")
     schedule_of(fresh, recipe, 10, 100)
-    make = partial(optimizer_of, recipe=recipe, device_type="cpu")
-    return state, Run(beginning, copy.deepcopy(beginning), fresh, make, (3, 8, 8))
+    return state, Run(beginning, copy.deepcopy(beginning), fresh, recipe)
 
 
 def check(state: dict[str, Any], run: Run) -> None:
     require_whole(state)
-    require_fitting(state, run, what="the network")
+    require_fitting(state, run)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +62,7 @@ def good() -> tuple[dict[str, Any], Run]:
 
 
 def saved_and_read(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    return states.read_state(states.save_state(folder, state))
+    return checkpoint.load_checkpoint(checkpoint.save_checkpoint(folder, state))
 
 
 def accepted(name: str, folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -14,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from seresnet_hub.commands import train as train_command
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CLUSTER = SCRIPTS / "cluster"
 ASKED = ["--recipe", "digits", "--output", "runs/a b"]  # with a blank, which shells divide where it is not quoted
@@ -21,11 +22,6 @@ ASKED = ["--recipe", "digits", "--output", "runs/a b"]  # with a blank, which sh
 
 def trained_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Return what train.py makes of a command line: the recipe's name and the arguments of `train`."""
-    spec = importlib.util.spec_from_file_location("script_train", SCRIPTS / "train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     calls: list[dict[str, Any]] = []
 
     def train(recipe: Any, **options: Any) -> dict[str, Any]:
@@ -33,8 +29,8 @@ def trained_with(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[
         return {"stopped": "SIGTERM"}
 
     monkeypatch.setattr("seresnet_hub.training.train.train", train)
-    result = script.main(arguments)
-    code = script.exit_code(script.parser().parse_args(arguments), result)
+    result = train_command.main(arguments)
+    code = train_command.exit_code(train_command.parser().parse_args(arguments), result)
     return {**calls[0], "stopped_exit_code": code}
 
 
@@ -66,7 +62,7 @@ def test_files_parse(path: Path) -> None:
         assert all(isinstance(document, dict) for document in yaml.safe_load_all(path.read_text()))
     text = path.read_text()
     assert "--resume" in text
-    assert path.name in (SCRIPTS.parent / "README.md").read_text()
+    assert path.name in (SCRIPTS / "README.md").read_text()
 
 
 JOB = {"SLURM_JOB_ID": "10007", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8"}

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 import seresnet_hub
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import write_json
 from seresnet_hub.files.model_folder import timm_config, write_weights
-from seresnet_hub.files.writing import write_json
+from seresnet_hub.models.create import create
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_a_network_without_its_weights_is_checked_as_well(
 
 def test_a_network_that_takes_forever_to_describe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TinyViT pairs all positions of a window in a loop of Python's own."""
-    monkeypatch.setattr("seresnet_hub.models.strict_loading.BUILD_SECONDS", 1.0)
+    monkeypatch.setattr("seresnet_hub.models.build_limits.BUILD_SECONDS", 1.0)
     folder = written(tmp_path / "model", "tiny_vit_5m_224")
     edit(folder, model_args={"window_sizes": [64, 64, 64, 64]})
     with pytest.raises(InputError, match="takes more than 1 seconds to make"):
@@ -79,7 +80,7 @@ def test_a_network_that_takes_forever_to_describe_is_refused(tmp_path: Path, mon
 def test_create_leaves_strangers_folders_to_load(folder: Path) -> None:
     for name in (folder, str(folder), f"LOCAL-DIR:{folder}", "hf-hub:someone/model"):
         with pytest.raises(InputError, match="use load, which checks"):
-            seresnet_hub.create(name)
+            create(name)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import nn
 import seresnet_hub
 from seresnet_hub.errors import InputError
 from seresnet_hub.models import create as models
-from seresnet_hub.models.weights import OWN_WEIGHTS
+from seresnet_hub.models.published_weights import OWN_WEIGHTS
 
 NAMES = seresnet_hub.list_models()
 # Those whose only difference from another is a number: a depth, a ratio, a stage, a gate.
@@ -286,7 +286,7 @@ def test_mmpretrains_names_are_understood() -> None:
 
 def test_an_unknown_name_is_one_clear_error() -> None:
     with pytest.raises(InputError, match="cannot create model 'seresnet9000': Unknown model"):
-        seresnet_hub.create("seresnet9000")
+        models.create("seresnet9000")
 
 
 @pytest.mark.parametrize("indices", [0, 5])

@@ -14,9 +14,10 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode, v2
 
-from seresnet_hub.data.decoding import Decoder, DecoderName, TransformError, _resized
-from seresnet_hub.data.splits import open_split, read_unit
+from seresnet_hub.data.decoding import Decoder, DecoderName, TransformError, resize_into
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.transforms import Transform, evaluation_transform, seeded, training_transform
+from seresnet_hub.data.units import read_unit
 from seresnet_hub.errors import InputError
 
 SIZE = 64
@@ -130,7 +131,7 @@ def test_resizing_in_place_is_torchvisions(jpeg: bytes) -> None:
     for mode in ("bilinear", "bicubic"):
         theirs = v2.functional.resize(pixels, [SIZE, SIZE], InterpolationMode(mode), antialias=True)
         assert torch.equal(
-            _resized(pixels, mode, torch.empty(SIZE, SIZE, 3, dtype=torch.uint8).permute(2, 0, 1)), theirs
+            resize_into(pixels, mode, torch.empty(SIZE, SIZE, 3, dtype=torch.uint8).permute(2, 0, 1)), theirs
         )
 
 

@@ -46,9 +46,8 @@ def test_a_picture_that_is_named_itself_is_taken() -> None:
 
 
 def test_the_command_says_what_it_leaves_out(capfd: pytest.CaptureFixture[str]) -> None:
-    import predict
-
-    from seresnet_hub.models.weights import OWN_WEIGHTS
+    from seresnet_hub.commands import predict
+    from seresnet_hub.models.published_weights import OWN_WEIGHTS
 
     for path in Path("photos").rglob("*.png"):
         Image.new("RGB", (8, 8)).save(path)
@@ -61,8 +60,7 @@ def test_the_command_says_what_it_leaves_out(capfd: pytest.CaptureFixture[str]) 
 
 
 def test_standard_input_without_an_end_is_not_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    import predict
-
+    from seresnet_hub.commands import predict
     from seresnet_hub.data import image_files as opening
 
     class Endless:

@@ -20,15 +20,18 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import seresnet_hub
-from seresnet_hub.data import splits
+from seresnet_hub.data import held_out
 from seresnet_hub.data.loader import evaluation_loader
+from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import training_transform
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import FACTS_KEY, timm_config, write_model
-from seresnet_hub.publishing import push as room
+from seresnet_hub.models.load import origin_of
+from seresnet_hub.publishing.push import push
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
 from seresnet_hub.training import train as training
-from seresnet_hub.training.optimizer import parameter_groups, schedule_of
+from seresnet_hub.training.initial_model import eval_frozen_parts, initial_model
+from seresnet_hub.training.optimizer_and_schedule import parameter_groups, schedule_of
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -113,8 +116,8 @@ def test_frozen_parts_keep_weights_and_statistics(tmp_path: Path, numbers: str, 
     [("stem", {"layer1", "layer2", "layer3", "fc"}), ("layer2", {"layer3", "fc"}), ("backbone", {"fc"})],
 )
 def test_what_is_frozen_is_counted_from_the_image(base: Path, freeze: Any, learning: set[str]) -> None:
-    model = training._start(replace(SMALL, weights=f"local-dir:{base}", freeze=freeze), 10).train()
-    training._rest(model)
+    model = initial_model(replace(SMALL, weights=f"local-dir:{base}", freeze=freeze), 10).train()
+    eval_frozen_parts(model)
     assert {name.split(".")[0] for name, tensor in model.named_parameters() if tensor.requires_grad} == learning
     assert {name.split(".")[0] for name, part in model.named_modules() if part.training and name} == learning
     groups = parameter_groups(model, SMALL)
@@ -124,8 +127,8 @@ def test_what_is_frozen_is_counted_from_the_image(base: Path, freeze: Any, learn
 def test_frozen_norms_compute_with_their_statistics(base: Path) -> None:
     """With the backbone frozen, features in training are those in evaluation, whatever else is in the batch."""
     recipe = replace(SMALL, weights=f"local-dir:{base}", freeze="backbone", drop_path=0.5)
-    model = training._start(recipe, 10).train()
-    training._rest(model)
+    model = initial_model(recipe, 10).train()
+    eval_frozen_parts(model)
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     reference = timm.create_model(f"local-dir:{base}", pretrained=True).eval()
     torch.testing.assert_close(model.forward_features(images), reference.forward_features(images))
@@ -224,16 +227,16 @@ def test_the_momentum_of_norms_is_the_weight_of_a_new_batch(tmp_path: Path, numb
 
 def test_residual_branches_begin_at_zero_where_it_is_asked_for(tmp_path: Path, numbers: str) -> None:
     for zero in (True, False):
-        model = training._start(replace(SMALL, zero_init_last=zero), 10)
+        model = initial_model(replace(SMALL, zero_init_last=zero), 10)
         assert {block.bn2.weight.unique().item() for block in model.layer1} == {0.0 if zero else 1.0}
     legacy = replace(SMALL, model="legacy_seresnet18", zero_init_last=True, input_size=32)
     refused("zero_init_last", legacy, data=numbers, output=tmp_path / "run")
 
 
 def test_dropout_reaches_the_model() -> None:
-    assert training._start(replace(SMALL, dropout=0.3), 10).drop_rate == 0.3
+    assert initial_model(replace(SMALL, dropout=0.3), 10).drop_rate == 0.3
     model = timm.create_model("resmlp_12_224", drop_rate=0.3).train()
-    training._rest(model)
+    eval_frozen_parts(model)
     assert model.head_drop.training, "a part without parameters is not a frozen one"
 
 
@@ -241,7 +244,7 @@ def test_the_classifier_is_new_where_it_is_asked_for(base: Path) -> None:
     before = load_file(base / "model.safetensors")
     recipe = replace(SMALL, weights=f"local-dir:{base}")
     kept, new, other = (
-        training._start(chosen, classes).state_dict()
+        initial_model(chosen, classes).state_dict()
         for chosen, classes in ((recipe, 10), (replace(recipe, new_head=True), 10), (recipe, 3))
     )
     assert torch.equal(kept["fc.weight"], before["fc.weight"])
@@ -254,7 +257,7 @@ def test_the_classifier_is_new_where_it_is_asked_for(base: Path) -> None:
 # --- what is held out -------------------------------------------------------------------------------------------------
 
 
-def contents(split: splits.Split) -> list[tuple[int, int]]:
+def contents(split: Split) -> list[tuple[int, int]]:
     """The number that each picture spells, and its label, in the order of the split."""
     transform = training_transform(
         crop="pad", input_size=(3, 8, 8), interpolation="bilinear", crop_padding=0, scale=(1, 1), horizontal_flip=0,
@@ -270,13 +273,13 @@ def contents(split: splits.Split) -> list[tuple[int, int]]:
 def test_held_out_images_are_a_share_of_each_class_and_of_nothing_else(write_split: WriteSplit) -> None:
     labels = [0] * 20 + [1] * 9 + [2] * 2 + [3] + [0] * 8
     folder = str(write_split([[9, 0, 8], [16, 7]], labels=labels))
-    rest, held = splits.open_splits(folder, "train", None, holdout=0.25, seed=3)
+    rest, held = held_out.open_splits(folder, "train", None, holdout=0.25, seed=3)
     assert (rest.name, held.name, rest.rows, held.rows) == ("train", "held-out", 30, 10)
     trained, measured = contents(rest), contents(held)
     assert sorted(trained + measured) == [(k, label) for k, label in enumerate(labels)]
     assert [[label for _, label in measured].count(k) for k in range(4)] == [7, 2, 1, 0]
-    assert contents(splits.open_splits(folder, "train", None, holdout=0.25, seed=3)[1]) == measured
-    assert contents(splits.open_splits(folder, "train", None, holdout=0.25, seed=4)[1]) != measured
+    assert contents(held_out.open_splits(folder, "train", None, holdout=0.25, seed=3)[1]) == measured
+    assert contents(held_out.open_splits(folder, "train", None, holdout=0.25, seed=4)[1]) != measured
     for k, (number, _) in enumerate(measured):
         assert held.place(k).startswith(f"row {number} of split 'train' of ")
         shard, first = (0, 0) if number < 17 else (1, 17)
@@ -286,19 +289,19 @@ def test_held_out_images_are_a_share_of_each_class_and_of_nothing_else(write_spl
 def test_a_split_of_its_own_is_measured_on_where_there_is_one(write_split: WriteSplit) -> None:
     folder = str(write_split([[20]]))
     with pytest.raises(InputError, match=r"neither a validation nor a test split, only train: .*set holdout=0.2"):
-        splits.open_splits(folder, "train", None)
+        held_out.open_splits(folder, "train", None)
     with pytest.raises(InputError, match="has no split 'val'"):
-        splits.open_splits(folder, "train", "val")
+        held_out.open_splits(folder, "train", "val")
     write_split([[5]], split="test")
-    rest, measured = splits.open_splits(folder, "train", None, holdout=0.5)
+    rest, measured = held_out.open_splits(folder, "train", None, holdout=0.5)
     assert (rest.rows, measured.name, measured.rows) == (20, "test", 5)
     write_split([[4]], split="validation")
-    assert splits.open_splits(folder, "train", None, holdout=0.5)[1].name == "validation"
+    assert held_out.open_splits(folder, "train", None, holdout=0.5)[1].name == "validation"
 
 
 def test_single_images_cannot_be_held_out(write_split: WriteSplit) -> None:
     with pytest.raises(InputError, match="has one image a class, so none can be held out"):
-        splits.open_splits(str(write_split([[10]])), "train", None, holdout=0.5)
+        held_out.open_splits(str(write_split([[10]])), "train", None, holdout=0.5)
 
 
 @pytest.mark.parametrize("broken", [1, 7])
@@ -310,7 +313,7 @@ def test_a_broken_picture_among_the_held_out_is_left_out_and_the_card_counts_the
         get_recipe("digits"), eval_split=None, holdout=0.2, input_size=8, epochs=1, batch_size=16, workers=0, seed=3
     )
     folder = write_split([[30, 30]])
-    kept = splits.open_splits(str(folder), "train", None, holdout=0.2, seed=3)[1].kept
+    kept = held_out.open_splits(str(folder), "train", None, holdout=0.2, seed=3)[1].subset
     assert kept is not None
     rows = [30 * unit + int(row) for unit, inside in enumerate(kept.rows) for row in inside][:broken]
     write_split([[30, 30]], images=[numbered_picture(k)[: 40 if k in rows else None] for k in range(60)])
@@ -337,7 +340,7 @@ QUICK = ["--set", "model=seresnet20_cifar", "input_size=32", "batch_size=16", "e
 def test_a_folder_of_images_becomes_a_model_on_the_hub(
     tmp_path: Path, pictures: Path, base: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train import main
+    from seresnet_hub.commands.train import main
 
     out = tmp_path / "pets"
     result = main(
@@ -359,10 +362,10 @@ def test_a_folder_of_images_becomes_a_model_on_the_hub(
     assert "| licence of the starting weights | mit |" in card
     assert str(tmp_path) not in card + json.dumps(config)
 
-    dry = room.push(out, "someone/pets", dry_run=True)
+    dry = push(out, "someone/pets", dry_run=True)
     assert dry["changed"] == ["model.safetensors", "config.json", "README.md", "summary.csv", "curves.png"]
     assert "someone/pets" not in {name for _, name in hub.repositories}
-    room.push(out, "someone/pets")
+    push(out, "someone/pets")
     model = seresnet_hub.load("hf-hub:someone/pets")
     classes = seresnet_hub.predict(model, [str(pictures / "cat" / "0.jpg"), str(pictures / "dog" / "0.jpg")], topk=1)
     assert [best[0]["name"] for best in classes] == ["cat", "dog"]
@@ -371,7 +374,7 @@ def test_a_folder_of_images_becomes_a_model_on_the_hub(
 def test_weights_of_the_hub_are_named_as_the_base(
     tmp_path: Path, numbers: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room.push(write_base(tmp_path / "base", license="cc-by-nc-4.0"), "someone/base")
+    push(write_base(tmp_path / "base", license="cc-by-nc-4.0"), "someone/base")
     recipe = replace(SMALL, weights="hf-hub:someone/base", new_head=True)
     training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=1)
     card = ModelCard((tmp_path / "run" / "README.md").read_text(), ignore_metadata_errors=False)
@@ -390,12 +393,12 @@ def test_weights_without_a_licence_give_a_card_without_one(
     training.train(replace(SMALL, weights=f"local-dir:{base}"), data=numbers, output=tmp_path / "run", max_steps=1)
     assert f"warning: local-dir:{base} name no licence" in capsys.readouterr().err
     with pytest.raises(InputError, match="names no licence"):
-        room.push(tmp_path / "run", "someone/pets", dry_run=True)
+        push(tmp_path / "run", "someone/pets", dry_run=True)
 
 
 def test_timms_tags_say_where_they_come_from() -> None:
-    assert room.origin_of("seresnet50.ra2_in1k") == ("seresnet50.ra2_in1k", "timm/seresnet50.ra2_in1k", "apache-2.0")
-    assert room.origin_of("seresnet50_8xb32_in1k") == ("seresnet50.mm_in1k", "", "apache-2.0")
+    assert origin_of("seresnet50.ra2_in1k") == ("seresnet50.ra2_in1k", "timm/seresnet50.ra2_in1k", "apache-2.0")
+    assert origin_of("seresnet50_8xb32_in1k") == ("seresnet50.mm_in1k", "", "apache-2.0")
 
 
 def test_the_default_recipe_starts_from_weights_that_exist() -> None:

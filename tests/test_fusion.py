@@ -25,8 +25,8 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 import seresnet_hub
 from seresnet_hub.errors import InputError
-from seresnet_hub.models.blocks import use_training_blocks
 from seresnet_hub.models.fusion import BlockFusion, FusedBottleneck, fuse
+from seresnet_hub.models.training_blocks import use_training_blocks
 from seresnet_hub.models.variants import CIFAR_VARIANTS, PAPER_VARIANTS
 
 # Every SE network of timm's ResNet and SENet code. Those of bottlenecks are fused, the others' norms are folded.

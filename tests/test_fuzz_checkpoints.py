@@ -20,8 +20,9 @@ from hostile_checkpoints import BOMBS
 from test_reader import WRAPPERS, attacks
 
 import seresnet_hub
-from seresnet_hub.checkpoints.key_maps import find_source, rename, unwrapped
+from seresnet_hub.checkpoints.key_maps import find_source
 from seresnet_hub.checkpoints.reader import read_checkpoint
+from seresnet_hub.checkpoints.renaming import rename, unwrapped
 
 FEW, MANY = 300, 10_000
 # Each is small, and took minutes or gigabytes; the others are of the same kinds, or large.

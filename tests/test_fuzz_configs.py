@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors import safe_open
 
 import seresnet_hub
+from seresnet_hub.files.atomic_writing import sha256_of, write_json
 from seresnet_hub.files.model_folder import timm_config, write_weights
-from seresnet_hub.files.writing import sha256_of, write_json
-from seresnet_hub.hub.client import say
+from seresnet_hub.hub.messages import say
 from seresnet_hub.models.strict_loading import STEP_COUNT
-from seresnet_hub.publishing.push import verify
+from seresnet_hub.publishing.verify import verify
 
 SMALL, LARGE = 100, 10_000
 # Ours, timm's SE families made small, and others of timm's that are: convolutions, attention, and both. Of each the

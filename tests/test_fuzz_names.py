@@ -18,10 +18,12 @@ from PIL import Image
 
 import seresnet_hub
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import sha256_of, write_json
 from seresnet_hub.files.model_folder import timm_config, write_weights
-from seresnet_hub.files.writing import sha256_of, write_json
+from seresnet_hub.models.create import create
+from seresnet_hub.models.load import origin_of
 from seresnet_hub.models.names import architecture_of, is_model_name, parse_name
-from seresnet_hub.publishing.push import origin_of, verify
+from seresnet_hub.publishing.verify import verify
 from seresnet_hub.training.finetuning import start_of
 
 SMALL, LARGE = 200, 10_000
@@ -92,7 +94,7 @@ def doors(picture: Image.Image) -> dict[str, Callable[[str], object]]:
         "training": lambda name: start_of(replace(recipe, weights=name)),
         "origin_of": origin_of,
         "verify": verify,
-        "create": lambda name: seresnet_hub.create(name, pretrained=False),
+        "create": lambda name: create(name, pretrained=False),
     }
 
 

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,11 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.files.locks import LOCK_NAME
 from seresnet_hub.models.create import create
 from seresnet_hub.recipes.recipe import get_recipe
-from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import checkpoint
 from seresnet_hub.training import train as training
 from seresnet_hub.training.checkpoint_checks import Run, require_fitting
-from seresnet_hub.training.optimizer import optimizer_of, schedule_of
+from seresnet_hub.training.optimizer_and_schedule import optimizer_of, schedule_of
+from seresnet_hub.training.same_run import require_same_run
 from seresnet_hub.training.start_or_resume import begin
 
 FEW, MANY = 24, 1000
@@ -66,7 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.frombytes("RGB", (8, 8), draw.randbytes(192)).save(path)
     for name, steps in (("whole", None), ("run", 6)):
         training.train(RECIPE, data=str(root / "data"), output=root / name, max_steps=steps)
-    assert [path.name for path in states.list_states(root / "run")] == [NEWEST, "step-00000004.safetensors"]
+    assert [path.name for path in checkpoint.list_checkpoints(root / "run")] == [NEWEST, "step-00000004.safetensors"]
     return root
 
 
@@ -74,15 +74,14 @@ def written(state: Any) -> Put:
     """Return what writes a tree as a state with a valid sha256."""
 
     def put(output: Path) -> None:
-        tensors: dict[str, torch.Tensor] = {}
-        written_text(json.dumps(states._split(state, "", tensors)), tensors)(output)
+        written_text(*checkpoint.serialized(state))(output)
 
     return put
 
 
 def written_text(text: str, tensors: dict[str, torch.Tensor]) -> Put:
     def put(output: Path) -> None:
-        metadata = {"state": text, "sha256": states._digest(text, tensors)}
+        metadata = {"state": text, "sha256": checkpoint.digest_of(text, tensors)}
         save_file(tensors, output / "training" / NEWEST, metadata=metadata)
 
     return put
@@ -147,7 +146,7 @@ def edited(state: dict[str, Any], draw: random.Random) -> tuple[str, Put]:
 def misplaced(root: Path) -> Iterator[tuple[str, Put]]:
     """Yield what else can lie where a state is looked for."""
     newest, good = Path("training", NEWEST), root / "run" / "training"
-    state = states.read_state(good / NEWEST)
+    state = checkpoint.load_checkpoint(good / NEWEST)
 
     def renamed(name: str) -> Put:
         return lambda output: (output / newest).rename(output / "training" / name) and None
@@ -184,7 +183,7 @@ def misplaced(root: Path) -> Iterator[tuple[str, Put]]:
 
 def cases(root: Path, number: int) -> Iterator[Case]:
     data = (root / "run" / "training" / NEWEST).read_bytes()
-    state = states.read_state(root / "run" / "training" / NEWEST)
+    state = checkpoint.load_checkpoint(root / "run" / "training" / NEWEST)
     named = list(misplaced(root))
     for k in range(number):
         draw = random.Random(k)
@@ -211,19 +210,18 @@ class Resume:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        good = [states.read_state(path) for path in states.list_states(root / "run")]
+        good = [checkpoint.load_checkpoint(path) for path in checkpoint.list_checkpoints(root / "run")]
         self.good, self.settings = {fingerprint(state) for state in good}, good[0]["settings"]
         network = create("seresnet20_cifar", pretrained=False, num_classes=4).train()
         optimizer = optimizer_of(network, RECIPE, device_type="cpu")
         schedule_of(optimizer, RECIPE, 4, 8)
-        make = partial(optimizer_of, recipe=RECIPE, device_type="cpu")
-        self.fits = Run(network, copy.deepcopy(network), optimizer, make, (3, 8, 8))
+        self.fits = Run(network, copy.deepcopy(network), optimizer, RECIPE)
         for state in good:
             self.check(state)
 
     def check(self, state: dict[str, Any]) -> None:
-        training._require_same_run(state, self.settings, 8)
-        require_fitting(state, self.fits, what="seresnet20_cifar")
+        require_same_run(state, self.settings, 8)
+        require_fitting(state, self.fits)
 
     def __call__(self, case: tuple[Put, bool]) -> str:
         put, whole = case
@@ -256,8 +254,7 @@ class Resume:
 
 
 def fingerprint(state: dict[str, Any]) -> str:
-    tensors: dict[str, torch.Tensor] = {}
-    return states._digest(json.dumps(states._split(state, "", tensors)), tensors)
+    return checkpoint.digest_of(*checkpoint.serialized(state))
 
 
 def fuzz(root: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,9 @@ from timm.models.resnet import Bottleneck, ResNet
 from seresnet_hub import fuse, predict
 from seresnet_hub.data.batch_augmentation import Mixer, finish, on_device
 from seresnet_hub.data.loader import Batch
-from seresnet_hub.models.blocks import SEBottleneck
+from seresnet_hub.models.training_blocks import SEBottleneck
 from seresnet_hub.recipes.recipe import get_recipe, override
-from seresnet_hub.training.optimizer import optimizer_of
+from seresnet_hub.training.optimizer_and_schedule import optimizer_of
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -230,12 +230,13 @@ def test_predictions_are_the_cpus() -> None:
 STEPS = """
 import collections, json, sys, warnings
 import torch
-from seresnet_hub.training import train as training
+from seresnet_hub.training import loop
+from seresnet_hub.training.train import train
 from seresnet_hub.recipes.recipe import get_recipe, override
 
 cuda = torch.cuda.is_available()
 found = collections.Counter()
-original = training.on_device
+original = loop.on_device
 
 def on_device(batches, device):
     for number, batch in enumerate(original(batches, device)):
@@ -243,7 +244,7 @@ def on_device(batches, device):
             torch.cuda.set_sync_debug_mode("warn" if number == 3 else "default")
         yield batch
 
-training.on_device = on_device
+loop.on_device = on_device
 
 def show(message, category, filename, lineno, file=None, line=None):
     if "synchroniz" in str(message):
@@ -252,7 +253,7 @@ def show(message, category, filename, lineno, file=None, line=None):
 warnings.showwarning = show
 warnings.simplefilter("always")
 recipe = override(get_recipe("digits"), sys.argv[2:])
-result = training.train(recipe, output=sys.argv[1], max_steps=19)
+result = train(recipe, output=sys.argv[1], max_steps=19)
 print(json.dumps({"steps": result["steps"], "top1": result["top1"], "waits": dict(found.most_common(20))}))
 """
 

@@ -20,7 +20,9 @@ import pytest
 from conftest import WriteSplit, encode
 from PIL import Image
 
+from seresnet_hub.commands.main import COMMANDS
 from seresnet_hub.errors import InputError
+from seresnet_hub.recipes.inductor import options_of
 from seresnet_hub.recipes.recipe import get_recipe, override
 from seresnet_hub.training.profiling import require_profile
 
@@ -105,7 +107,8 @@ def test_every_command_is_one_that_its_script_takes(
         assert (ROOT / script).is_file()
         if script.name == "ceilings.py":
             continue
-        options = import_module(script.stem).parser().parse_args(words[1:])
+        module = f"seresnet_hub.commands.{script.stem}" if script.stem in COMMANDS else script.stem
+        options = import_module(module).parser().parse_args(words[1:])
         called.add(getattr(options, "benchmark", script.stem))
         if script.stem == "train":
             recipe = override(get_recipe(options.recipe), [word for group in options.set for word in group])
@@ -113,7 +116,7 @@ def test_every_command_is_one_that_its_script_takes(
             if options.profile:
                 require_profile(Path(options.profile), options.max_steps)
         if script.stem == "benchmark":
-            import_module("_benchmark_settings").inductor_settings(options.inductor)
+            options_of(options.inductor)
     assert called == {"training", "inference", "train", "validate"}
 
 

@@ -16,8 +16,8 @@ from conftest import WriteSplit, encode, numbered_picture
 from PIL import Image
 
 import seresnet_hub
-from seresnet_hub.data.held_out import recorded, split_for
-from seresnet_hub.data.splits import open_split, open_splits
+from seresnet_hub.data.held_out import open_splits, recorded, split_for
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.training import train as training
@@ -49,7 +49,7 @@ def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_card_s_accuracy_is_measured_again(trained: Path, photos: Path, tmp_path: Path) -> None:
-    from validate import main
+    from seresnet_hub.commands.validate import main
 
     facts = json.loads((trained / "config.json").read_text())["seresnet_hub"]
     (result,) = facts["results"]
@@ -71,7 +71,7 @@ def test_the_held_out_images_are_those_that_were_not_trained_on(trained: Path, p
 
 
 def test_a_training_split_is_not_measured_in_silence(trained: Path, photos: Path, write_split: WriteSplit) -> None:
-    from validate import main
+    from seresnet_hub.commands.validate import main
 
     with pytest.raises(InputError, match=r"only the split 'train', .* --split held-out measures .*, --split train all"):
         main([f"local-dir:{trained}", "--data", str(photos)])
@@ -115,7 +115,7 @@ def test_other_pictures_are_not_called_those_of_the_training(trained: Path, phot
 
 
 def test_a_broken_picture_among_the_held_out_is_left_out_again(photos: Path, tmp_path: Path) -> None:
-    from validate import main
+    from seresnet_hub.commands.validate import main
 
     data = shutil.copytree(photos, tmp_path / "data")
     held = open_splits(str(data), "train", None, holdout=0.25, seed=7)[1]

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 import torch
-from hub_actions import Action, Delay, Drop, Endless, Garble, LoseAnswer, Pause, Status, Truncate
+from hub_faults import Action, Delay, Drop, Endless, Garble, LoseAnswer, Pause, Status, Truncate
 from hub_fixtures import REPO, commits, outputs, write_folder
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import constants
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.publishing import push as room
+from seresnet_hub.models.load import load
+from seresnet_hub.publishing.push import push
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -84,7 +85,7 @@ def spoiled_pushes(hub: HubServer, folder: Path, actions: Iterable[Action]) -> C
         method, path = request
         repo = f"someone/model-{number}"
         fault = hub.fault(method, path.format(repo=repo), action, times=times)
-        end, result = call(lambda repo=repo: room.push(folder, repo, branch="trial", tag="v1"))
+        end, result = call(lambda repo=repo: push(folder, repo, branch="trial", tag="v1"))
         case = f"{method} {path} {action} {times}: {end} {result}"
         assert fault.seen > 0, f"{case}: never asked"
         assert whole(hub, repo) <= 1, case
@@ -94,7 +95,7 @@ def spoiled_pushes(hub: HubServer, folder: Path, actions: Iterable[Action]) -> C
         if times == 1 and action in PASSING:
             assert end == "done", case
         hub.faults.clear()
-        again = room.push(folder, repo, branch="trial", tag="v1")
+        again = push(folder, repo, branch="trial", tag="v1")
         assert whole(hub, repo) == 1, case
         assert again["commit"] == hub.history(repo, "trial")[0].oid, case
         ends[end] += 1
@@ -124,7 +125,7 @@ def spoiled_loads(
         patch.setattr(constants, "HF_HUB_CACHE", str(cache / str(number)))
         for state in ("empty", "full"):
             fault = hub.fault(method, path.format(repo=repo), action, times=times)
-            end, result = call(lambda repo=repo: room.load(repo))
+            end, result = call(lambda repo=repo: load(repo))
             case = f"{method} {path} {action} {times} {state}: {end} {result}"
             if end == "done":
                 assert torch.equal(outputs(result), expected), case
@@ -132,7 +133,7 @@ def spoiled_loads(
                 assert end == "done", case
             assert state == "full" or fault.seen > 0 or method == "HEAD", case
             hub.faults.clear()
-            assert torch.equal(outputs(room.load(repo)), expected), case
+            assert torch.equal(outputs(load(repo)), expected), case
             ends[f"{state} {end}"] += 1
     assert not any("pytorch_model.bin" in request.path for request in hub.requests)
     return ends
@@ -160,7 +161,7 @@ def test_equal_pushes_at_the_same_time_all_succeed_with_one_commit(hub: HubServe
     for k, pause in enumerate(pauses):
         hub.fault("POST", "/commit/", pause, after=k)
     with ThreadPoolExecutor(4) as pool:
-        pushed = [pool.submit(room.push, folder, REPO) for _ in range(4)]
+        pushed = [pool.submit(push, folder, REPO) for _ in range(4)]
         for pause in pauses:  # all four have looked at the same head before the first commits
             assert pause.reached.wait(60)
         for pause in pauses:
@@ -174,7 +175,7 @@ def test_a_commit_whose_answer_cannot_be_read_is_looked_up(
     hub: HubServer, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.fault("POST", "/commit/", Garble(), times=None)
-    assert room.push(folder, REPO)["commit"] == hub.history(REPO)[0].oid
+    assert push(folder, REPO)["commit"] == hub.history(REPO)[0].oid
     assert commits(hub) == 1
     assert "it had happened, only the answer was lost" in capsys.readouterr().err
 
@@ -184,14 +185,14 @@ def test_a_commit_whose_answer_cannot_be_read_is_looked_up(
 )
 def test_a_commit_whose_answer_is_refused_is_looked_up(hub: HubServer, folder: Path, action: Action) -> None:
     hub.fault("POST", "/commit/", action, times=None)
-    assert room.push(folder, REPO)["commit"] == hub.history(REPO)[0].oid
+    assert push(folder, REPO)["commit"] == hub.history(REPO)[0].oid
     assert commits(hub) == 1
 
 
 def test_a_commit_that_is_done_at_the_very_last_try_is_found(hub: HubServer, folder: Path) -> None:
     hub.fault("POST", "/commit/", Status(503), times=7)
     hub.fault("POST", "/commit/", LoseAnswer(), after=7, times=None)
-    assert room.push(folder, REPO)["commit"] == hub.history(REPO)[0].oid
+    assert push(folder, REPO)["commit"] == hub.history(REPO)[0].oid
     assert commits(hub) == 1
 
 
@@ -201,10 +202,10 @@ def test_where_nobody_can_tell_whether_a_commit_happened_the_message_says_so(hub
     hub.fault("POST", "/commit/", LoseAnswer())
     hub.fault("GET", f"/api/models/{REPO}(/revision/[^/]*)?$", Status(503), after=1, times=None)
     with pytest.raises(InputError, match="whether it was done cannot be found out .*run the same again") as error:
-        room.push(folder, REPO)
+        push(folder, REPO)
     assert not str(error.value).startswith("asking")
     hub.faults.clear()
-    assert room.push(folder, REPO)["changed"] == []
+    assert push(folder, REPO)["changed"] == []
     assert commits(hub) == 1
 
 
@@ -216,7 +217,7 @@ def test_a_commit_that_somebody_else_has_built_on_is_found(
     pause = Pause("done")
     hub.fault("POST", "/commit/", pause)
     with ThreadPoolExecutor(1) as pool:
-        pushed = pool.submit(room.push, folder, REPO)
+        pushed = pool.submit(push, folder, REPO)
         assert pause.reached.wait(60)
         ours = hub.history(REPO)[0].oid
         theirs = hub.commit(REPO, {"README.md": b"theirs"})
@@ -235,13 +236,13 @@ def test_looking_for_a_pull_request_whose_answer_was_lost_is_bounded_too(
     hub.create("model", REPO)
     hub.fault("POST", "/commit/", LoseAnswer())
     hub.fault("GET", "/discussions", action, times=times, after=1)
-    end, result = call(lambda: room.push(folder, REPO, pr=True))
+    end, result = call(lambda: push(folder, REPO, pr=True))
     if times:
         assert end == "done", result
     else:
         assert "whether it was done cannot be found out" in result
     hub.faults.clear()
-    assert room.push(folder, REPO, pr=True)["url"].endswith("/discussions/1")
+    assert push(folder, REPO, pr=True)["url"].endswith("/discussions/1")
 
 
 @pytest.mark.slow

@@ -17,19 +17,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hub_server import (
-    EXPIRED_TOKEN,
-    READ_TOKEN,
-    WRITE_TOKEN,
-    Delay,
-    Drop,
-    FlipByte,
-    HubServer,
-    LoseAnswer,
-    Pause,
-    Status,
-    Truncate,
-)
+from hub_faults import Delay, Drop, FlipByte, LoseAnswer, Pause, Status, Truncate
+from hub_server import EXPIRED_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer
 
 PRELUDE = """
 import json, logging, sys, time

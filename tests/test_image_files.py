@@ -16,8 +16,8 @@ from conftest import encode
 from PIL import Image
 
 from seresnet_hub.data.decoding import Decoder
-from seresnet_hub.data.image_files import FORMATS, open_picture, read_file, takes_too_long
-from seresnet_hub.data.transforms import evaluation_transform, read_image
+from seresnet_hub.data.image_files import FORMATS, open_picture, read_file, read_image, takes_too_long
+from seresnet_hub.data.transforms import evaluation_transform
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.predict import predict
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import numbered_picture
 
-from seresnet_hub.data.splits import open_split
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.errors import InputError
 
 

@@ -23,8 +23,9 @@ def test_a_recipes_settings_are_torchs_options() -> None:
     torch.compile(torch.nn.Linear(2, 2), options=options)  # torch checks names and types itself
     assert override(recipe, ["inductor="]).inductor == ()
     assert options_of([], deterministic=True) == {"deterministic": True}
-    assert options_of(["triton.max_tiles = none", "max_autotune_gemm_search_space=EXHAUSTIVE"]) == {
-        "triton.max_tiles": None, "max_autotune_gemm_search_space": "EXHAUSTIVE",
+    given = ["triton.max_tiles=1", "triton.max_tiles = none", "max_autotune_gemm_search_space=EXHAUSTIVE"]
+    assert options_of([*given, "max_autotune_gemm_backends=ATEN"]) == {
+        "triton.max_tiles": None, "max_autotune_gemm_search_space": "EXHAUSTIVE", "max_autotune_gemm_backends": "ATEN",
     }  # fmt: skip
 
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seresnet_hub.checkpoints.key_maps import from_mmpretrain
+from seresnet_hub.checkpoints.key_maps import find_source
+from seresnet_hub.checkpoints.renaming import rename
 from seresnet_hub.errors import InputError
+
+
+def from_mmpretrain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return rename(find_source(tensors, "mmpretrain"), tensors)[0]
 
 
 def test_names_map_as_mmpretrain_and_timm_write_them() -> None:

@@ -30,7 +30,7 @@ output = Path(sys.argv[1])
 from dataclasses import replace
 import torch
 from seresnet_hub.conversion import convert as conversion
-from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import checkpoint
 from seresnet_hub.training import train as training
 from seresnet_hub.recipes.recipe import get_recipe
 recipe = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0,

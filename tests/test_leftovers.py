@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from seresnet_hub.files import leftovers as sweeping
+from seresnet_hub.files import leftovers
+from seresnet_hub.files.atomic_writing import replacing
 from seresnet_hub.files.leftovers import PARTIAL, partial_of, sweep
-from seresnet_hub.files.writing import replacing
 
 # Writes half a file and half a folder, says their names, and waits to be killed.
 WRITER = """
@@ -92,11 +92,11 @@ def test_two_threads_never_have_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     with partial_of(tmp_path / "file") as first, partial_of(tmp_path / "file") as second:
         assert first != second
         here = PARTIAL.fullmatch(first.name)
-        monkeypatch.setattr(sweeping.socket, "gethostname", lambda: "elsewhere")
-        sweeping._place.cache_clear()
+        monkeypatch.setattr(leftovers.socket, "gethostname", lambda: "elsewhere")
+        leftovers.place.cache_clear()
         with partial_of(tmp_path / "file") as third:
             there = PARTIAL.fullmatch(third.name)
-    sweeping._place.cache_clear()
+    leftovers.place.cache_clear()
     assert here is not None
     assert there is not None
     assert here["place"] != there["place"]

@@ -18,10 +18,11 @@ import torch
 from conftest import WriteSplit, encode, numbered_picture, numbers_in
 from PIL import Image
 
-from seresnet_hub.data.loader import Batch, Loader, loader, open_split
+from seresnet_hub.data.loader import Batch, Loader, loader
 from seresnet_hub.data.loader import evaluation_loader as any_evaluation_loader
-from seresnet_hub.data.splits import read_unit
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.transforms import evaluation_transform
+from seresnet_hub.data.units import read_unit
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
 
@@ -234,7 +235,7 @@ def test_what_a_format_does_not_say_is_counted_once(tmp_path: Path, monkeypatch:
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(numbered_picture(k))
     first = open_split(str(tmp_path / "pictures"), "train")
-    monkeypatch.setattr("seresnet_hub.data.splits.tables_of", lambda unit: pytest.fail("counted again"))
+    monkeypatch.setattr("seresnet_hub.data.open_split.tables_of", lambda unit: pytest.fail("counted again"))
     assert open_split(str(tmp_path / "pictures"), "train").unit_rows == first.unit_rows
     monkeypatch.undo()
     (tmp_path / "pictures" / "train" / "class0" / "9.png").write_bytes(numbered_picture(9))
@@ -278,7 +279,7 @@ def test_a_shard_cut_short_after_opening_is_refused(write_split: WriteSplit) -> 
     shard.write_bytes(shard.read_bytes()[:200])
     with pytest.raises(InputError, match=r"shards of .* have changed.*train-00001-of-00002.parquet \(was 2,"):
         next(iter(loader(split, None, PLAIN)))  # between two epochs
-    with pytest.raises(InputError, match=r"cannot read part 1 of split 'train' .*\(in train-00001-of-00002.parquet\)"):
+    with pytest.raises(InputError, match=r"cannot read unit 1 of split 'train' .*\(in train-00001-of-00002.parquet\)"):
         read_unit(split, 1)  # within one
 
 

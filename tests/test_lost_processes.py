@@ -23,7 +23,7 @@ PROCESS = """
 import ctypes, os, signal, sys, time
 from torch import distributed
 from seresnet_hub.training import lost_processes
-from seresnet_hub.commands.run import run
+from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.errors import InputError
 lost_processes.WATCHED = frozenset({"gloo"})
 distributed.init_process_group("gloo")
@@ -232,9 +232,9 @@ def test_the_others_end_where_one_process_is_refused(tmp_path: Path, refused: in
 # Training on two processes: rank 1 dies in its third step, and rank 0 waits, as for a GPU.
 DYING = """
 import os, signal, sys, time, torch
-import train
+from seresnet_hub.commands import train
 from seresnet_hub.training import lost_processes
-from seresnet_hub.commands.run import run
+from seresnet_hub.commands.result_or_error import run
 lost_processes.WATCHED = frozenset({"gloo"})
 step, made = torch.optim.SGD.step, []
 def dying(self, *args):

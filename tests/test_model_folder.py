@@ -18,9 +18,10 @@ import torch
 
 import seresnet_hub  # noqa: F401
 from seresnet_hub.errors import InputError
-from seresnet_hub.files import durability, locks, writing
+from seresnet_hub.files import atomic_writing as writing
+from seresnet_hub.files import durability, locks
 from seresnet_hub.files import model_folder as folder
-from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import checkpoint
 from seresnet_hub.training import start_or_resume as starting
 
 
@@ -116,7 +117,7 @@ def test_what_is_written_is_on_the_disk_before_anything_else_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loss of power between any two calls leaves the old state or the new one."""
-    states.save_state(tmp_path, {"step": 1})
+    checkpoint.save_checkpoint(tmp_path, {"step": 1})
     calls: list[tuple[str, str]] = []
     fsync, replace, unlink = os.fsync, os.replace, Path.unlink
 
@@ -138,7 +139,7 @@ def test_what_is_written_is_on_the_disk_before_anything_else_goes(
     monkeypatch.setattr(os, "fsync", flushed)
     monkeypatch.setattr(os, "replace", replaced)
     monkeypatch.setattr(Path, "unlink", unlinked)
-    states.save_state(tmp_path, {"step": 2})
+    checkpoint.save_checkpoint(tmp_path, {"step": 2})
     written = calls[0][1]
     assert re.fullmatch(rf"\.step-00000002\.safetensors\.{os.getpid()}-[0-9a-f]{{8}}-\d+\.partial", written)
     assert calls == [
@@ -161,7 +162,7 @@ def test_a_disk_that_fails_is_not_taken_for_one_that_cannot_flush_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The older state must stay where the new one's name may not be on the disk."""
-    states.save_state(tmp_path, {"step": 1})
+    checkpoint.save_checkpoint(tmp_path, {"step": 1})
     fsync = os.fsync
     for code, message in ((errno.EIO, "cannot write .*step-00000002.safetensors"), (errno.EINVAL, None)):
 
@@ -172,22 +173,19 @@ def test_a_disk_that_fails_is_not_taken_for_one_that_cannot_flush_folders(
 
         monkeypatch.setattr(os, "fsync", fail)
         with pytest.raises(InputError, match=message) if message else nullcontext():
-            states.save_state(tmp_path, {"step": 2})
+            checkpoint.save_checkpoint(tmp_path, {"step": 2})
         assert (tmp_path / "training" / "step-00000001.safetensors").exists() == bool(message)
 
 
 def test_names_that_are_too_long_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot write .*File name too long"):
-        writing.fill_folder(tmp_path / ("x" * 256), lambda _: None)
-    with (
-        pytest.raises(InputError, match="cannot write .*File name too long"),
-        writing.staging(tmp_path / ("x" * 256), []) as staged,
-    ):
-        raise AssertionError(staged)
+    name = tmp_path / ("x" * 256)
+    for filled in (writing.filling(name), writing.staging(name, [])):
+        with pytest.raises(InputError, match="cannot write .*File name too long"), filled as staged:
+            raise AssertionError(staged)
 
 
 def test_a_name_with_a_nul_is_one_line(tmp_path: Path) -> None:
-    for write in (writing.write_text, lambda path, _: states.save_state(path, {"step": 1})):
+    for write in (writing.write_text, lambda path, _: checkpoint.save_checkpoint(path, {"step": 1})):
         with pytest.raises(InputError, match="cannot write"):
             write(tmp_path / "a\0b", "text")
 
@@ -203,7 +201,7 @@ def test_a_name_that_is_no_utf8_is_refused_before_anything_is_written(tmp_path: 
     """safetensors writes such a file, but cannot read it: the run could never go on."""
     output = tmp_path / os.fsdecode(b"\xff\xfe")
     with pytest.raises(InputError, match="is not valid UTF-8"):
-        states.save_state(output, {"step": 1, "model": {"weight": torch.ones(2)}})
+        checkpoint.save_checkpoint(output, {"step": 1, "model": {"weight": torch.ones(2)}})
     with pytest.raises(InputError, match="is not valid UTF-8"), ExitStack() as on_exit:
         starting.begin(output, resume=True, say=print, on_exit=on_exit)
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,8 @@ import torch
 from references import networks
 
 from seresnet_hub.checkpoints.reader import read_tensors
-from seresnet_hub.conversion.convert import convert, float64_outputs
+from seresnet_hub.conversion.convert import convert
+from seresnet_hub.conversion.float64 import float64_outputs
 from seresnet_hub.errors import InputError
 
 pytest.importorskip("hypothesis", reason="hypothesis is not installed (pip install '.[test]')")

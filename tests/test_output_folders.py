@@ -19,7 +19,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.files.locks import LOCK_NAME, only_writer
 from seresnet_hub.inference import evaluate as evaluation
 from seresnet_hub.recipes.recipe import get_recipe
-from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import checkpoint
 from seresnet_hub.training import start_or_resume as starting
 from seresnet_hub.training import train as training
 from seresnet_hub.training.start_or_resume import begin
@@ -62,11 +62,11 @@ def test_states_on_another_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / name / "training").symlink_to(tmp_path / "disk")
     with ExitStack() as on_exit:
         assert begin(tmp_path / "run", resume=False, say=print, on_exit=on_exit) is None
-        states.save_state(tmp_path / "run", {"step": 3})
+        checkpoint.save_checkpoint(tmp_path / "run", {"step": 3})
         monkeypatch.setattr(starting, "acquire", partial(starting.acquire, patience=0))
         with pytest.raises(InputError, match="other is in use by process"):
             begin(tmp_path / "other", resume=True, say=print, on_exit=on_exit)
-    assert [path.name for path in states.list_states(tmp_path / "run")] == ["step-00000003.safetensors"]
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "run")] == ["step-00000003.safetensors"]
 
 
 @pytest.mark.parametrize("way", ["removed", "read-only"])
@@ -93,7 +93,7 @@ def test_a_run_whose_folder_goes_meanwhile_is_one_line(
     if way == "removed":
         assert not output.exists()
     else:
-        assert [path.name for path in states.list_states(output)] == ["step-00000004.safetensors"]
+        assert [path.name for path in checkpoint.list_checkpoints(output)] == ["step-00000004.safetensors"]
         assert not [path for path in output.rglob("*") if path.name.endswith(".partial")]
 
 

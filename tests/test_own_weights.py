@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 import seresnet_hub
-from seresnet_hub.commands.run import run
-from seresnet_hub.data.transforms import read_image
+from seresnet_hub.commands.result_or_error import run
+from seresnet_hub.data.image_files import read_image
 from seresnet_hub.errors import InputError
 from seresnet_hub.models import pretrained
-from seresnet_hub.models.weights import OWN_WEIGHTS, OwnWeights
+from seresnet_hub.models.published_weights import OWN_WEIGHTS, OwnWeights
 
 PREDICT = str(Path(__file__).parents[1] / "scripts" / "predict.py")
 
@@ -86,7 +86,7 @@ def test_pictures_are_named_without_a_network_or_a_model_name(tmp_path: Path, ph
     ],
 )
 def test_a_model_without_pictures_is_told_so(argument: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
-    from predict import main
+    from seresnet_hub.commands.predict import main
 
     assert run(main, [argument]) == 2
     assert f"error: {message}" in capfd.readouterr().err

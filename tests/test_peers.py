@@ -17,7 +17,8 @@ import torch
 from references.networks import randomise
 from torch import nn
 
-from seresnet_hub.conversion.convert import convert, float64_outputs
+from seresnet_hub.conversion.convert import convert
+from seresnet_hub.conversion.float64 import float64_outputs
 from seresnet_hub.errors import InputError
 from seresnet_hub.models.create import list_models
 

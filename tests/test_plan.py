@@ -17,7 +17,7 @@ SHARDS = st.lists(ROW_GROUPS, min_size=1, max_size=20)
 
 def batches(plan: Plan, world_size: int = 1, workers: int = 0, start: int = 0) -> list[list[tuple[int, int]]]:
     """The (unit, row) in each place of each global batch, as the readers of all ranks fill them; gaps are an error."""
-    parts = plan.parts(world_size, max(workers, 1))
+    parts = plan.workers_in_use(world_size, max(workers, 1))
     filled: list[dict[int, tuple[int, int]]] = [{} for _ in range(plan.steps)]
     for number in range(world_size * parts):
         reader = Reader(number, world_size * parts)
@@ -73,7 +73,7 @@ def test_a_reader_needs_its_own_units_and_one_at_each_end(world_size: int, worke
     rows = [sum(plan.unit_rows[unit] for unit in units) for units in read]
     assert max(rows) <= plan.rows / readers + 2 * 100
     assert sum(map(len, read)) <= len(plan.unit_rows) + readers - 1  # only a unit at a boundary is read twice
-    assert plan.parts(world_size, workers) == workers
+    assert plan.workers_in_use(world_size, workers) == workers
 
 
 def test_eight_ranks_read_their_share_of_294_shards() -> None:
@@ -111,10 +111,13 @@ def test_a_unit_that_two_lanes_share_is_needed_at_one_time() -> None:
 
 def test_workers_without_whole_lanes_are_left_out() -> None:
     plan = Plan(unit_rows=(10,), batch_size=8, order=None, lanes=24)
-    assert [plan.parts(8, workers) for workers in (1, 2, 3, 4)] == [1, 1, 3, 3]
-    assert [plan.parts(5, workers) for workers in (1, 4)] == [1, 4]
-    assert [plan.parts(16, workers) for workers in (1, 8)] == [1, 1]  # more readers than lanes would read them all
-    assert plan.parts(64, 4) == 1
+    assert [plan.workers_in_use(8, workers) for workers in (1, 2, 3, 4)] == [1, 1, 3, 3]
+    assert [plan.workers_in_use(5, workers) for workers in (1, 4)] == [1, 4]
+    assert [plan.workers_in_use(16, workers) for workers in (1, 8)] == [
+        1,
+        1,
+    ]  # more readers than lanes would read them all
+    assert plan.workers_in_use(64, 4) == 1
 
 
 def test_the_order_depends_on_seed_and_epoch() -> None:

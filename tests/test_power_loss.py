@@ -18,7 +18,7 @@ from power_loss import Recording, losses, recorded, written_to
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import write_model
 from seresnet_hub.recipes.recipe import get_recipe
-from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import checkpoint, loop
 from seresnet_hub.training import train as training
 from seresnet_hub.training.start_or_resume import begin
 
@@ -37,8 +37,7 @@ def resumed(output: Path) -> dict[str, Any] | None:
 
 
 def fingerprint(state: dict[str, Any]) -> str:
-    tensors: dict[str, torch.Tensor] = {}
-    return states._digest(repr(states._split(state, "", tensors)), tensors)
+    return checkpoint.digest_of(*checkpoint.serialized(state))
 
 
 def run_of(root: Path, recording: Recording, *, steps: int, keep: int) -> None:
@@ -46,7 +45,7 @@ def run_of(root: Path, recording: Recording, *, steps: int, keep: int) -> None:
     with ExitStack() as on_exit:
         begin(root / "runs" / "one", resume=False, say=print, on_exit=on_exit)
         for step in range(1, steps + 1):
-            states.save_state(root / "runs" / "one", state_of(step), keep=keep)
+            checkpoint.save_checkpoint(root / "runs" / "one", state_of(step), keep=keep)
             recording.mark(str(step))
 
 
@@ -74,8 +73,8 @@ def test_what_was_saved_is_there_after_a_loss_of_power(tmp_path: Path, keep: int
 @pytest.mark.parametrize("broken", ["file", "folder", "made"])
 def test_the_recording_finds_what_is_not_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """Without one of the flushes, some loss of power takes a state that had been saved."""
+    from seresnet_hub.files import atomic_writing as folder
     from seresnet_hub.files import durability, locks
-    from seresnet_hub.files import writing as folder
     from seresnet_hub.training import start_or_resume as starting
 
     nothing: Callable[[Path], None] = lambda _: None  # noqa: E731
@@ -137,18 +136,18 @@ def test_a_real_run_goes_on_after_a_loss_of_power_to_the_same_bits(tmp_path: Pat
     """
     recipe = replace(SMALL, checkpoint_steps=2)
     (tmp_path / "disk").mkdir()
-    save, saved = states.save_state, {}
+    save, saved = checkpoint.save_checkpoint, {}
     with recorded(tmp_path / "disk") as recording:
 
         def marked(output: Path, state: dict[str, Any], **options: int) -> Path:
             path = save(output, state, **options)
-            found = states.read_state(path)
+            found = checkpoint.load_checkpoint(path)
             saved.setdefault(state["step"], set()).add(fingerprint(found))
             recording.mark(str(state["step"]))
             return path
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training, "save_state", marked)
+            patch.setattr(loop, "save_checkpoint", marked)
             training.train(recipe, data=numbers, output=tmp_path / "disk" / "run")
     whole = (tmp_path / "disk" / "run" / "model.safetensors").read_bytes()
     tried, continued = 0, set()

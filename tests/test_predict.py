@@ -17,7 +17,7 @@ from torch import nn
 import seresnet_hub
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.predict import BATCH_SIZE, class_names, extract_features, predict
-from seresnet_hub.models.weights import OWN_WEIGHTS
+from seresnet_hub.models.published_weights import OWN_WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,42 @@ def test_half_precision_models_predict(photo: Image.Image) -> None:
     assert abs(next(c["score"] for c in found if c["index"] == expected["index"]) - expected["score"]) < 0.05
 
 
-def test_an_array_is_told_how_to_become_a_picture() -> None:
-    for array in (np.zeros((8, 8, 3), np.uint8), torch.zeros(3, 8, 8)):
-        with pytest.raises(InputError, match="an array is no picture here: .*fromarray"):
-            seresnet_hub.predict("seresnet20_cifar.c10", array)
+def test_an_array_is_the_picture_that_pillow_makes_of_it(model: nn.Module, photo: Image.Image) -> None:
+    colours, grey = np.asarray(photo), np.asarray(photo.convert("L"))
+    alone = predict(model, photo)
+    assert predict(model, colours) == predict(model, [colours]) == alone
+    assert predict(model, grey) == predict(model, photo.convert("L"))
+    assert predict(model, colours[..., ::-1]) == predict(model, Image.merge("RGB", photo.split()[::-1])) != alone
+    many = np.stack([colours, np.flip(colours, 0), colours[::-1, ::-1]])
+    found = predict(model, many)
+    assert [classes[0]["index"] for classes in found] == [
+        predict(model, array, topk=1)[0][0]["index"] for array in many
+    ]
+    assert found == predict(model, list(many))
+    assert torch.equal(extract_features(model, many), extract_features(model, list(many)))
+    assert seresnet_hub.inference_model(model, colours)["pred_label"] == alone[0][0]["index"]
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros((8, 8, 3), np.float32), r"an array of float32 \(8, 8, 3\) is no picture: .* times 255"),
+        (np.zeros((8, 8, 3), np.int64), r"an array of int64 \(8, 8, 3\) is no picture: it must be uint8"),
+        (np.zeros((8, 8), bool), "an array of bool"),
+        (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\) is no picture: .*\(height, width, 3\) in RGB order"),
+        (np.zeros((8, 8, 4), np.uint8), r"\(8, 8, 4\) is no picture"),
+        (np.zeros((8, 8, 1), np.uint8), r"\(8, 8, 1\) is no picture"),
+        (np.zeros(8, np.uint8), r"\(8,\) is no picture"),
+        (np.zeros((0, 8, 3), np.uint8), r"\(0, 8, 3\) is no picture"),
+        (np.zeros((2, 3, 8, 8), np.uint8), r"\(3, 8, 8\) is no picture"),
+        (np.zeros((2, 2, 8, 8, 3), np.uint8), r"\(2, 2, 8, 8, 3\) is no picture"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "no images were given"),
+        (torch.zeros(3, 8, 8), "a Tensor is no picture: give NumPy arrays"),
+        ([torch.zeros(3, 8, 8)], "Tensor is no picture"),
+        ([None], "NoneType is no picture"),
+    ],
+)  # fmt: skip
+def test_other_arrays_are_refused_in_one_line(model: nn.Module, array: object, said: str) -> None:
+    with pytest.raises(InputError, match=said) as refused:
+        predict(model, array)
+    assert "\n" not in str(refused.value)

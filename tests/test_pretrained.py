@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from hub_server import FlipByte, HubServer
+from hub_faults import FlipByte
+from hub_server import HubServer
 from safetensors.torch import save_file
 from torch import nn
 
@@ -22,7 +23,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.models import create as models
 from seresnet_hub.models import pretrained
 from seresnet_hub.models.names import resolve_name
-from seresnet_hub.models.weights import WEIGHTS, Weights
+from seresnet_hub.models.published_weights import WEIGHTS, Weights
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -92,7 +93,7 @@ def publish(checkpoint: object, url: str, folder: Path, architecture: str = "ser
 
 def load(weights: Weights, **kwargs: object) -> nn.Module:
     return timm.create_model(
-        weights.architecture, pretrained=True, pretrained_cfg=models._tag_cfg(weights), **kwargs
+        weights.architecture, pretrained=True, pretrained_cfg=models.tag_cfg(weights), **kwargs
     ).eval()
 
 

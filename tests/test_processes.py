@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 
 from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.training import train as training
-from seresnet_hub.training.checkpoint import latest_state, list_states
+from seresnet_hub.training.checkpoint import latest_checkpoint, list_checkpoints
 
 SCRIPT = Path(__file__).parent / "frozen_statistics.py"
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
@@ -84,7 +84,7 @@ def run(digits: Path, tmp_path: Path) -> Callable[..., Run]:
 
 
 def losses_and_model(output: Path) -> dict[str, object]:
-    state = latest_state(output)[1]
+    state = latest_checkpoint(output)[0]
     return {"losses": state["losses"], "model": state["model"]}
 
 
@@ -147,7 +147,7 @@ def test_two_compiled_processes_train_with_either_blocks(digits: Path, tmp_path:
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         assert "2 processes" in done.stderr
-        losses[blocks] = latest_state(output)[1]["losses"]
+        losses[blocks] = latest_checkpoint(output)[0]["losses"]
     assert len(losses["true"]) == 3 * STEPS_PER_EPOCH
     worst = ((losses["true"] - losses["false"]).abs() / losses["false"]).max().item()
     print(f"largest relative difference of {len(losses['true'])} losses {worst:.2g}")
@@ -186,7 +186,7 @@ def test_a_machine_may_be_lost(digits: Path, tmp_path: Path) -> None:
 
     machines = start_machines(digits, parts)
     deadline = time.monotonic() + 300
-    while not (states := list_states(parts / "machine0")) or int(states[0].stem.removeprefix("step-")) < 17:
+    while not (states := list_checkpoints(parts / "machine0")) or int(states[0].stem.removeprefix("step-")) < 17:
         assert time.monotonic() < deadline
         assert [machine.poll() for machine in machines] == [None, None]
         time.sleep(0.01)
@@ -202,7 +202,7 @@ def test_a_machine_may_be_lost(digits: Path, tmp_path: Path) -> None:
     assert "start all of them again with --resume" in error
     assert "training.py" not in said  # no traceback of ours
 
-    stopped = latest_state(parts / "machine0")[1]["step"]
+    stopped = latest_checkpoint(parts / "machine0")[0]["step"]
     assert 17 <= stopped < 4 * 13
     assert [machine.wait(400) for machine in start_machines(digits, parts, "--resume")] == [0, 0]
     assert f"at step {stopped} of" in (parts / "0.out").read_text(errors="replace")

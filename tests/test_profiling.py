@@ -13,6 +13,7 @@ import torch
 from torch.autograd import DeviceType
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.models.create import create
 from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.training import profiling
 from seresnet_hub.training import train as training
@@ -31,13 +32,13 @@ def test_busy_is_the_union_of_overlapping_spans() -> None:
 
 def test_a_run_is_profiled_once_it_is_steady(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file, operators = tmp_path / "profiles" / "a.json", []
-    original = profiling._kernels
+    original = profiling.kernels_of
 
     def kernels(*args: Any, **options: Any) -> Any:
         operators.append(original(*args, **options))
         return operators[-1]
 
-    monkeypatch.setattr(profiling, "_kernels", kernels)
+    monkeypatch.setattr(profiling, "kernels_of", kernels)
     result = training.train(SMALL, data=numbers, output=tmp_path / "run", profile=file)
     written = json.loads(file.read_text())
     table = written.pop("kernels")
@@ -61,7 +62,7 @@ def test_a_run_is_profiled_once_it_is_steady(tmp_path: Path, numbers: str, monke
     assert own == pytest.approx(found["busy_ms_a_step"], rel=0.02)
     assert 0.9 * own < sum(times) < 1.001 * own  # the longest ones alone are listed
     # The network's convolutions, and the classifier's product.
-    model = training.create("seresnet20_cifar", num_classes=10)
+    model = create("seresnet20_cifar", num_classes=10)
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
     calls = {row["name"]: row["calls_a_step"] for row in table}
     assert calls["aten::convolution_backward"] == convolutions
@@ -80,7 +81,7 @@ def test_on_a_gpu_its_kernels_count(tmp_path: Path) -> None:
         event("gemm", 60, 70, DeviceType.CUDA), event("cudaLaunchKernel", 0, 100, DeviceType.CPU),
         event("Optimizer.step", 0, 100, DeviceType.CUDA, annotation=True),
     ]  # fmt: skip
-    kernels = profiling._kernels(SimpleNamespace(events=lambda: events), on_gpu=True)
+    kernels = profiling.kernels_of(SimpleNamespace(events=lambda: events), on_gpu=True)
     assert [(kernel.name, microseconds) for kernel, microseconds in kernels] == [
         ("gemm", 30),
         ("copy", 20),

@@ -15,11 +15,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.models.trial_run import check_runs
 from seresnet_hub.plots import draw_curves
-from seresnet_hub.publishing import push as room
 from seresnet_hub.publishing import pushed_files
+from seresnet_hub.publishing.push import push, ready_repository
 from seresnet_hub.publishing.pushed_files import read_pushed_files
-from seresnet_hub.training.history import Row, write_summary
+from seresnet_hub.training.progress import Row
+from seresnet_hub.training.run_folder import write_summary
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -40,7 +42,7 @@ def trained(folder: Path) -> Path:
 
 
 def test_what_training_writes_is_pushed(hub: HubServer, trained: Path) -> None:
-    room.push(trained, REPO)
+    push(trained, REPO)
     for name in ("summary.csv", "curves.png", "config.json", "model.safetensors"):
         assert hub.files(REPO)[name].read() == (trained / name).read_bytes()
 
@@ -65,7 +67,7 @@ def test_what_is_no_file_of_the_folder_is_never_uploaded(
     else:
         (trained / name).symlink_to(name)
     with pytest.raises(InputError, match=name):
-        room.push(trained, REPO)
+        push(trained, REPO)
     assert hub.requests == []
 
 
@@ -73,7 +75,7 @@ def test_a_link_inside_the_folder_is_a_file_of_it(hub: HubServer, trained: Path,
     (trained / "summary.csv").rename(trained / "summary of the run.csv")
     (trained / "summary.csv").symlink_to("summary of the run.csv")
     (tmp_path / "elsewhere").symlink_to(trained)
-    room.push(tmp_path / "elsewhere", REPO)
+    push(tmp_path / "elsewhere", REPO)
     assert hub.files(REPO)["summary.csv"].read() == (trained / "summary.csv").read_bytes()
 
 
@@ -89,7 +91,7 @@ def test_a_link_inside_the_folder_is_a_file_of_it(hub: HubServer, trained: Path,
 def test_another_text_is_no_summary(hub: HubServer, trained: Path, content: str) -> None:
     (trained / "summary.csv").write_text(content)
     with pytest.raises(InputError, match=r"summary.csv is no table of a training.*: it is not pushed"):
-        room.push(trained, REPO)
+        push(trained, REPO)
     assert hub.requests == []
 
 
@@ -115,7 +117,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 def test_another_file_is_no_picture(hub: HubServer, trained: Path, damage: Callable[[bytes], bytes]) -> None:
     (trained / "curves.png").write_bytes(damage((trained / "curves.png").read_bytes()))
     with pytest.raises(InputError, match=r"curves.png is .*PNG picture.*: it is not pushed"):
-        room.push(trained, REPO)
+        push(trained, REPO)
     assert hub.requests == []
 
 
@@ -145,45 +147,45 @@ def test_a_file_too_large_is_not_read_whole(trained: Path, monkeypatch: pytest.M
 def test_a_file_exchanged_while_it_is_checked_is_not_uploaded(
     hub: HubServer, trained: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check = room.check_runs
+    check = check_runs
 
     def check_and_exchange(*arguments: object) -> None:
         check(*arguments)  # type: ignore[arg-type]
         (trained / name).unlink()
         (trained / name).write_bytes(SECRET.encode())
 
-    monkeypatch.setattr(room, "check_runs", check_and_exchange)
+    monkeypatch.setattr("seresnet_hub.publishing.push.check_runs", check_and_exchange)
     with pytest.raises(InputError, match=name):
-        room.push(trained, REPO)
+        push(trained, REPO)
     assert hub.requests == []
 
 
 def test_weights_exchanged_after_the_check_are_not_uploaded(
     hub: HubServer, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ready = room._ready_repository
+    ready = ready_repository
 
     def exchange(*arguments: object, **keywords: object) -> object:
         (trained / "model.safetensors").write_bytes(SECRET.encode())
         return ready(*arguments, **keywords)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(room, "_ready_repository", exchange)
+    monkeypatch.setattr("seresnet_hub.publishing.push.ready_repository", exchange)
     with pytest.raises(InputError, match="model.safetensors has changed while it was being checked"):
-        room.push(trained, REPO)
+        push(trained, REPO)
     assert commits(hub) == 0
     assert hub.asked("PUT", "/cdn/") == []
 
 
 def test_a_card_is_read_once(hub: HubServer, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is exchanged after the checks is not uploaded: its bytes were kept."""
-    ready = room._ready_repository
+    ready = ready_repository
 
     def exchange(*arguments: object, **keywords: object) -> object:
         (trained / "README.md").write_text(SECRET)
         (trained / "summary.csv").write_text(SECRET)
         return ready(*arguments, **keywords)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(room, "_ready_repository", exchange)
-    room.push(trained, REPO)
+    monkeypatch.setattr("seresnet_hub.publishing.push.ready_repository", exchange)
+    push(trained, REPO)
     assert hub.files(REPO)["README.md"].read().decode() == CARD.replace("local-dir:.", f"hf-hub:{REPO}")
     assert SECRET.encode() not in hub.files(REPO)["summary.csv"].read()

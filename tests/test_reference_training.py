@@ -26,12 +26,13 @@ from torch import nn
 
 from seresnet_hub.conversion.convert import convert
 from seresnet_hub.data.batch_augmentation import finish
-from seresnet_hub.data.loader import epoch_plan, loader, open_split
+from seresnet_hub.data.loader import epoch_plan, loader
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.repeated_augmentation import dealt
-from seresnet_hub.data.splits import read_unit
 from seresnet_hub.data.transforms import seed_from, seeded
+from seresnet_hub.data.units import read_unit
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
-from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import checkpoint
 from seresnet_hub.training import train as training
 
 IMAGES, BATCH = 200, 8
@@ -67,7 +68,7 @@ def batches(recipe: Recipe, data: Path, epochs: int) -> Iterator[tuple[torch.Ten
 
 
 def state_of(run: Path) -> dict[str, Any]:
-    return states.latest_state(run)[1]
+    return checkpoint.latest_checkpoint(run)[0]
 
 
 def assert_same_losses(ours: torch.Tensor, theirs: list[float], steps: int, tolerance: float = 1e-4) -> None:

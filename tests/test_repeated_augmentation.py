@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import distributed, multiprocessing
 
-from seresnet_hub.data.loader import Batch, epoch_plan, loader, open_split
+from seresnet_hub.data.loader import Batch, epoch_plan, loader
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.repeated_augmentation import dealt, mixing_order, part_rows
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
 

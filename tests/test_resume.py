@@ -18,7 +18,7 @@ import timm
 import torch
 from conftest import WriteSplit
 
-from seresnet_hub.training.checkpoint import latest_state, list_states, save_state
+from seresnet_hub.training.checkpoint import latest_checkpoint, list_checkpoints, save_checkpoint
 
 SCRIPT = str(Path(__file__).parents[1] / "scripts" / "train.py")
 SETTINGS = {
@@ -38,7 +38,7 @@ def start(data: Path, output: Path, processes: int, *more: str) -> subprocess.Po
 
 
 def step_of(output: Path) -> int:
-    found = list_states(output)
+    found = list_checkpoints(output)
     return int(found[0].stem.removeprefix("step-")) if found else 0
 
 
@@ -51,7 +51,7 @@ def wait_for(output: Path, step: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def assert_same_run(first: Path, second: Path, *, steps: int = STEPS) -> None:
-    whole, parts = (latest_state(folder)[1] for folder in (first, second))
+    whole, parts = (latest_checkpoint(folder)[0] for folder in (first, second))
     assert whole["step"] == parts["step"] == steps
     assert torch.equal(whole["losses"], parts["losses"])
     assert whole["history"] == parts["history"]
@@ -123,14 +123,14 @@ def test_a_run_cut_short_within_an_epoch_goes_on_to_the_same_bits(tmp_path: Path
     assert start(data, tmp_path / "whole", 2, *settings).wait(300) == 0
     for steps in ("9", "16"):
         assert start(data, tmp_path / "parts", 2, *settings, "--resume", "--max-steps", steps).wait(300) == 0
-        gathered = latest_state(tmp_path / "parts")[1]["statistics"]
+        gathered = latest_checkpoint(tmp_path / "parts")[0]["statistics"]
         assert gathered.keys() == {"model", "average"}
         assert all(len(rows) == 2 and not torch.equal(*rows) for rows in gathered.values())
         measured = timm.create_model(f"local-dir:{tmp_path / 'parts' / 'raw'}", pretrained=True)
         own = torch.cat([b for name, b in measured.named_buffers() if "running_" in name])
         torch.testing.assert_close(own, gathered["model"].mean(dim=0))
     assert start(data, tmp_path / "parts", 2, *settings, "--resume").wait(300) == 0
-    whole, parts = (latest_state(tmp_path / name)[1] for name in ("whole", "parts"))
+    whole, parts = (latest_checkpoint(tmp_path / name)[0] for name in ("whole", "parts"))
     assert torch.equal(whole["losses"], parts["losses"])  # the history has the rows of the measurements in between
     for kind in ("model", "average"):
         assert all(torch.equal(whole[kind][name], tensor) for name, tensor in parts[kind].items()), kind
@@ -147,14 +147,14 @@ def trainers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 def test_states_of_a_run_that_went_back_are_replaced(tmp_path: Path) -> None:
     """The newest state was damaged, so the run went on from the one before; what it saves now must not be deleted."""
     for step in (1, 2, 3):
-        save_state(tmp_path, {"step": step, "model": {"weight": torch.ones(2)}}, keep=3)
-    list_states(tmp_path)[0].write_bytes(b"damaged")
-    _, state, damaged = latest_state(tmp_path)
+        save_checkpoint(tmp_path, {"step": step, "model": {"weight": torch.ones(2)}}, keep=3)
+    list_checkpoints(tmp_path)[0].write_bytes(b"damaged")
+    state, damaged = latest_checkpoint(tmp_path)
     assert (state["step"], len(damaged)) == (2, 1)
     for keep, left in ((1, [2]), (2, [3, 2])):
-        save_state(tmp_path, {**state, "step": left[0]}, keep=keep)
-        assert [int(path.stem[5:]) for path in list_states(tmp_path)] == left
-    assert latest_state(tmp_path)[2] == []
+        save_checkpoint(tmp_path, {**state, "step": left[0]}, keep=keep)
+        assert [int(path.stem[5:]) for path in list_checkpoints(tmp_path)] == left
+    assert latest_checkpoint(tmp_path)[1] == []
 
 
 @pytest.mark.slow
@@ -164,11 +164,11 @@ def test_an_epoch_that_was_trained_but_not_measured_is_measured_first(tmp_path: 
     data = write_split([[7]], split="validation")
     assert start(data, tmp_path / "whole", 1).wait(300) == 0
     assert start(data, tmp_path / "parts", 1, "--max-steps", "12").wait(300) == 0
-    state = latest_state(tmp_path / "parts")[1]
+    state = latest_checkpoint(tmp_path / "parts")[0]
     assert (state["step"], len(state["history"])) == (12, 2)
     (measured,) = [row.pop("top1") for row in state["history"][1:]]
     assert 0 <= measured <= 100
-    save_state(tmp_path / "parts", state)
+    save_checkpoint(tmp_path / "parts", state)
     assert start(data, tmp_path / "parts", 1, "--resume").wait(300) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
@@ -177,8 +177,8 @@ def test_an_epoch_that_was_trained_but_not_measured_is_measured_first(tmp_path: 
 DYING = """
 import os, signal, sys, torch
 from pathlib import Path
-import train
-from seresnet_hub.commands.run import run
+from seresnet_hub.commands import train
+from seresnet_hub.commands.result_or_error import run
 step, made = torch.optim.SGD.step, []
 def dying(self, *args):
     made.append(1)

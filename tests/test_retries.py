@@ -10,17 +10,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hub_actions import Drop, Garble, Status
+from hub_faults import Drop, Garble, Status
 from hub_fixtures import REPO, commits
 from hub_server import Handler, HubServer
 from huggingface_hub import HfApi
 from tqdm import tqdm
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.hub import retries as hub_waiting
+from seresnet_hub.hub import retries
 from seresnet_hub.hub.client import head_of
-from seresnet_hub.hub.retries import FAILING_PATIENCE, TOO_MANY_PATIENCE, patiently, say
-from seresnet_hub.publishing import push as room
+from seresnet_hub.hub.failures import FAILING_PATIENCE, TOO_MANY_PATIENCE
+from seresnet_hub.hub.messages import say
+from seresnet_hub.hub.retries import patiently
+from seresnet_hub.publishing.push import push
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -57,7 +59,7 @@ def test_the_hub_is_given_the_time_that_it_asks_for(
     monkeypatch.setattr(Handler, "date_time_string", lambda *_: formatdate(NOW, usegmt=True))
     hub.create("model", REPO)
     hub.fault("POST" if request_path == "/commit/" else "GET", request_path, Status(429, headers))
-    room.push(folder, REPO)
+    push(folder, REPO)
     assert pauses == [seconds]
     assert commits(hub) == 1
 
@@ -67,13 +69,13 @@ def test_a_date_counts_from_now_where_the_answer_has_none(
 ) -> None:
     monkeypatch.setattr(Handler, "date_time_string", lambda *_: "")
     hub.fault("POST", "/commit/", Status(503, {"Retry-After": formatdate(time.time() + 100, usegmt=True)}))
-    room.push(folder, REPO)
+    push(folder, REPO)
     assert 90 < pauses[0] <= 100
 
 
 def test_the_limit_is_named(hub: HubServer, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hub.fault("POST", "/commit/", Status(429, {"RateLimit": '"api";r=0;t=55', "RateLimit-Policy": POLICY}))
-    room.push(folder, REPO)
+    push(folder, REPO)
     assert "the Hub answered 429 (its limit is 500 requests in 300 s); trying again in 56 s" in capsys.readouterr().err
 
 
@@ -85,7 +87,7 @@ def test_a_day_is_not_waited(
     hub.create("model", REPO)
     hub.fault(method, path, Status(429, headers), times=None)
     with pytest.raises(InputError, match="nothing was changed; it asks to wait 1440 minutes"):
-        room.push(folder, REPO)
+        push(folder, REPO)
     assert pauses == []
 
 
@@ -98,7 +100,7 @@ def test_all_waits_together_have_an_end(
     hub.create("model", REPO)
     hub.fault("POST", "/commit/", Status(status), times=None)
     with pytest.raises(InputError, match=f"the Hub answered {status}"):
-        room.push(folder, REPO)
+        push(folder, REPO)
     assert patience / 2 < sum(pauses) <= patience
     assert pauses[:6] == [1, 2, 4, 8, 16, 32]
     assert max(pauses) <= 60
@@ -110,7 +112,7 @@ def test_what_breaks_after_an_hour_is_tried_again_and_not_for_ever(
 ) -> None:
     now, seen = [0.0], []
     clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.append(now.pop() + seconds))
-    monkeypatch.setattr(hub_waiting, "time", clock)
+    monkeypatch.setattr(retries, "time", clock)
 
     def work() -> str:
         seen.append(now[0])
@@ -152,7 +154,7 @@ def test_on_a_terminal_the_seconds_count_down(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     hub.fault("POST", "/commit/", Status(503, {"Retry-After": "3"}))
-    room.push(folder, REPO)
+    push(folder, REPO)
     shown = capsys.readouterr().err
     assert [f"trying again in {left} s" in shown for left in (4, 3, 2, 1, 0)] == [False, True, True, True, False]
     assert pauses == [1, 1, 1]

@@ -12,7 +12,7 @@ from hub_server import HubServer
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.hub.revisions import branch_name, tag_name
-from seresnet_hub.publishing import push as room
+from seresnet_hub.publishing.push import push
 
 # The client's own business with its transport's newest version.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -55,11 +55,11 @@ def test_git_says_the_same() -> None:
 @pytest.mark.parametrize("name", ["", "a..b", "refs/heads/", "x" * 300])
 def test_nothing_is_sent_under_a_name_that_cannot_be(hub: HubServer, folder: Path, option: str, name: str) -> None:
     with pytest.raises(InputError, match=f"cannot be the name of a {option}"):
-        room.push(folder, REPO, **{option: name})
+        push(folder, REPO, **{option: name})
     assert hub.requests == []
 
 
 def test_gits_full_names_mean_the_same(hub: HubServer, folder: Path) -> None:
-    room.push(folder, REPO, branch="refs/heads/trial", tag="refs/tags/v1")
+    push(folder, REPO, branch="refs/heads/trial", tag="refs/tags/v1")
     assert set(hub.refs(REPO)) == {"refs/heads/main", "refs/heads/trial", "refs/tags/v1"}
     assert (commits(hub), commits(hub, revision="trial")) == (0, 1)

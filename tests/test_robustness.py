@@ -20,7 +20,8 @@ from conftest import WriteSplit, numbered_picture, numbers_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seresnet_hub.data.loader import Batch, loader, open_split
+from seresnet_hub.data.loader import Batch, loader
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import get_recipe
 
@@ -125,7 +126,7 @@ def test_a_position_is_a_few_integers_and_refuses_changed_shards(write_split: Wr
 
 
 def test_resuming_reads_only_what_is_left(write_split: WriteSplit, monkeypatch: pytest.MonkeyPatch) -> None:
-    from seresnet_hub.data import loader as module
+    from seresnet_hub.data import worker as module
 
     split = open_split(str(write_split([[12]] * 24)), "train")
     read: list[int] = []
@@ -185,12 +186,15 @@ def test_a_killed_worker_ends_the_run_clearly(write_split: WriteSplit) -> None:
 
 @pytest.mark.parametrize(
     "moment",
-    ["raise SystemExit(seresnet_hub.commands.run.run(main))", pytest.param("main([])", marks=pytest.mark.slow)],
+    [
+        "raise SystemExit(seresnet_hub.commands.result_or_error.run(main))",
+        pytest.param("main([])", marks=pytest.mark.slow),
+    ],
 )
 def test_a_worker_that_dies_while_the_main_process_computes_is_one_line(write_split: WriteSplit, moment: str) -> None:
     """torch raises its error wherever the main process is; scripts turn it into a line."""
     code = (
-        "import os, psutil, signal, time, seresnet_hub.commands.run\nfrom dataclasses import replace\n"
+        "import os, psutil, signal, time, seresnet_hub.commands.result_or_error\nfrom dataclasses import replace\n"
         "from seresnet_hub.data.loader import loader\nfrom seresnet_hub.recipes.recipe import get_recipe\n"
         "recipe = replace(get_recipe('digits'), input_size=8, crop_padding=0, batch_size=12, shuffle_window=9)\n"
         "def main(arguments):\n"

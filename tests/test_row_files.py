@@ -13,7 +13,8 @@ import pytest
 from conftest import encode, numbered_picture
 from PIL import Image
 
-from seresnet_hub.data.loader import loader, open_split
+from seresnet_hub.data.loader import loader
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.row_files import ForeignFileError, RowFiles
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import get_recipe

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
+import tomllib
+from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -19,26 +20,23 @@ import torch
 from conftest import WriteSplit, encode
 from PIL import Image
 
-from seresnet_hub.commands.run import run
+from seresnet_hub.commands.main import COMMANDS
+from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.commands.terminal import as_table
 from seresnet_hub.environment import loader_workers
-from seresnet_hub.recipes.fields import FIELDS
-from seresnet_hub.recipes.recipe import RECIPES
+from seresnet_hub.recipes.fields import declarations
+from seresnet_hub.recipes.recipe import RECIPES, Recipe, get_recipe
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def command(name: str) -> ModuleType:
+    """Return the module of a command, or of a script that is for a clone."""
+    return import_module(f"seresnet_hub.commands.{name}" if name in COMMANDS else name)
 
 
 def call(name: str, *arguments: object, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    code = run(script(name).main, [str(argument) for argument in arguments])
+    code = run(command(name).main, [str(argument) for argument in arguments])
     return code, *capfd.readouterr()
 
 
@@ -48,7 +46,7 @@ QUICK = ["--set", "input_size=8", "workers=0", "--max-steps", "2"]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "digits"
-    assert run(script("train").main, ["--output", str(output), *QUICK]) == 0
+    assert run(command("train").main, ["--output", str(output), *QUICK]) == 0
     return output
 
 
@@ -112,7 +110,7 @@ def test_a_bad_picture_among_others_costs_no_prediction(
         photo.save(tmp_path / name)
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     arguments = [f"local-dir:{trained}", str(tmp_path)]
-    code = run(script("predict").main, arguments, exit_code=partial(script("predict").exit_code, None))
+    code = run(command("predict").main, arguments, exit_code=partial(command("predict").exit_code, None))
     out, err = capfd.readouterr()
     result = json.loads(out)
     assert code == 1
@@ -220,7 +218,7 @@ def test_recipes_are_listed_and_explained(capfd: pytest.CaptureFixture[str]) -> 
     assert (code, out.count("\n")) == (0, 1)
     result = json.loads(out)
     fields = {row["field"]: row for row in result["fields"]}
-    assert (result["recipe"], len(fields)) == ("finetune", len(FIELDS))
+    assert (result["recipe"], len(fields)) == ("finetune", len(declarations(Recipe)))
     assert (fields["epochs"]["value"], fields["batch_size"]["value"]) == ("7", "auto")
     shown = as_table(result)
     assert re.search(r"^crop +resized +pad \| resized +pad: resize", shown, re.MULTILINE)
@@ -228,9 +226,47 @@ def test_recipes_are_listed_and_explained(capfd: pytest.CaptureFixture[str]) -> 
     assert json.loads(call("train", "--show-recipe", capfd=capfd)[1])["recipe"] == "digits"
 
 
+def test_a_recipe_is_printed_as_a_file_that_trains_the_same(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text('base = "finetune"\ndata = "nowhere"\nepochs = 3\n')
+    words = ["--recipe", "mine.toml", "--set", "seed=7", "--print-recipe"]
+    code, out, _ = call("train", *words, capfd=capfd)
+    assert (code, out.count("\n"), os.listdir()) == (0, 1, ["mine.toml"])
+    result = json.loads(out)
+    assert result["recipe"] == "mine"
+    assert set(result["origins"]) == {*declarations(Recipe)} - {"name"}
+    origins = ("epochs", "seed", "weights", "dropout")
+    assert [result["origins"][name] for name in origins] == ["mine.toml", "--set", "finetune.toml", "default"]
+    assert as_table(result) + "\n" == result["toml"]
+    Path("again").mkdir()
+    Path("again", "mine.toml").write_text(result["toml"])
+    again = json.loads(call("train", "--recipe", "again/mine.toml", "--print-recipe", capfd=capfd)[1])
+    assert tomllib.loads(again["toml"]) == tomllib.loads(result["toml"])
+    assert get_recipe("again/mine.toml") == replace(get_recipe("mine.toml"), seed=7)
+
+
+def test_a_run_by_a_recipe_of_ones_own_is_called_as_the_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text('base = "digits"\nepochs = 1\nworkers = 0\n')
+    code, out, _ = call("train", "--recipe", "mine.toml", "--max-steps", 1, capfd=capfd)
+    result = json.loads(out)
+    assert (code, result["recipe"], result["output"]) == (0, "mine", "runs/mine")
+    facts = json.loads(Path("runs/mine/config.json").read_text())["seresnet_hub"]
+    assert (facts["recipe"]["name"], facts["recipe"]["epochs"]) == ("mine", "1")
+    assert facts["command"] == "python scripts/train.py --recipe mine.toml --max-steps 1"
+    card = Path("runs/mine/README.md").read_text()
+    assert "by the recipe `mine`" in card
+    assert facts["command"] in card
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("train", ["--recipe", "./none.toml"], "cannot read the recipe none.toml: No such file or directory"),
         ("train", ["--recipe", "cifar100"], "'cifar10'?; there are: cifar10, cifar10_paper, digits"),
         ("train", ["--set", "learningrate=1"], "a recipe has no such field; did you mean 'learning_rate'?"),
         ("train", ["--show-recipe", "fintune"], "no recipe 'fintune'; did you mean 'finetune'?"),
@@ -319,28 +355,6 @@ def test_a_truncated_jpeg_in_a_shard_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-HELP = """
-import os, runpy, sys
-sys.argv = [sys.argv[1], "--help"]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as end:
-    assert end.code == 0, end.code
-heavy = {"torch", "timm", "numpy", "datasets", "seresnet_hub"} & set(sys.modules)
-assert not heavy, heavy
-"""
-
-
-@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("[!_]*.py")), ids=lambda path: path.stem)
-def test_help_loads_nothing_heavy(path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", HELP, str(path)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--json" in done.stdout
-
-
 @pytest.mark.parametrize("closed", ["0<&-", pytest.param(">&-", marks=pytest.mark.slow)])
 def test_a_closed_stream_is_one_line(trained: Path, tmp_path: Path, photo: Image.Image, closed: str) -> None:
     photo.save(tmp_path / "a.png")
@@ -351,16 +365,6 @@ def test_a_closed_stream_is_one_line(trained: Path, tmp_path: Path, photo: Image
     assert (done.returncode, done.stdout) == (2, "")
     assert "closed" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-
-
-def test_a_wrong_option_is_told_before_anything_is_loaded() -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", str(SCRIPTS / "train.py"), "--recipes"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "unrecognized arguments: --recipes" in done.stderr
-    assert " torch\n" not in done.stderr
 
 
 def test_predict_counts_what_folders_named_after_classes_say(
@@ -376,18 +380,6 @@ def test_predict_counts_what_folders_named_after_classes_say(
     assert f"{right} of 2 pictures show what the folder they are in is called" in err
     photo.save(tmp_path / "b.png")
     assert "what the folder" not in call("predict", f"local-dir:{trained}", tmp_path, capfd=capfd)[2]
-
-
-@pytest.mark.parametrize(("name", "seconds"), [("train", 0.3), ("validate", 1.0), ("predict", 2.0)])
-def test_ctrl_c_during_the_imports_is_one_line(name: str, seconds: float, tmp_path: Path) -> None:
-    arguments = {"train": ["--output", str(tmp_path / "run")], "validate": ["resnet18", "--data", "digits"]}
-    command = [sys.executable, str(SCRIPTS / f"{name}.py"), *arguments.get(name, ["resnet18", "x.png"])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
-        time.sleep(seconds)
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
-    assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from conftest import WriteSplit, encode
 from PIL import Image
 
-from seresnet_hub.data.loader import loader, open_split
+from seresnet_hub.data.loader import loader
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.shards import Shard, counted_once, kept_file, kept_shards, read_record, write_record
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import get_recipe

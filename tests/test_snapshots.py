@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from hub_actions import Drop, FlipByte, Garble, Pause, Status
+from hub_faults import Drop, FlipByte, Garble, Pause, Status
 from hub_fixtures import REPO, outputs, write_folder
-from hub_server import Handler, HubServer, as_json
+from hub_http import as_json
+from hub_server import Handler, HubServer
 from huggingface_hub import constants
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.hub import client as hub_client
-from seresnet_hub.hub import download_limits as hub_limits
-from seresnet_hub.hub import transport as hub_transport
+from seresnet_hub.hub import client, download_limits, transport
 from seresnet_hub.hub.download_limits import LARGEST_TOTAL, RemoteFile, check_listing
 from seresnet_hub.hub.snapshots import sound, take_snapshot
-from seresnet_hub.publishing import push as room
+from seresnet_hub.models.load import load
+from seresnet_hub.publishing.verify import verify
 
 FAILING = [
     ("GET", "/api/models/"), ("GET", "/tree/"), ("HEAD", "/resolve/.*config.json"), ("HEAD", "/resolve/.*safetensors"),
@@ -32,12 +32,12 @@ def test_the_cache_serves_at_once_while_the_hub_fails(
     hub: HubServer, published: torch.nn.Module, pauses: list[float], capsys: pytest.CaptureFixture[str],
     action: Any, method: str, path: str,
 ) -> None:  # fmt: skip
-    room.load(REPO)
+    load(REPO)
     capsys.readouterr()
     hub.fault(method, path, action, times=None)
     fetched = len(hub.asked("GET", "/cdn/"))
-    assert torch.equal(outputs(room.load(REPO)), outputs(published))
-    assert room.verify(REPO)["ok"]
+    assert torch.equal(outputs(load(REPO)), outputs(published))
+    assert verify(REPO)["ok"]
     assert len(hub.asked("GET", "/cdn/")) == fetched
     said = capsys.readouterr().err
     if method == "GET":  # the client itself takes what it has where only a file's headers cannot be had
@@ -50,7 +50,7 @@ def test_the_cache_serves_at_once_while_the_hub_fails(
 def test_the_cache_serves_nothing_damaged(
     hub: HubServer, published: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    room.load(REPO)
+    load(REPO)
     hub.fault("GET", "/api/models/", Status(500), times=None)
     hub.fault("HEAD", "/resolve/", Status(500), times=None)
     (blob,) = (tmp_path / "cache").rglob(hub.files(REPO)["model.safetensors"].sha256)
@@ -58,28 +58,28 @@ def test_the_cache_serves_nothing_damaged(
     damaged[-100] ^= 1
     blob.write_bytes(damaged)
     with pytest.raises(InputError, match="fetching model.safetensors of someone/model: the Hub answered 500"):
-        room.load(REPO)
-    assert not room.verify(REPO)["ok"]
+        load(REPO)
+    assert not verify(REPO)["ok"]
     assert "is damaged: fetching it again" in capsys.readouterr().err
 
 
 def test_a_refusal_is_not_covered_by_the_cache(hub: HubServer, published: torch.nn.Module) -> None:
-    room.load(REPO)
+    load(REPO)
     hub.fault("GET", "/api/models/", Status(403), times=None)
     with pytest.raises(InputError, match="your token may not do this"):
-        room.load(REPO)
+        load(REPO)
 
 
 def test_a_hub_that_hangs_leaves_the_cache(
     hub: HubServer, published: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room.load(REPO)
+    load(REPO)
     for name in ("CONNECT", "ANSWER"):
-        monkeypatch.setattr(hub_transport, name, 0.1)
+        monkeypatch.setattr(transport, name, 0.1)
     for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
         monkeypatch.setattr(constants, name, 0.1)
     hub.fault("GET", "/api/models/", Pause("before"), times=None)
-    assert torch.equal(outputs(room.load(REPO)), outputs(published))
+    assert torch.equal(outputs(load(REPO)), outputs(published))
 
 
 def test_any_one_file_can_be_fetched_and_is_compared(
@@ -116,7 +116,7 @@ def test_a_config_of_any_size_is_not_fetched(
         file.truncate(10_000_001)
     hub.commit(REPO, {"config.json": tmp_path / "large"})
     list_config_as(size, monkeypatch)
-    for work in (room.load, room.verify):
+    for work in (load, verify):
         with pytest.raises(InputError, match=rf"'config.json' has {size:,} bytes, more than the 10,000,000"):
             work(REPO)
     assert hub.asked("GET", "/resolve/") == hub.asked("GET", "/cdn/") == []
@@ -131,7 +131,7 @@ def test_a_size_that_is_a_lie_is_cut_off(
     hub.commit(REPO, {"config.json": tmp_path / "large"})
     list_config_as(5, monkeypatch)
     with pytest.raises(InputError, match="the Hub sends more than the 1,000,000 bytes it may"):
-        room.load(REPO)
+        load(REPO)
     assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()) < 2_000_000
 
 
@@ -153,21 +153,21 @@ NAMES = [
 def test_a_name_that_is_no_plain_path_is_not_fetched(hub: HubServer, published: torch.nn.Module, name: str) -> None:
     hub.commit(REPO, {name: b"a text"})
     with pytest.raises(InputError, match="has a name (that is no plain path|too long for a disk)") as error:
-        room.verify(REPO)
+        verify(REPO)
     assert str(error.value).isprintable()
     assert hub.asked("GET", "/resolve/") == []
-    assert torch.equal(outputs(room.load(REPO)), outputs(published)), "which asks for other files"
+    assert torch.equal(outputs(load(REPO)), outputs(published)), "which asks for other files"
 
 
 def test_a_listing_of_millions_is_not_read_to_its_end(
     hub: HubServer, published: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_client, "MOST_FILES", 50)
+    monkeypatch.setattr(client, "MOST_FILES", 50)
     page = [{"type": "file", "oid": "0" * 40, "size": 1, "path": f"{number}.txt"} for number in range(20)]
     again = {"Link": f'<{hub.url}/api/models/{REPO}/tree/main?recursive=true>; rel="next"'}
     monkeypatch.setattr(Handler, "page", lambda *_: as_json(page, **again))
     with pytest.raises(InputError, match="has more than 50 files"):
-        room.load(REPO)
+        load(REPO)
     assert len(hub.asked("GET", "/tree/")) == 3
 
 
@@ -192,7 +192,7 @@ def test_all_files_together_have_a_limit() -> None:
     with pytest.raises(InputError, match=f"no more than {LARGEST_TOTAL:,} are fetched"):
         check_listing(REPO, files)
     check_listing(REPO, dict(list(files.items())[:2]))
-    assert hub_limits.most_bytes("a/b/README.MD") == hub_limits.LARGEST_TEXT
+    assert download_limits.most_bytes("a/b/README.MD") == download_limits.LARGEST_TEXT
 
 
 def test_a_repository_that_changes_while_it_is_fetched_is_fetched_as_it_is_then(
@@ -202,7 +202,7 @@ def test_a_repository_that_changes_while_it_is_fetched_is_fetched_as_it_is_then(
     pause = Pause("before")
     hub.fault("GET", "/tree/", pause)
     with ThreadPoolExecutor(1) as pool:
-        loaded = pool.submit(room.load, REPO)
+        loaded = pool.submit(load, REPO)
         assert pause.reached.wait(60)
         hub.commit(REPO, {name: tmp_path / "newer" / name for name in ("model.safetensors", "config.json")})
         pause.resume()

@@ -17,10 +17,11 @@ import torch
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.locks import LOCK_NAME
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
-from seresnet_hub.training import checkpoint as states
+from seresnet_hub.training import checkpoint, loop
 from seresnet_hub.training import start_or_resume as starting
 from seresnet_hub.training import train as training
-from seresnet_hub.training.start_or_resume import begin, processes_started, require_launcher
+from seresnet_hub.training.processes import processes_started, require_launcher
+from seresnet_hub.training.start_or_resume import begin
 
 SMALL = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0)
 SCRIPT = str(Path(__file__).parents[1] / "scripts" / "train.py")
@@ -106,7 +107,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_and_a_damaged_one_does_not_begin_anew(tmp_path: Path) -> None:
-    path = states.save_state(tmp_path, {"step": 3, "model": {"weight": torch.ones(2)}})
+    path = checkpoint.save_checkpoint(tmp_path, {"step": 3, "model": {"weight": torch.ones(2)}})
     (tmp_path / "training" / PARTIAL).write_text("half")
     with pytest.raises(InputError, match="already exists: continue it with --resume"), ExitStack() as on_exit:
         begin(tmp_path, resume=False, say=print, on_exit=on_exit)
@@ -147,19 +148,18 @@ def test_a_second_run_is_refused_while_the_first_one_runs(
     assert_same(tmp_path / "alone", tmp_path / "run")
 
 
-SCRIPTS = str(Path(__file__).parents[1] / "scripts")
 SETTINGS = [f"{name}={getattr(SMALL, name)}" for name in ("epochs", "batch_size", "input_size", "workers")]
 # Ends the process where it is, as kill -9 does: at a step before the first state, or within that state's write.
 KILLED = """
 import os, sys, torch
-sys.path.insert(0, sys.argv.pop(1))
-import seresnet_hub.training.checkpoint as states, train
-from seresnet_hub.commands.run import run
+import seresnet_hub.training.checkpoint as checkpoint
+from seresnet_hub.commands import train
+from seresnet_hub.commands.result_or_error import run
 moment = sys.argv.pop(1)
 if moment == "step":
     torch.optim.SGD.step = lambda *_: os._exit(9)
 else:
-    states.save_file = lambda tensors, path, **_: (open(path, "wb").write(b"half"), os._exit(9))
+    checkpoint.save_file = lambda tensors, path, **_: (open(path, "wb").write(b"half"), os._exit(9))
 sys.exit(run(train.main))
 """
 
@@ -177,7 +177,7 @@ def test_a_run_with_a_tracker_that_is_killed_before_its_first_state(
 ) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     output = tmp_path / "run"
-    command = [sys.executable, "-c", KILLED, SCRIPTS, moment, "--data", numbers, "--output", str(output), "--tracker",
+    command = [sys.executable, "-c", KILLED, moment, "--data", numbers, "--output", str(output), "--tracker",
                "tensorboard", *(["--resume"] if resume else []), "--set", *SETTINGS, "shuffle_window=20"]  # fmt: skip
     assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 9
     left = [path.name for path in output.rglob("*") if path.is_file()]
@@ -221,16 +221,16 @@ def test_mpi_says_how_many_it_started() -> None:
 def counted(recipe: Recipe, numbers: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[int]]:
     """Train; return the steps after which states were saved, and those of the history that were measured."""
     saved: list[int] = []
-    save = training.save_state
+    save = loop.save_checkpoint
 
     def record(folder: Path, state: dict[str, int], **options: int) -> Path:
         saved.append(state["step"])
         return save(folder, state, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_state", record)
+        patch.setattr(loop, "save_checkpoint", record)
         training.train(recipe, data=numbers, output=output)
-    history = states.latest_state(output)[1]["history"]
+    history = checkpoint.latest_checkpoint(output)[0]["history"]
     assert [row["step"] for row in history] == [4 * epoch for epoch in range(1, recipe.epochs + 1)]
     assert all("train_loss" in row for row in history)
     return saved, [int(row["step"]) for row in history if "top1" in row]
@@ -284,21 +284,21 @@ def test_an_evaluation_that_was_lost_is_repeated(
         pass
 
     training.train(SMALL, data=numbers, output=tmp_path / "whole")
-    name = "_evaluate" if moment == "evaluation" else "save_run"
-    original = getattr(training, name)
+    name = "evaluate" if moment == "evaluation" else "save_run"
+    original = getattr(loop, name)
     for epoch in (1, 2):
         calls: list[int] = []
 
-        def fail(*given: object, calls: list[int] = calls) -> object:
+        def fail(*given: object, calls: list[int] = calls, **options: object) -> object:
             calls.append(1)
             if moment == "evaluation" or len(calls) == 2:
                 raise Killed
-            return original(*given)
+            return original(*given, **options)
 
-        monkeypatch.setattr(training, name, fail)
+        monkeypatch.setattr(loop, name, fail)
         with pytest.raises(Killed):
             training.train(SMALL, data=numbers, output=tmp_path / "parts", resume=epoch == 2)
-    monkeypatch.setattr(training, name, original)
+    monkeypatch.setattr(loop, name, original)
     training.train(SMALL, data=numbers, output=tmp_path / "parts", resume=True)
     assert_same(tmp_path / "whole", tmp_path / "parts")
     assert_same(tmp_path / "whole" / "best", tmp_path / "parts" / "best")

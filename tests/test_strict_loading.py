@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 import seresnet_hub
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import sha256_of, write_json
 from seresnet_hub.files.model_folder import timm_config, write_weights
-from seresnet_hub.files.writing import sha256_of, write_json
+from seresnet_hub.models.load import origin_of
 from seresnet_hub.models.strict_loading import load_weights
-from seresnet_hub.publishing.push import origin_of, verify
+from seresnet_hub.publishing.verify import verify
 
 NAMES = ["ant", "bee", "cat", "dog"]
 

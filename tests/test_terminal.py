@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from seresnet_hub.commands.run import run
+from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.commands.terminal import as_table, tell
 from seresnet_hub.errors import LostProcessError, PrintableLog
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from seresnet_hub.recipes.recipe import get_recipe
+from seresnet_hub.training import loop
 from seresnet_hub.training import train as training
 from seresnet_hub.training.throughput import FIRST_STEPS, Clock
 
@@ -142,8 +143,8 @@ def test_training_counts_its_steady_steps(tmp_path: Path, numbers: str, monkeypa
         return after
 
     monkeypatch.setattr(torch.Tensor, "backward", slow_backward)
-    for name in ("evaluate", "save_run", "save_state", "loader"):
-        monkeypatch.setattr(training, name, slow(getattr(training, name)))
+    for name in ("evaluate", "save_run", "save_checkpoint", "loader"):
+        monkeypatch.setattr(loop, name, slow(getattr(loop, name)))
     monkeypatch.setattr(training, "Clock", lambda profile: Clock(profile, now=hands))
     recipe = replace(SMALL, epochs=9, eval_every=4, checkpoint_steps=3)
     result = training.train(recipe, data=numbers, output=tmp_path / "run")

@@ -16,7 +16,7 @@ import timm
 
 import seresnet_hub
 from seresnet_hub.models import registry
-from seresnet_hub.models.weights import OWN_WEIGHTS, WEIGHTS
+from seresnet_hub.models.published_weights import OWN_WEIGHTS, WEIGHTS
 
 DESCRIBE = """
 import json, timm, torch

@@ -16,8 +16,9 @@ from seresnet_hub import torch_settings as backends
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.torch_settings import float32_arithmetic, settings_of_run
+from seresnet_hub.training import learner
 from seresnet_hub.training import train as training
-from seresnet_hub.training.checkpoint import latest_state, save_state
+from seresnet_hub.training.checkpoint import latest_checkpoint, save_checkpoint
 
 SMALL = replace(get_recipe("digits"), epochs=1, batch_size=10, input_size=8, shuffle_window=20, workers=0)
 
@@ -119,13 +120,13 @@ def test_a_workspace_that_comes_too_late_or_is_another_is_named(monkeypatch: pyt
 
 def test_train_sets_and_restores_them(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
-    losses = training._losses
+    losses = learner.image_losses
 
     def noting(*arguments: Any) -> torch.Tensor:
         seen.append(flags())
         return losses(*arguments)
 
-    monkeypatch.setattr(training, "_losses", noting)
+    monkeypatch.setattr(learner, "image_losses", noting)
     for deterministic in (False, True):
         recipe = replace(SMALL, deterministic=deterministic)
         training.train(recipe, data=numbers, output=tmp_path / str(deterministic), max_steps=1)
@@ -136,12 +137,12 @@ def test_train_sets_and_restores_them(tmp_path: Path, numbers: str, monkeypatch:
 def test_an_operation_without_a_deterministic_form_is_named(
     tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = training._losses
+    losses = learner.image_losses
 
     def scattering(*arguments: Any) -> torch.Tensor:
         return losses(*arguments).put_(torch.tensor([0]), torch.tensor([0.0]))
 
-    monkeypatch.setattr(training, "_losses", scattering)
+    monkeypatch.setattr(learner, "image_losses", scattering)
     with pytest.raises(InputError, match=r"^deterministic=true: put_ has no deterministic algorithm on cpu in torch"):
         training.train(replace(SMALL, deterministic=True), data=numbers, output=tmp_path / "run")
     training.train(SMALL, data=numbers, output=tmp_path / "without", max_steps=1)
@@ -156,10 +157,10 @@ def test_a_run_goes_on_as_deterministic_as_it_was(tmp_path: Path, numbers: str) 
 
 def test_a_state_older_than_the_field_is_of_a_run_without_it(tmp_path: Path, numbers: str) -> None:
     training.train(SMALL, data=numbers, output=tmp_path / "run", max_steps=2)
-    state = latest_state(tmp_path / "run")[1]
+    state = latest_checkpoint(tmp_path / "run")[0]
     settings = json.loads(state["settings"])
     del settings["deterministic"]
-    save_state(tmp_path / "run", {**state, "settings": json.dumps(settings)})
+    save_checkpoint(tmp_path / "run", {**state, "settings": json.dumps(settings)})
     with pytest.raises(InputError, match="deterministic was False, now True"):
         training.train(replace(SMALL, deterministic=True), data=numbers, output=tmp_path / "run", resume=True)
     assert training.train(SMALL, data=numbers, output=tmp_path / "run", resume=True)["steps"] == 4

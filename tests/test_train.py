@@ -3,47 +3,30 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import math
 import re
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import timm
 import torch
-from conftest import WriteSplit
 from PIL import Image
 from safetensors import SafetensorError
-from torch._dynamo.testing import CompileCounter
+from small_runs import SMALL, refused, same, weights
 
 import seresnet_hub
-from seresnet_hub.data.plan import Plan
-from seresnet_hub.data.splits import open_split
-from seresnet_hub.errors import InputError
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.inference.evaluate import evaluate
-from seresnet_hub.publishing.push import load
-from seresnet_hub.recipes.recipe import Recipe, get_recipe
-from seresnet_hub.training import checkpoint as states
+from seresnet_hub.models.load import load
+from seresnet_hub.recipes.recipe import get_recipe
+from seresnet_hub.training import checkpoint
 from seresnet_hub.training import train as training
 
 SPEED = ["images_per_second", "waiting_share", "first_steps_seconds", "peak_bytes"]
 KEYS = ["output", "recipe", "model", "steps", "epochs", "seen", "top1", "top5", *SPEED, "stopped"]
-SMALL = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0)
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(folder / "model.safetensors")
-
-
-def same(a: Path, b: Path) -> bool:
-    first, second = weights(a), weights(b)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_the_digits_are_learnt_and_named(tmp_path: Path) -> None:
@@ -107,20 +90,6 @@ def test_resuming_a_finished_run_measures_it_again(tmp_path: Path, numbers: str)
     assert again["first_steps_seconds"] == 0
 
 
-def test_the_learning_rate_follows_the_cosine(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates: list[float] = []
-    step = torch.optim.SGD.step
-
-    def record(self: torch.optim.SGD, *args: object) -> object:
-        rates.append(self.param_groups[0]["lr"])
-        return step(self, *args)
-
-    monkeypatch.setattr(torch.optim.SGD, "step", record)
-    training.train(SMALL, data=numbers, output=tmp_path / "run")
-    expected = [0.05 * (1 + torch.cos(torch.tensor(torch.pi * k / 8)).item()) for k in range(8)]
-    assert rates == pytest.approx(expected, rel=1e-6)
-
-
 def test_a_model_that_timm_knows_needs_no_plugin(tmp_path: Path, numbers: str) -> None:
     recipe = replace(SMALL, model="seresnet18", input_size=32, epochs=1)
     training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=1)
@@ -151,13 +120,6 @@ def test_a_timm_models_config_keeps_no_facts_of_other_weights(tmp_path: Path, nu
     assert timm.data.resolve_model_data_config(model, use_test_size=True)["input_size"][1] == 32
 
 
-def test_resume_refuses_other_data(tmp_path: Path, write_split: WriteSplit, numbers: str) -> None:
-    training.train(SMALL, data=numbers, output=tmp_path / "run", max_steps=1)
-    training.train(SMALL, data=numbers + "/", output=tmp_path / "run", max_steps=2, resume=True)
-    write_split([[9, 8], [17]])
-    refused("training_images was 33, now 34", data=numbers, output=tmp_path / "run", resume=True)
-
-
 def test_two_processes_share_the_work(tmp_path: Path, numbers: str) -> None:
     """Every image is trained on and measured once, one result is printed, and one process measures the same."""
     script = Path(__file__).parents[1] / "scripts" / "train.py"
@@ -175,23 +137,6 @@ def test_two_processes_share_the_work(tmp_path: Path, numbers: str) -> None:
     assert (round(measured.top1, 4), round(measured.top5, 4)) == (result["top1"], result["top5"])
 
 
-def test_processes_that_drift_apart_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = timm.create_model("seresnet20_cifar")
-    other = timm.create_model("seresnet20_cifar")
-    monkeypatch.setattr(training, "gather_object", lambda own: [*own, training_digest(other)])
-    with pytest.raises(RuntimeError, match="drifted apart"):
-        training._require_same_on_all_ranks(model)
-    monkeypatch.setattr(training, "gather_object", lambda own: [*own, training_digest(model)])
-    training._require_same_on_all_ranks(model)
-
-
-def training_digest(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
 def test_a_full_disk_keeps_the_last_state(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
     training.train(SMALL, data=numbers, output=out, max_steps=4)
@@ -201,16 +146,11 @@ def test_a_full_disk_keeps_the_last_state(tmp_path: Path, numbers: str, monkeypa
         Path(path).write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(states, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     message = r"cannot write \S+/run/training/step-00000008.safetensors: .*No space left .* MiB are free"
     refused(message, data=numbers, output=out, resume=True)
     after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.parent.name == "training"}
     assert after == before
-
-
-def refused(message: str, recipe: Recipe = SMALL, **arguments: object) -> None:
-    with pytest.raises(InputError, match=message):
-        training.train(recipe, **arguments)  # type: ignore[arg-type]
 
 
 def test_what_cannot_work_is_refused_and_writes_nothing(tmp_path: Path, numbers: str) -> None:
@@ -241,25 +181,6 @@ def test_what_cannot_work_is_refused_and_writes_nothing(tmp_path: Path, numbers:
     (tmp_path / "file").write_text("in the way")
     refused("cannot write to .*file/run: Not a directory", data=numbers, output=tmp_path / "file" / "run")
     refused("cannot write to .*: File name too long", data=numbers, output=tmp_path / ("x" * 300))
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "repeats", "processes", "message"),
-    [
-        (2064, 3, 8, None),
-        (12, 4, 8, "these share 12 in a batch"),
-        (48, 3, 8, None),  # 16 images, 2 of each process, and 6 rows
-        (2046, 3, 8, "need an equal, even number of images on each of 8 processes, and these share 2,046 in a batch"),
-        (100, 1, 4, "on each of 4 processes, and these share 100 in a batch"),
-        (100, 1, 2, None),
-        (10, 1, 3, "on each of 3 processes, and these share 10 in a batch"),
-    ],
-)
-def test_no_process_is_left_out_of_mixing(batch_size: int, repeats: int, processes: int, message: str | None) -> None:
-    recipe = replace(SMALL, mixup=0.1, batch_size=batch_size, repeated_augmentation=repeats)
-    plan = Plan(unit_rows=(5000,), batch_size=batch_size // repeats, lanes=24, order=None)
-    with pytest.raises(InputError, match=message) if message else nullcontext():
-        training._require_mixable(recipe, plan, processes)
 
 
 @pytest.mark.slow
@@ -296,7 +217,7 @@ def test_the_last_good_state_survives_an_explosion(tmp_path: Path, numbers: str)
     late = replace(SMALL, schedule="step", decay_epochs=(1,), decay_rate=1e38)
     kept = r"lower learning_rate=0.1; the last good state, \S+/step-00000004.safetensors, is kept"
     refused(rf"the loss is \S+ at step [67] \(noticed at 8\): {kept}", late, data=numbers, output=out)
-    assert [path.name for path in states.list_states(out)] == ["step-00000004.safetensors"]
+    assert [path.name for path in checkpoint.list_checkpoints(out)] == ["step-00000004.safetensors"]
     assert all(tensor.isfinite().all() for tensor in weights(out).values())
 
 
@@ -311,28 +232,13 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path, numbers: str) -> None:
     assert (out / "thesis.txt").read_text() == "mine"
 
 
-def test_resume_refuses_another_recipe_and_a_damaged_state(tmp_path: Path, numbers: str) -> None:
-    out = tmp_path / "run"
-    training.train(SMALL, data=numbers, output=out, max_steps=1)
-    refused(
-        "cannot resume with another recipe or other data: learning_rate was 0.1, now 0.2",
-        replace(SMALL, learning_rate=0.2),
-        data=numbers,
-        output=out,
-        resume=True,
-    )
-    (state,) = states.list_states(out)
-    state.write_bytes(state.read_bytes()[:1000])
-    refused("step-00000001.safetensors is damaged", data=numbers, output=out, resume=True)
-
-
 def test_a_damaged_state_gives_way_to_the_one_before(
     tmp_path: Path, numbers: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = replace(SMALL, checkpoint_steps=3)
     training.train(recipe, data=numbers, output=tmp_path / "whole")
     training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=6)
-    newest, before = states.list_states(tmp_path / "run")
+    newest, before = checkpoint.list_checkpoints(tmp_path / "run")
     assert (newest.stem, before.stem) == ("step-00000006", "step-00000004")
     data = bytearray(newest.read_bytes())
     data[-1] ^= 1
@@ -342,71 +248,14 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     assert same(tmp_path / "whole", tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [("model", None, "is not one of this version"), ("step", 10**6, "the state is at step 1,000,000 of a run of 8"),
-     ("settings", "[]", "is not one of this version"),
-     ("model", {"fc.bias": torch.ones(1)}, "does not fit seresnet20_cifar")],
-)  # fmt: skip
-def test_an_incomplete_state_is_refused(tmp_path: Path, numbers: str, key: str, value: object, message: str) -> None:
-    out = tmp_path / "run"
-    training.train(SMALL, data=numbers, output=out, max_steps=1)
-    state = states.latest_state(out)[1]
-    if value is None:
-        del state[key]
-    else:
-        state[key] = value
-    states.save_state(out, state)
-    refused(message, data=numbers, output=out, resume=True)
-
-
 def test_a_full_disk_leaves_no_new_folder(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: object, path: Path, **__: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(states, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     message = r"cannot write \S+/run/training/step-00000004.safetensors: .*No space left .* MiB are free"
     refused(message, data=numbers, output=tmp_path / "run")
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and "run" in path.parts]
-
-
-def test_the_recipe_reaches_the_optimiser(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates: list[float] = []
-    groups: list[list[tuple[float, int]]] = []
-    step = torch.optim.SGD.step
-
-    def record(self: torch.optim.SGD, *args: object) -> object:
-        rates.append(self.param_groups[0]["lr"])
-        groups.append([(group["weight_decay"], len(group["params"])) for group in self.param_groups])
-        return step(self, *args)
-
-    monkeypatch.setattr(torch.optim.SGD, "step", record)
-    warm = replace(SMALL, epochs=2, warmup_epochs=1, decay_all=False, weight_decay=0.125, label_smoothing=0.1)
-    training.train(warm, data=numbers, output=tmp_path / "run")
-    assert rates[:5] == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.05 * (1 + math.cos(math.pi / 2))], rel=1e-6)
-    matrices = sum(p.ndim > 1 for p in timm.create_model("seresnet20_cifar").parameters())
-    everything = len(list(timm.create_model("seresnet20_cifar").parameters()))
-    assert sorted(groups[0]) == sorted([(0.0, everything - matrices), (0.125, matrices)])
-    groups.clear()
-    training.train(SMALL, data=numbers, output=tmp_path / "all")
-    assert groups[0] == [(SMALL.weight_decay, everything)]
-
-
-def test_the_first_step_is_the_textbooks(tmp_path: Path, numbers: str) -> None:
-    """One step of plain SGD, recomputed here: the same start, batch, label smoothing and weight decay."""
-    recipe = replace(SMALL, optimizer="momentum", label_smoothing=0.2, momentum=0.0, weight_decay=0.01, epochs=1)
-    training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=1)
-    torch.manual_seed(recipe.seed)
-    model = timm.create_model(recipe.model, num_classes=10).train()
-    batch = next(iter(seresnet_hub.loader(numbers, "train", recipe, seed=recipe.seed)))
-    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-    logits = model((batch.images / 255 - mean) / std)
-    smooth = torch.full((10, 10), 0.02).scatter_(1, batch.labels[:, None], 0.82)
-    (-(smooth * logits.log_softmax(1)).sum(1).mean()).backward()
-    trained = weights(tmp_path / "run")
-    for name, parameter in model.named_parameters():
-        expected = parameter - recipe.learning_rate * (parameter.grad + 0.01 * parameter)
-        torch.testing.assert_close(trained[name], expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_moving_average_is_kept_beside_the_weights_themselves(tmp_path: Path, numbers: str) -> None:
@@ -433,87 +282,12 @@ def test_a_moving_average_is_kept_beside_the_weights_themselves(tmp_path: Path, 
     assert "chosen by the accuracy below" in (out / "best" / "README.md").read_text()
 
 
-def test_what_only_changes_how_it_is_computed_gives_the_same_weights(tmp_path: Path, numbers: str) -> None:
-    """Activation checkpointing repeats the forward pass; BatchNorm's statistics must not be updated twice by it."""
-    training.train(SMALL, data=numbers, output=tmp_path / "plain", max_steps=2)
-    training.train(replace(SMALL, grad_checkpointing=True), data=numbers, output=tmp_path / "again", max_steps=2)
-    again = weights(tmp_path / "again")
-    for name, tensor in weights(tmp_path / "plain").items():
-        torch.testing.assert_close(again[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
-    refused("sync_bn=True: torch has it for CUDA", replace(SMALL, sync_bn=True), data=numbers, output=tmp_path / "c")
-
-
-@pytest.mark.slow
-def test_a_compiled_model_learns_the_same(tmp_path: Path, numbers: str) -> None:
-    training.train(SMALL, data=numbers, output=tmp_path / "eager", max_steps=4)
-    for kind, recipe in (
-        ("compiled", replace(SMALL, compile=True)),
-        ("blocks", replace(SMALL, compile=True, se_blocks=True)),
-    ):
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        result = training.train(recipe, data=numbers, output=tmp_path / kind, max_steps=4)
-        assert result["steps"] == 4
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"], "nothing was compiled"
-        compiled = weights(tmp_path / kind)
-        for name, tensor in weights(tmp_path / "eager").items():
-            torch.testing.assert_close(compiled[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
-    assert any(not torch.equal(tensor, compiled[name]) for name, tensor in weights(tmp_path / "compiled").items()), (
-        "to the last bit: the same blocks ran"
-    )
-
-
-@pytest.mark.slow
-def test_a_compiled_run_resumes_to_the_bit(tmp_path: Path, numbers: str) -> None:
-    """It stops after the first short batch, of another size; what was compiled for it must not serve whole ones."""
-    compiled = replace(SMALL, compile=True)
-    training.train(compiled, data=numbers, output=tmp_path / "whole", max_steps=6)
-    torch._dynamo.reset()
-    training.train(compiled, data=numbers, output=tmp_path / "parts", max_steps=4)
-    torch._dynamo.reset()
-    training.train(compiled, data=numbers, output=tmp_path / "parts", max_steps=6, resume=True)
-    whole = weights(tmp_path / "whole")
-    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(tmp_path / "parts").items())
-
-
-def test_short_batches_compile_nothing(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every fourth one is short, and the run that goes on begins with it."""
-    counter = CompileCounter()
-    compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model, *, dynamic, options: compile(model, backend=counter))
-    for stop, graphs in ((3, 1), (4, 0), (9, 1)):
-        torch._dynamo.reset()
-        counter.clear()
-        recipe = replace(SMALL, compile=True, epochs=3)
-        training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=stop, resume=True)
-        assert counter.frame_count == graphs, stop
-
-
-@pytest.mark.parametrize(("images", "pieces", "sizes"), [(10, 1, {10}), (10, 3, {4, 2}), (12, 3, {4}), (2, 3, {1})])
-def test_the_sizes_of_pieces_are_those_of_torchs_chunks(images: int, pieces: int, sizes: set[int]) -> None:
-    assert training._piece_sizes(images, pieces) == sizes == {len(t) for t in torch.zeros(images).chunk(pieces)}
-
-
-def test_blocks_for_training_need_something_to_gain(tmp_path: Path, numbers: str) -> None:
-    refused("se_blocks=True: it gains something where compile=True alone", replace(SMALL, se_blocks=True),
-            data=numbers, output=tmp_path / "out")  # fmt: skip
-    plain = replace(SMALL, model="resnet20_cifar", se_blocks=True, compile=True)
-    refused("resnet20_cifar has no block of timm's with an SE unit", plain, data=numbers, output=tmp_path / "out")
-
-
 def test_accelerates_one_setting_a_process_is_no_surprise(tmp_path: Path, numbers: str) -> None:
     """It keeps the settings of the first `Accelerator` of a process; another precision must not become that one."""
     training.train(SMALL, data=numbers, output=tmp_path / "first", max_steps=1)
     refused("mixed_precision=bf16: .*restart your runtime", replace(SMALL, mixed_precision="bf16"),
             data=numbers, output=tmp_path / "second")  # fmt: skip
     assert not (tmp_path / "second").exists()
-
-
-def test_a_run_is_not_made_shorter_than_it_is(tmp_path: Path, numbers: str) -> None:
-    training.train(SMALL, data=numbers, output=tmp_path / "run", max_steps=5)
-    refused("max_steps=3: the run in .* is at step 5 already", data=numbers, output=tmp_path / "run", resume=True,
-            max_steps=3)  # fmt: skip
-    assert training.train(SMALL, data=numbers, output=tmp_path / "run", resume=True, max_steps=6)["steps"] == 6
 
 
 def test_trackers_get_losses_and_accuracies(tmp_path: Path, numbers: str) -> None:

@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from seresnet_hub.models import blocks
-from seresnet_hub.models.blocks import SEBasicBlock, SEBottleneck
+from seresnet_hub.models.training_blocks import ScaleAdd, SEBasicBlock, SEBottleneck, use_training_blocks
 
 # Two blocks: one with a stride and a projection, one with its input as shortcut.
 KINDS: dict[str, tuple[type[nn.Module], type[nn.Module], dict[str, Any]]] = {
@@ -254,12 +254,12 @@ def test_a_model_that_is_there_can_be_changed() -> None:
     torch.manual_seed(0)
     model = timm.create_model("seresnet50")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert blocks.use_training_blocks(model) == 16
+    assert use_training_blocks(model) == 16
     assert sum(type(module) is SEBottleneck for module in model.modules()) == 16
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert type(timm.create_model("seresnet50").layer1[0]) is Bottleneck
     others = ("resnet50", "ecaresnet26t", "seresnet20_cifar_pre", "legacy_seresnet18")
-    assert [blocks.use_training_blocks(timm.create_model(name)) for name in others] == [0, 0, 0, 0]
+    assert [use_training_blocks(timm.create_model(name)) for name in others] == [0, 0, 0, 0]
 
 
 def test_not_compiled_it_is_timms_to_the_bit() -> None:
@@ -353,9 +353,7 @@ def test_the_shortcut_stays_narrow(backend: str) -> None:
     mean, scale, offset = means.mean(0, keepdim=True), torch.rand(4, 8, 1, 1), torch.randn(4, 8, 1, 1)
     shortcut = torch.randn(4, 8, 6, 6).bfloat16().requires_grad_()
     torch._dynamo.reset()
-    call = torch.compile(
-        lambda *maps: blocks._ScaleAdd.apply(*maps, means), backend=backend, fullgraph=True, dynamic=False
-    )
+    call = torch.compile(lambda *maps: ScaleAdd.apply(*maps, means), backend=backend, fullgraph=True, dynamic=False)
     total = call(x, mean, scale, offset, shortcut)
     assert torch.equal(total, ((x - mean) * scale + offset + shortcut.float()).bfloat16())
     direction = torch.randn(4, 8, 6, 6).bfloat16()
@@ -378,7 +376,7 @@ SYNC = """
 import json, os, sys
 import torch, timm
 from torch import distributed, nn
-from seresnet_hub.models.blocks import SEBottleneck, use_compiled_sync_norms
+from seresnet_hub.models.training_blocks import SEBottleneck, use_compiled_sync_norms
 
 distributed.init_process_group("gloo")
 rank, world_size = distributed.get_rank(), distributed.get_world_size()

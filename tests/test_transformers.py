@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import seresnet_hub
-from seresnet_hub.models.weights import OWN_WEIGHTS
+from seresnet_hub.models.published_weights import OWN_WEIGHTS
 
 pytest.importorskip("transformers", reason="transformers is in the extra 'test'")
 

@@ -16,17 +16,11 @@ from conftest import encode
 from PIL import Image
 from timm.data import auto_augment as timms_augmentation
 
+from seresnet_hub.data.image_files import read_image
 from seresnet_hub.data.image_folders import left_out_of
-from seresnet_hub.data.transforms import (
-    evaluation_transform,
-    image_files,
-    normalize,
-    read_image,
-    seed_from,
-    seeded,
-    training_transform,
-)
+from seresnet_hub.data.transforms import evaluation_transform, normalize, seed_from, seeded, training_transform
 from seresnet_hub.errors import InputError
+from seresnet_hub.inference.find_images import image_files
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -110,13 +104,13 @@ def test_folders_give_their_images_in_order(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("b.png", "a.JPG", "sub/c.webp", "readme.txt"):
         (tmp_path / name).write_bytes(b"x")
-    assert [p.name for p in image_files([tmp_path])] == ["a.JPG", "b.png", "c.webp"]
-    assert image_files([tmp_path / "readme.txt"]) == [tmp_path / "readme.txt"]
+    assert [p.name for p in image_files(tmp_path)] == ["a.JPG", "b.png", "c.webp"]
+    assert image_files(tmp_path / "readme.txt") == [tmp_path / "readme.txt"]
     with pytest.raises(InputError, match="no such file"):
-        image_files([tmp_path / "nothing"])
+        image_files(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no images in this folder"):
-        image_files([tmp_path / "empty"])
+        image_files(tmp_path / "empty")
 
 
 def test_folders_that_cannot_be_read_are_named(
@@ -134,7 +128,7 @@ def test_folders_that_cannot_be_read_are_named(
 
     monkeypatch.setattr("os.scandir", scandir)
     with caplog.at_level(logging.WARNING):
-        assert image_files([tmp_path]) == [tmp_path / "open" / "a.png"]
+        assert image_files(tmp_path) == [tmp_path / "open" / "a.png"]
     assert f"{tmp_path / 'shut'}: left out, this folder cannot be read (Permission denied)" in caplog.text
     with pytest.raises(InputError, match=r"shut: this folder cannot be read \(Permission denied\)"):
         left_out_of(tmp_path)

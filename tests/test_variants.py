@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seresnet_hub.files import model_folder as folder
 from seresnet_hub.models import blocks
+from seresnet_hub.models.published_weights import WEIGHTS
 from seresnet_hub.models.variants import CIFAR_VARIANTS, PAPER_VARIANTS
-from seresnet_hub.models.weights import WEIGHTS
 
 
 def shapes(name: str) -> nn.Module:

@@ -6,21 +6,24 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import _start  # isort: skip
+import seresnet_hub_command  # noqa: F401  # isort: skip
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from seresnet_hub.commands.parser import command
+from seresnet_hub.commands.result_or_error import start
+
 # The parts of each benchmark, and what else goes with it.
-BENCHMARKS = {"training": ("training", "variants"), "inference": ("inference", "epilogue")}
+MEASURED_PARTS = {"training": ("training", "variants"), "inference": ("inference", "epilogue")}
 RUNS = ("tests", "smoke_deterministic", "smoke_default", "e2e", "evaluation_imagenet", "evaluation_cifar10")
 OWN = "own"  # what predictions call this package's network, in training and in inference
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = _start.command(__doc__)
+    parser = command(__doc__, example="python scripts/gpu/collect.py results")
     parser.add_argument("folder", type=Path, nargs="+", metavar="FOLDER", help="with a results.jsonl, of one GPU")
     parser.add_argument(
         "--output", type=Path, default=Path("model_cards"), metavar="DIR",
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from _tables_kernels import predicted_times
 
     from seresnet_hub.errors import InputError
-    from seresnet_hub.files.writing import replacing, write_json
+    from seresnet_hub.files.atomic_writing import replacing, write_json
 
     if not options.output.is_dir():
         raise InputError(f"{options.output} is not a folder")
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     lines = [line for folder in options.folder for line in read_lines(folder)]
     machine = machine_of(lines)
     files: dict[str, dict[str, Any]] = {}
-    for name, parts in BENCHMARKS.items():
+    for name, parts in MEASURED_PARTS.items():
         measurements = measurements_of(lines, parts, predicted.get(name, {}))
         kernels = [line["result"].get("kernels") for line in finished(lines, f"kernels_{name}")]
         if measurements or kernels:
@@ -198,11 +201,11 @@ def draw(measurements: Sequence[Mapping[str, Any]], device: str, path: Path) -> 
         title = (one["part"], one["dtype"], f"batch {one['batch_size']}", *one["given"])
         axes.set_title(", ".join(title), fontsize=9)
         axes.invert_yaxis()
-        axes.set_xlabel("ms a step" if one["part"] in BENCHMARKS["training"] else "ms")
+        axes.set_xlabel("ms a step" if one["part"] in MEASURED_PARTS["training"] else "ms")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{device}; black: predicted", fontsize=10)
     figure.savefig(path, format="png", dpi=110)
 
 
 if __name__ == "__main__":
-    _start.start(parser(), main)
+    start(parser(), main)

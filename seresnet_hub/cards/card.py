@@ -15,7 +15,7 @@ from seresnet_hub.cards.texts import CITATIONS, IMAGENET, LIMITATIONS, LIMITED_C
 from seresnet_hub.errors import InputError, printable
 from seresnet_hub.files.model_folder import CONFIG_NAME, CURVES_NAME, FACTS_KEY
 from seresnet_hub.models.cost import Sizes
-from seresnet_hub.models.weights import Weights
+from seresnet_hub.models.published_weights import Weights
 from seresnet_hub.recipes.recipe import Recipe
 
 # With as many classes, a network that knows nothing has a top-5 accuracy of 100 %.

@@ -76,12 +76,12 @@ LEGACY_ARCHITECTURES: dict[tuple[tuple[int, ...], bool, int, bool], str] = {
     ((3, 4, 23, 3), True, 32, False): "legacy_seresnext101_32x4d",
     ((3, 8, 36, 3), True, 64, True): "legacy_senet154",
 }
-# This package's CIFAR networks, by blocks a stage and bottleneck.
-CIFAR_ARCHITECTURES: dict[str, tuple[int, bool]] = {
-    "seresnet20_cifar": (3, False),
-    "seresnet56_cifar": (9, False),
-    "seresnet110_cifar": (18, False),
-    "seresnet164_cifar": (18, True),
+# This package's CIFAR networks, by (layers, bottleneck).
+CIFAR_ARCHITECTURES: dict[tuple[tuple[int, ...], bool], str] = {
+    ((3, 3, 3), False): "seresnet20_cifar",
+    ((9, 9, 9), False): "seresnet56_cifar",
+    ((18, 18, 18), False): "seresnet110_cifar",
+    ((18, 18, 18), True): "seresnet164_cifar",
 }
 MAX_BLOCKS = 512
 MAX_CHANNELS = 2**14  # more are no network's, and new or padded SE units would take their square in memory
@@ -204,7 +204,10 @@ def find_architecture(tensors: Tensors) -> tuple[str, dict[str, Any]]:
     """
     shape = shape_of(tensors)
     if len(shape.layers) == 3:
-        return _cifar(tensors, shape), {}
+        if (shape.layers, shape.bottleneck) not in CIFAR_ARCHITECTURES:
+            known = ", ".join(CIFAR_ARCHITECTURES.values())
+            raise InputError(f"a network for CIFAR with {shape.layers} blocks is none of {known}")
+        return CIFAR_ARCHITECTURES[shape.layers, shape.bottleneck], {}
     if len(shape.layers) != 4:
         raise InputError(f"the network has {len(shape.layers)} stages; SE-ResNets have 4, those for CIFAR 3")
     widths = _se_widths(tensors)
@@ -228,18 +231,6 @@ def find_architecture(tensors: Tensors) -> tuple[str, dict[str, Any]]:
 def _difference(shape: Shape, row: Shape) -> dict[str, Any]:
     usual = asdict(row)
     return {option: value for option, value in asdict(shape).items() if value != usual[option]}
-
-
-def _cifar(tensors: Tensors, shape: Shape) -> str:
-    """Return this package's CIFAR network with these blocks."""
-    found = [
-        name
-        for name, (blocks, bottleneck) in CIFAR_ARCHITECTURES.items()
-        if shape.layers == (blocks,) * 3 and shape.bottleneck == bottleneck
-    ]
-    if not found:
-        raise InputError(f"a network for CIFAR with {shape.layers} blocks is none of {', '.join(CIFAR_ARCHITECTURES)}")
-    return found[0]
 
 
 def find_legacy_architecture(tensors: Tensors) -> str:

@@ -131,8 +131,7 @@ class Machine:
         raise Refused("its pickle has no end")
 
     def _pop(self) -> Any:
-        if not self._stack or self._stack[-1] is _MARK:
-            raise Refused("its pickle takes more than it put")
+        self._top()
         return self._stack.pop()
 
     def _top(self) -> Any:
@@ -179,14 +178,9 @@ class Machine:
             case "MEMOIZE":
                 self._keep(self._kept)
             case (
-                "BINUNICODE"
-                | "SHORT_BINUNICODE"
-                | "BINUNICODE8"
-                | "UNICODE"
-                | "STRING"
-                | "BINSTRING"
+                "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "UNICODE" | "STRING" | "BINSTRING"
                 | "SHORT_BINSTRING"
-            ):
+            ):  # fmt: skip
                 push(self._text(argument))
             case (
                 "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" | "FLOAT" | "BINFLOAT"

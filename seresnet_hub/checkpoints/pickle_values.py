@@ -13,32 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from seresnet_hub.checkpoints.dtypes import NUMPY_TYPES, STORAGE_TYPES
 from seresnet_hub.checkpoints.reading_budget import BUDGET, WAY_OUT, Account, Refused
-
-STORAGE_TYPES: dict[str, torch.dtype] = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "UntypedStorage": torch.uint8,
-}
-NUMPY_TYPES: dict[str, torch.dtype] = {
-    "f8": torch.float64,
-    "f4": torch.float32,
-    "f2": torch.float16,
-    "i8": torch.int64,
-    "i4": torch.int32,
-    "i2": torch.int16,
-    "i1": torch.int8,
-    "u1": torch.uint8,
-    "b1": torch.bool,
-}
 
 # Mentioning one of these is reason enough to refuse a file: no checkpoint needs them, and every exploit does.
 _MODULES = """
@@ -272,11 +248,7 @@ def _tuple(account: Account, *arguments: Any) -> tuple[Any, ...]:
 
 def encoded(account: Account, text: Any = "", encoding: Any = "latin1") -> Bytes:
     """Return a text as bytes; where they are many, piece by piece into memory that a tensor can use."""
-    if (
-        not isinstance(text, str)
-        or not isinstance(encoding, str)
-        or encoding not in ("latin1", "latin-1", "utf-8", "ascii")
-    ):
+    if not isinstance(text, str) or not isinstance(encoding, str) or encoding not in ENCODINGS:
         raise Refused("bytes are written in an unknown way")
     account.spend("encoded", len(text))
     if len(text) <= LARGE:

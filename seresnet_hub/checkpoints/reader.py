@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,6 @@ class Checkpoint:
     `digest`'s result: it takes longer than the rest, which can go on meanwhile.
     """
 
-    path: Path
     digest: Future[str]
     tensors: dict[str, torch.Tensor]
     entries: dict[str, Any]
@@ -76,22 +75,30 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         buffer, digest = _bytes_of(path)
-        view = memoryview(buffer.numpy())  # type: ignore[arg-type]
-        if view[:4] != LOCAL_MAGIC:
+        if bytes(buffer[:4].numpy()) != LOCAL_MAGIC:
             digest.result()  # bytes of the legacy format are moved within the buffer
-        account = Account(len(view))
-        contents = _parsed(view, buffer, account)
-        state_dict, entries, passed_over = _select(contents.value)
-        tensors = dict(_materialised(state_dict, contents, account))
-        contents.finish()
+        return read_bytes(buffer, digest)
     except Refused as error:
         raise InputError(f"{path} is refused: {error}") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # damaged bytes fail in as many ways as there are bytes
         raise InputError(f"{path} is damaged or no checkpoint: {str(error)[:200] or type(error).__name__}") from error
+
+
+def read_bytes(buffer: torch.Tensor, digest: Future[str]) -> Checkpoint:
+    """Return the checkpoint in a file's bytes, over which its tensors lie; `digest` is their hash.
+
+    Errors: `Refused`, or whatever damaged bytes lead to.
+    """
+    view = memoryview(buffer.numpy())  # type: ignore[arg-type]
+    account = Account(len(view))
+    contents = _parsed(view, buffer, account)
+    state_dict, entries, passed_over = _select(contents.value)
+    tensors = dict(_materialised(state_dict, contents, account))
+    contents.finish()
     return Checkpoint(
-        path=path, digest=digest, tensors=tensors, entries=entries, passed_over=passed_over, metadata=contents.metadata
+        digest=digest, tensors=tensors, entries=entries, passed_over=passed_over, metadata=contents.metadata
     )
 
 
@@ -161,31 +168,21 @@ def _select(content: Any) -> tuple[dict[Any, Any], dict[str, Any], tuple[str, ..
         raise Refused(f"it is a whole pickled {content.name[:100]}, which is code: save its state_dict() instead")
     if not isinstance(content, dict):
         raise Refused("it holds no state dict")
-    has_weights = _weight_finder()
-    if has_weights(content):
+    # By identity, so that each table is searched once, wherever else it stands.
+    tables = {id(value): value for value in (content, *content.values()) if isinstance(value, dict)}
+    weights = {
+        key for key, table in tables.items() if any(isinstance(item, (Tensor, Array)) for item in table.values())
+    }
+    if id(content) in weights:
         return content, {}, ()
-    chosen = next((name for name in STATE_DICTS if has_weights(content.get(name))), None)
+    chosen = next((name for name in STATE_DICTS if id(content.get(name)) in weights), None)
     if chosen is None:
         models = [value.name for value in content.values() if isinstance(value, Opaque)]
         detail = f" (only a pickled {models[0][:100]}: save its state_dict() instead)" if models else ""
         raise Refused(f"it holds no state dict{detail}")
-    passed_over = tuple(str(name) for name, value in content.items() if name != chosen and has_weights(value))
-    entries = {str(name): value for name, value in content.items() if name != chosen and not has_weights(value)}
-    return content[chosen], entries, passed_over
-
-
-def _weight_finder() -> Callable[[Any], bool]:
-    """Return what says whether a value is a table with tensors; each table is searched once."""
-    known: dict[int, bool] = {}
-
-    def has_weights(value: Any) -> bool:
-        if not isinstance(value, dict):
-            return False
-        if id(value) not in known:
-            known[id(value)] = any(isinstance(item, (Tensor, Array)) for item in value.values())
-        return known[id(value)]
-
-    return has_weights
+    others = {str(name): value for name, value in content.items() if name != chosen}
+    entries = {name: value for name, value in others.items() if id(value) not in weights}
+    return content[chosen], entries, tuple(name for name in others if name not in entries)
 
 
 def _materialised(

@@ -7,26 +7,17 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
+from collections import Counter
 from typing import Any
 
 import torch
 
+from seresnet_hub.checkpoints.dtypes import SAFETENSORS_TYPES
 from seresnet_hub.checkpoints.pickle_values import Storage, Tensor, integers, said
 from seresnet_hub.checkpoints.reading_budget import BUDGET, Account, Refused
 from seresnet_hub.checkpoints.torch_files import Contents, StorageBytes
 
-TYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 LENGTH_BYTES = 8
 METADATA = "__metadata__"
 
@@ -48,7 +39,7 @@ def read_safetensors(view: memoryview, buffer: torch.Tensor, account: Account) -
     if parts > BUDGET.header_parts:
         raise Refused(f"its header has {parts} brackets and commas, more than {BUDGET.header_parts}")
     # UTF-8 as the format demands: of bytes, the parser itself would guess another encoding, and import a codec for it.
-    header = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
+    header = json.loads(text.decode("utf-8"), object_pairs_hook=distinct)
     if not isinstance(header, dict):
         raise Refused("its header is no table")
     metadata = header.pop(METADATA, None)
@@ -58,9 +49,9 @@ def read_safetensors(view: memoryview, buffer: torch.Tensor, account: Account) -
         raise Refused(f"it has {len(header)} tensors, more than {BUDGET.tensors}")
     value, runs = {}, []
     for name, entry in header.items():
-        if not isinstance(entry, dict) or entry.get("dtype") not in TYPES:
+        if not isinstance(entry, dict) or entry.get("dtype") not in SAFETENSORS_TYPES:
             raise Refused(f"tensor {name[:80]!r} is of an unknown type")
-        dtype, shape = TYPES[entry["dtype"]], integers(entry.get("shape"), f"the shape of {name[:80]!r}")
+        dtype, shape = SAFETENSORS_TYPES[entry["dtype"]], integers(entry.get("shape"), f"the shape of {name[:80]!r}")
         place = integers(entry.get("data_offsets"), f"the place of {name[:80]!r}")
         count = math.prod(shape)
         if len(place) != 2 or place[1] - place[0] != count * dtype.itemsize or start + place[1] > len(view):
@@ -89,8 +80,10 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else said(value)
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a table of JSON. Errors: `Refused` where a name is there twice: readers differ in which one they take."""
     table = dict(pairs)
-    if len(table) != len(pairs):
-        raise Refused("its header has one name twice")
+    if len(table) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise Refused(f"{reprlib.repr(name)} is there twice")
     return table

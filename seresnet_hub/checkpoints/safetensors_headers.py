@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from seresnet_hub.errors import InputError
+from seresnet_hub.errors import InputError, message_of
 
 # The largest network of timm's has 3,108 tensors, of some 100 bytes each in a header.
 MOST_HEADER_BYTES = 2**23
@@ -29,13 +29,8 @@ def read_header(path: Path) -> Header:
     except InputError:
         raise
     except Exception as error:  # safetensors raises its own
-        raise InputError(f"{path} is no whole safetensors file: {line_of(error)}") from error
+        raise InputError(f"{path} is no whole safetensors file: {message_of(error)}") from error
 
 
 def _is_fraction(dtype: str) -> bool:
     return dtype.startswith(("F", "BF"))  # and not C64, I8, U8, BOOL
-
-
-def line_of(error: Exception) -> str:
-    """Return a library's error on one line."""
-    return " ".join(str(error).split())[:500] or type(error).__name__

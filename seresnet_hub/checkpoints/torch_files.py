@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from seresnet_hub.checkpoints import zip_directory
+from seresnet_hub.checkpoints.dtypes import NUMPY_TYPES
 from seresnet_hub.checkpoints.pickle_machine import Window, unpickled
 from seresnet_hub.checkpoints.pickle_values import (
-    NUMPY_TYPES,
     Array,
     LongBytes,
     Storage,
@@ -145,8 +145,7 @@ def read_pickles(view: memoryview, buffer: torch.Tensor, account: Account) -> Co
     if not are_names or {str(key) for key in keys} != set(used) or len(keys) != len(used):
         raise Refused("its list of storages does not match its tensors")
     # PyTorch puts the storages wherever the pickles end. Moving the bytes once aligns nearly all of them.
-    shift = stream.tell() % 8
-    if shift:
+    if shift := stream.tell() % 8:
         ctypes.memmove(buffer.data_ptr(), buffer.data_ptr() + shift, len(view) - shift)
     at, end, starts = stream.tell() - shift, len(view) - shift, {}
     for key in map(str, keys):
@@ -157,9 +156,7 @@ def read_pickles(view: memoryview, buffer: torch.Tensor, account: Account) -> Co
         at += 8 + size
     if at != end:
         raise Refused(f"there are {end - at} bytes behind its storages: {CUT}")
-    return Contents(
-        value=value, tensor=StorageBytes(buffer, account, lambda storage: starts[storage.key]).tensor
-    )  # fmt: skip
+    return Contents(value=value, tensor=StorageBytes(buffer, account, lambda storage: starts[storage.key]).tensor)
 
 
 def _no_storage(_: Tensor) -> torch.Tensor:

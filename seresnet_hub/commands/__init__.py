@@ -1,1 +1,1 @@
-"""The command line: what every command shares."""
+"""The command line: one module a command, and what they share."""

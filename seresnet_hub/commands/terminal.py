@@ -1,4 +1,4 @@
-"""Show a script's result to a person: a table where a program reading a pipe gets JSON."""
+"""Show a command's result to a person: a table, where a program that reads a pipe gets JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ def tell(line: str) -> None:
 
 
 def as_table(result: Mapping[str, Any]) -> str:
-    """Return a result as text: one line a value, then a table for each list of records; what is None is left out."""
+    """Return a result as text: one line a value, then a table for each list of records; what is None is left out.
+
+    A result with "toml" is that file's text.
+    """
+    if "toml" in result:
+        return str(result["toml"]).rstrip()
     single = {key: value for key, value in result.items() if not _records(value) and value is not None}
     width = max(map(len, single), default=0)
     blocks = ["\n".join(f"{printable(key):{width}}  {_cell(value)}" for key, value in single.items())]

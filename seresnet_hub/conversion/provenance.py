@@ -2,80 +2,89 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-import timm
 from timm.models import PretrainedCfg
 
-from seresnet_hub.checkpoints.key_maps import Preprocessing, Source
-from seresnet_hub.files.model_folder import FACTS_KEY, WEIGHTS_NAME
-from seresnet_hub.models.weights import Weights
+from seresnet_hub.cards.card import published_result
+from seresnet_hub.cards.texts import IMAGENET
+from seresnet_hub.checkpoints.file_settings import Preprocessing
+from seresnet_hub.checkpoints.renaming import Source
+from seresnet_hub.conversion.planning import Plan
+from seresnet_hub.conversion.source_file import SourceFile, as_unicode
+from seresnet_hub.environment import package_version
+from seresnet_hub.errors import InputError
+from seresnet_hub.files.model_folder import FACTS_KEY, OTHER_WEIGHTS_FACTS, timm_config
+from seresnet_hub.models.load import licence_in
+from seresnet_hub.models.published_weights import Weights
 
-ASSUMED_PLAIN = (
-    "the file names no architecture: the usual network of its shapes is assumed, without what shapes do not show "
-    "(anti-aliasing, dilation, other strides, another BN eps)"
-)
-# The networks whose published files a conversion may meet: SE-ResNets, and plain ones as an initialisation.
-PUBLISHED = ("*resne*t*", "*senet*")
-TIMMS_OLD_NAME = "pytorch_model.bin"
+UNLISTED = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
 
-def published_file(sha256: str) -> PretrainedCfg | None:
-    """Return timm's record of the published file with this hash, whose first digits its name ends with, if it has one.
-
-    Among them are the files of Cadene and torchvision that timm names. Source: timm's pretrained configurations.
-    """
-    for name in timm.list_pretrained(list(PUBLISHED)):
-        config = timm.get_pretrained_cfg(name)
-        digits = re.search(r"-([0-9a-f]{8,})\.pth$", config.url if config and isinstance(config.url, str) else "")
-        if digits and sha256.startswith(digits.group(1)):
-            return config
-    return None
-
-
 def licence_of(
-    given: str | None, kind: Source, known: Weights | None, published: PretrainedCfg | None,
-    sibling: Mapping[str, Any] | None, address: str,
+    given: str | None, source: Source, known: Weights | None, published: PretrainedCfg | None,
+    config: Mapping[str, Any], address: str,
 ) -> str:  # fmt: skip
     """Return the licence of the weights: the one given by hand, else what somebody has said of this very file, else "".
 
     That is the record of the published file with its hash, the config beside it, or the address of the code base's own
     publications; what wrote a file says nothing of who owns it.
     """
-    config = sibling or {}
-    facts, cfg = (config.get(key) for key in (FACTS_KEY, "pretrained_cfg"))
-    named = (table.get("license") for table in (facts, cfg) if isinstance(table, dict))
-    stated = (given, known and known.license, published and published.license, *named)
+    stated = (given, known and known.license, published and published.license, licence_in(config))
     if license := next((str(license) for license in stated if license), ""):
         return license
-    return kind.license if address.startswith(kind.published_at or ("\n",)) else ""
+    return source.license if address.startswith(source.published_at or ("\n",)) else ""
 
 
-def describes(config: Mapping[str, Any], file_name: str, sha256: str) -> bool:
-    """Return whether what a `config.json` states, such as licence and accuracy, is of this file beside it.
+def config_of(file: SourceFile, plan: Plan, class_names: Sequence[str], licence: str) -> dict[str, Any]:
+    """Return the `config.json` of the converted model, but for this package's facts.
 
-    A folder may hold other weights as well. Where no hash is recorded, they are those that timm loads from a folder.
+    Class names and preprocessing are those given, else what the file or its publication says, else its source's usual.
+    Errors: `InputError` where the class names given are not as many as the classes.
     """
-    facts = config.get(FACTS_KEY)
-    hashes = facts.get("sha256") if isinstance(facts, dict) else None
-    if isinstance(hashes, dict):
-        return hashes.get(file_name) == sha256
-    return file_name in (WEIGHTS_NAME, TIMMS_OLD_NAME)
+    if class_names and len(class_names) != plan.num_classes:
+        raise InputError(f"there are {len(class_names)} labels for {plan.num_classes} classes")
+    beside = file.config or {}
+    label_names = list(class_names or file.settings.label_names or beside.get("label_names") or ())
+    if len(label_names) != plan.num_classes:
+        label_names = []  # what the file calls its classes does not describe a new classifier
+    cfg: dict[str, Any] = {"tag": file.source.name, "num_classes": plan.num_classes}
+    preprocessing = _known_preprocessing(file) or file.source.preprocessing
+    if file.config is not None:
+        stated = beside.get("pretrained_cfg", {})
+        cfg = {**{k: v for k, v in stated.items() if k not in ("num_classes", "architecture")}, **cfg}
+    elif preprocessing is not None and not plan.is_for_cifar:
+        cfg |= {**asdict(preprocessing), "crop_mode": "center"}
+    # timm's entry for the architecture is that of other weights.
+    cfg = {**dict.fromkeys(OTHER_WEIGHTS_FACTS), **cfg}
+    config = timm_config(plan.network, pretrained_cfg=cfg, model_args=plan.model_args, label_names=label_names)
+    config["pretrained_cfg"].pop("license", None)  # the config beside the file may speak of other weights
+    if licence:
+        config["pretrained_cfg"]["license"] = licence
+    readable: dict[str, Any] = json.loads(as_unicode(json.dumps(config, ensure_ascii=False)))
+    return readable
 
 
-def stated_preprocessing(published: PretrainedCfg | None) -> Preprocessing | None:
-    if published is None:
-        return None
-    return Preprocessing(**{name: getattr(published, name) for name in PREPROCESSING})
+def _known_preprocessing(file: SourceFile) -> Preprocessing | None:
+    """Return how images are prepared as the file, or else timm's record of it, says."""
+    if file.settings.preprocessing is not None or file.published is None:
+        return file.settings.preprocessing
+    return Preprocessing(**{name: getattr(file.published, name) for name in PREPROCESSING})
 
 
-def assumed_preprocessing(config: Mapping[str, Any], sibling: Mapping[str, Any] | None) -> str:
-    """Return, as text, the preprocessing in `config` that the config beside the weights, if any, does not name."""
-    said = (sibling or {}).get("pretrained_cfg") or {}
-    cfg = config["pretrained_cfg"]
+def assumptions(file: SourceFile, plan: Plan, config: Mapping[str, Any]) -> str:
+    """Return, as text, what nobody says of the file, and what was assumed instead."""
+    texts = [file.settings.assumed, plan.assumed]
+    if _known_preprocessing(file) is None and file.known is None:
+        texts.append(_assumed_preprocessing(config["pretrained_cfg"], (file.config or {}).get("pretrained_cfg", {})))
+    return "; ".join(filter(None, texts))
+
+
+def _assumed_preprocessing(cfg: Mapping[str, Any], stated: Mapping[str, Any]) -> str:
     texts = {
         "input_size": f"images of {' x '.join(map(str, cfg['input_size'][1:]))}",
         "mean": f"mean {tuple(cfg['mean'])}",
@@ -83,7 +92,7 @@ def assumed_preprocessing(config: Mapping[str, Any], sibling: Mapping[str, Any] 
         "interpolation": f"{cfg['interpolation']} interpolation",
         "crop_pct": f"crop_pct {cfg['crop_pct']:g}",
     }
-    missing = [texts[name] for name in PREPROCESSING if not said.get(name)]
+    missing = [texts[name] for name in PREPROCESSING if not stated.get(name)]
     return f"nothing says how images were prepared: {', '.join(missing)} are assumed" if missing else ""
 
 
@@ -93,3 +102,61 @@ def untrained(fresh: Sequence[str]) -> str:
     parts = [f"{units} SE units"] * bool(units) + ["the classifier"] * any(".se." not in name for name in fresh)
     verb = "is" if parts == ["the classifier"] else "are"
     return f"{' and '.join(parts)} {verb} new and untrained: fine-tune before use" if parts else ""
+
+
+def provenance_of(file: SourceFile, plan: Plan, licence: str, assumed: str) -> dict[str, str]:
+    """Return where the weights come from, as text; nothing in it depends on the time or the machine."""
+    known = file.known
+    texts = {
+        "source": file.source.name,
+        "source_project": file.source.url,
+        "source_url": known.url if known else file.address,
+        "source_sha256": file.checkpoint.sha256,
+        "converter": package_version(),
+        "license": licence,
+        "architecture": plan.architecture,
+        "model_args": json.dumps(plan.model_args, sort_keys=True) if plan.model_args else "",
+        "recipe": known.source_name if known else "",
+        "published_top1": str(known.top1) if known else "",
+        "published_top5": str(known.top5) if known else "",
+        "assumed": assumed,
+        "initialised": ", ".join(plan.fresh),
+        "padded_with_zeros": ", ".join(plan.padded),
+    }
+    return {name: text for name, text in texts.items() if text}
+
+
+def facts_of(file: SourceFile, plan: Plan, provenance: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the card says of the weights, besides their proof and their hash."""
+    notes = [f"{untrained(plan.fresh)}."] if plan.fresh else []
+    if "assumed" in provenance:
+        notes.append(f"**Assumed:** {provenance['assumed']}.")
+    license = provenance.get("license", "")
+    listed = {name: text for name, text in provenance.items() if name not in UNLISTED}
+    stated = file.own_config.get(FACTS_KEY, {})
+    # The same weights in another wrapping: what was said of them holds.
+    if {"title", "summary"} <= stated.keys() and not plan.fresh:
+        return {
+            **stated, "license": license, "notes": [*stated.get("notes", ()), *notes],
+            "provenance": {**stated.get("provenance", {}), **listed},
+        }  # fmt: skip
+    known = file.known
+    return {
+        "title": known.name if known else f"{plan.architecture}, converted from {file.source.name}",
+        "summary": f"`{plan.architecture}` with weights converted from {file.source.title}.",
+        "license": license,
+        "datasets": [IMAGENET] if known else [],
+        "results": [asdict(published_result(known))] if known and not plan.fresh else [],
+        "notes": notes,
+        "papers": [known.paper_ids] if known else [],
+        "provenance": listed,
+    }
+
+
+def proof_line(difference: float | None, plan: Plan) -> str:
+    """Return the card's sentence on the comparison with the source's own network."""
+    if difference is None:
+        return "The converted network was not compared with the source's own."
+    subject = "Without its new SE units the converted network" if plan.has_new_se_units else "The converted network"
+    compared = "stage features and logits" if plan.num_classes and not plan.has_new_classifier else "stage features"
+    return f"{subject} was compared with the source's own in float64: {compared} differ by at most {difference:.1g}."

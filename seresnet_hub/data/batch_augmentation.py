@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -85,7 +85,7 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
     waiting: Batch | None = None
     for batch in batches:
         with torch.cuda.stream(stream):
-            copied = _moved(_pinned(batch), device, non_blocking=True)
+            copied = _moved(batch, device, pin=True)
         if waiting is not None:
             yield waiting
         torch.cuda.current_stream(device).wait_stream(stream)
@@ -101,14 +101,12 @@ def _copying_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def _pinned(batch: Batch) -> Batch:
-    return _each(batch, torch.Tensor.pin_memory)
-
-
-def _moved(batch: Batch, device: torch.device, *, non_blocking: bool = False) -> Batch:
-    return _each(batch, lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-
-def _each(batch: Batch, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-    values: Any = [change(value) if isinstance(value, torch.Tensor) else value for value in batch]
+def _moved(batch: Batch, device: torch.device, *, pin: bool = False) -> Batch:
+    """Return a batch on the device; with `pin` by way of pinned memory, without waiting for the copy."""
+    values: Any = [
+        (value.pin_memory() if pin else value).to(device, non_blocking=pin)
+        if isinstance(value, torch.Tensor)
+        else value
+        for value in batch
+    ]
     return Batch(*values)

@@ -27,7 +27,7 @@ def class_names(model: nn.Module) -> list[str] | None:
     subset = infer_imagenet_subset(model)
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     if subset and not config.get("label_names"):
-        return list(_imagenet_words(subset))
+        return list(_imagenet_names(subset)[1])
     return None
 
 
@@ -43,9 +43,9 @@ def class_order(names: Sequence[str], model: nn.Module, *, source: str) -> tuple
     own, descriptions = _own_names(model)
     known = [own, [descriptions.get(name, name) for name in own]] if own else []
     subset = infer_imagenet_subset(model)
-    is_imagenet = subset is not None and (not own or own in (_imagenet_ids(subset), _imagenet_words(subset)))
+    is_imagenet = subset is not None and (not own or own in _imagenet_names(subset))
     if subset is not None and is_imagenet:
-        known += [_imagenet_ids(subset), _imagenet_words(subset)]
+        known += _imagenet_names(subset)
     if list(names) in known:
         return None
     for order in known:
@@ -138,15 +138,10 @@ def _own_names(model: nn.Module) -> tuple[list[str], dict[str, str]]:
 
 
 @cache
-def _imagenet_ids(subset: str) -> list[str]:
-    ids: list[str] = ImageNetInfo(subset).label_names()
-    return ids
-
-
-@cache
-def _imagenet_words(subset: str) -> list[str]:
-    words: list[str] = ImageNetInfo(subset).label_descriptions()
-    return words
+def _imagenet_names(subset: str) -> tuple[list[str], list[str]]:
+    """Return the WordNet ids of a subset's classes and their words."""
+    info = ImageNetInfo(subset)
+    return info.label_names(), info.label_descriptions()
 
 
 def imagenet_real_labels(model: nn.Module) -> tuple[tuple[int, ...], ...]:

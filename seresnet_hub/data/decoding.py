@@ -16,8 +16,8 @@ from torchvision import transforms
 from torchvision.io import ImageReadMode
 from torchvision.transforms import v2
 
-from seresnet_hub.data.image_files import open_picture, takes_too_long
-from seresnet_hub.data.transforms import Transform, read_image, require_resizable
+from seresnet_hub.data.image_files import open_picture, read_image, takes_too_long
+from seresnet_hub.data.transforms import Transform, require_resizable
 from seresnet_hub.errors import InputError
 
 DecoderName = Literal["fast", "pil"]
@@ -103,9 +103,9 @@ class Decoder:
         top, left, height, width = crop.get_params(pixels, crop.scale, crop.ratio)
         window = pixels[:, top : top + height, left : left + width]
         if not self._distorts:
-            _resized(window, _mode(crop.interpolation), out)
+            resize_into(window, crop.interpolation, out)
             return self._flip > 0 and bool(torch.rand(1) < self._flip)  # as torchvision's flip draws it
-        small = _resized(window, _mode(crop.interpolation), torch.empty_like(out))
+        small = resize_into(window, crop.interpolation, torch.empty_like(out))
         out.copy_(_through(rest, Image.fromarray(small.permute(1, 2, 0).contiguous().numpy())))
         return False
 
@@ -144,13 +144,9 @@ def _works(step: Any) -> bool:
     return True
 
 
-def _mode(interpolation: Any) -> str:
-    """Return "bilinear" or "bicubic" for timm's and torchvision's ways to say so."""
-    return str(getattr(interpolation, "value", interpolation))
-
-
-def _resized(window: torch.Tensor, mode: str, out: torch.Tensor) -> torch.Tensor:
+def resize_into(window: torch.Tensor, interpolation: Any, out: torch.Tensor) -> torch.Tensor:
     """Resize as `torchvision.transforms.v2` does with antialiasing, but right into `out`."""
+    mode = getattr(interpolation, "value", interpolation)  # "bilinear" or "bicubic", as timm and torchvision say it
     operator = getattr(torch.ops.aten, f"_upsample_{mode}2d_aa")
     operator.out(window[None], list(out.shape[-2:]), False, out=out[None])
     return out

@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 from sklearn.datasets import load_digits
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.writing import cache_folder, replacing
+from seresnet_hub.files.atomic_writing import cache_folder, replacing
 
 SHARDS = {"train": 4, "validation": 1}
 ROWS_PER_GROUP = 100

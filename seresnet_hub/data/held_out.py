@@ -1,24 +1,83 @@
-"""Find again the images that a model was measured on, and keep a model from being measured on those it learnt."""
+"""Hold out images to measure a model on, find them again, and keep it from being measured on those it learnt."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from seresnet_hub.data.splits import HELD_OUT, OnlyTrainingError, Split, hold_out, labels_of, open_split, whole_of
+from seresnet_hub.data.open_split import OnlyTrainingError, open_split
+from seresnet_hub.data.split import Split, Subset
+from seresnet_hub.data.units import labels_of, unit_labels
 from seresnet_hub.errors import InputError, PrintableLog
+from seresnet_hub.files.atomic_writing import read_json
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY
-from seresnet_hub.files.writing import read_json
 
+HELD_OUT = "held-out"  # the name of the part of a training split that is measured on
 RECORD_KEY = "held_out"  # among the facts of config.json
 
 log = PrintableLog(__name__)
+
+
+def open_splits(
+    source: str, train: str, evaluation: str | None, *, holdout: float = 0.0, seed: int = 0
+) -> tuple[Split, Split]:
+    """Open the split to train on and the one to measure on.
+
+    `evaluation=None` is validation, else test, else the share `holdout` of the training images (see `hold_out`), which
+    are then not trained on. Errors: as for `open_split`; `InputError` where there is nothing to measure on.
+    """
+    training = open_split(source, train)
+    named = evaluation or next((name for name in ("validation", "test") if name in training.siblings), None)
+    if named is not None:
+        return training, open_split(source, named)
+    if not holdout:
+        raise InputError(
+            f"data set {source!r} has neither a validation nor a test split, only {', '.join(training.siblings)}: "
+            "name one with --set eval_split=NAME, or hold out a fifth of the training images with --set holdout=0.2"
+        )
+    return hold_out(training, holdout, seed)
+
+
+def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Divide a split in two, and return the rest and what is held out; reads every label once.
+
+    Of each class `share` is held out, rounded, but at least one image where there are two or more, and never all.
+    Which ones depends on the seed and the order of the rows alone. Errors: `InputError` where nothing can be held out.
+    """
+    labels = tuple(unit_labels(split, unit) for unit in range(len(split.unit_rows)))
+    chosen = np.zeros(split.rows, dtype=bool)
+    together = np.concatenate(labels)
+    for label in np.unique(together):
+        rows = np.flatnonzero(together == label)
+        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        random_numbers = np.random.default_rng([seed, int(label) % 2**63])
+        chosen[random_numbers.permutation(rows)[:count]] = True
+    if not chosen.any():
+        raise InputError(
+            f"{split.source} has one image a class, so none can be held out to measure on: add images, or a folder of "
+            "them named test"
+        )
+    cuts = np.cumsum(split.unit_rows)[:-1]
+
+    def part(mask: np.ndarray, name: str) -> Split:
+        rows = tuple(np.flatnonzero(unit) for unit in np.split(mask, cuts))
+        subset = Subset(split.name, split.unit_rows, rows, labels)
+        return replace(split, name=name, unit_rows=tuple(map(len, rows)), subset=subset)
+
+    return part(~chosen, split.name), part(chosen, HELD_OUT)
+
+
+def whole_of(part: Split) -> Split:
+    """Return the split that `hold_out` divided, of one of its parts."""
+    assert part.subset is not None
+    return replace(part, name=part.subset.whole_name, unit_rows=part.whole_unit_rows, subset=None)
 
 
 def record_of(part: Split, *, share: float, seed: int, corrupt_share: float) -> dict[str, Any]:
@@ -26,11 +85,11 @@ def record_of(part: Split, *, share: float, seed: int, corrupt_share: float) -> 
 
     `corrupt_share` is how many of them could be undecodable.
     """
-    assert part.kept is not None
-    return {"split": part.kept.split, "holdout": share, "seed": seed, "images": part.rows,
+    assert part.subset is not None
+    return {"split": part.subset.whole_name, "holdout": share, "seed": seed, "images": part.rows,
             "corrupt_share": corrupt_share,
-            "of": sum(part.kept.unit_rows),
-            "fingerprint": _fingerprint(whole_of(part), np.concatenate(part.kept.labels))}  # fmt: skip
+            "of": sum(part.whole_unit_rows),
+            "fingerprint": _fingerprint(whole_of(part), np.concatenate(part.subset.labels))}  # fmt: skip
 
 
 def allowed_damage(model: nn.Module, split: Split) -> float:
@@ -49,7 +108,7 @@ def learnt_before(start: Mapping[str, Any], part: Split, *, share: float, seed: 
     `start` is timm's config of the weights. Their own held-out images were others where data, share or seed differ.
     """
     record = _record_in(start)
-    if record is None or part.kept is None:
+    if record is None or part.subset is None:
         return ""
     now = record_of(part, share=share, seed=seed, corrupt_share=0.0)
     if all(record.get(key) == now[key] for key in ("holdout", "seed", "fingerprint")):
@@ -84,29 +143,33 @@ def split_for(
     no longer the data that it was held out from.
     """
     record = recorded(model)
-    if split != HELD_OUT:
-        try:
-            opened = open_split(source, split, label_column=label_column, label_lists=label_lists)
-        except OnlyTrainingError:
-            if record is None:
-                raise
-        else:
-            if record is not None and opened.name == record.get("split") and _is_recorded(opened, record):
-                if split is None:
-                    raise _only_trained_on(source, record)
-                log.warning(
-                    "%s of the %s images of %s were held out when this model was trained, and it has learnt the "
-                    "others: the accuracy is too high", record.get("images"), f"{opened.rows:,}", source,
-                )  # fmt: skip
-            return opened
-        whole = open_split(source, str(record.get("split")), label_column=label_column)
-        if _is_recorded(whole, record):
-            raise _only_trained_on(source, record)
+    if split == HELD_OUT:
+        return _held_out_before(source, record, label_column)
+    try:
+        opened = open_split(source, split, label_column=label_column, label_lists=label_lists)
+    except OnlyTrainingError as error:
+        if record is None:
+            raise
+        name = record.get("split")
+        if _is_recorded(open_split(source, str(name), label_column=label_column), record):
+            raise _only_trained_on(source, record) from error
         raise InputError(
-            f"data set {source!r} has only the split {whole.name!r}, and it is not the data that this model was "
-            f"trained on, or has changed since: --split {whole.name} measures all of it, with pictures among them that "
-            "the model may have learnt"
-        )
+            f"data set {source!r} has only the split {name!r}, and it is not the data that this model was trained on, "
+            f"or has changed since: --split {name} measures all of it, with pictures among them that the model may "
+            "have learnt"
+        ) from error
+    if record is not None and opened.name == record.get("split") and _is_recorded(opened, record):
+        if split is None:
+            raise _only_trained_on(source, record)
+        log.warning(
+            "%s of the %s images of %s were held out when this model was trained, and it has learnt the others: the "
+            "accuracy is too high", record.get("images"), f"{opened.rows:,}", source,
+        )  # fmt: skip
+    return opened
+
+
+def _held_out_before(source: str, record: Mapping[str, Any] | None, label_column: str | None) -> Split:
+    """Return the images of `source` that were held out when the model of this record was trained."""
     if record is None:
         raise InputError(
             f"--split {HELD_OUT}: the model does not record that images were held out; name another split, "
@@ -138,7 +201,7 @@ def _only_trained_on(source: str, record: Mapping[str, Any]) -> InputError:
 
 def _is_recorded(whole: Split, record: Mapping[str, Any]) -> bool:
     """Return whether this is the very split that images were held out from."""
-    if whole.answers is not None or whole.rows != record.get("of"):
+    if whole.right_classes is not None or whole.rows != record.get("of"):
         return False
     return _fingerprint(whole, labels_of(whole)) == record.get("fingerprint")
 

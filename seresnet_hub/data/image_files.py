@@ -1,4 +1,4 @@
-"""Open pictures of the few formats that are named here, of bounded size: the one place where bytes become pictures.
+"""Read pictures of the few formats that are named here, of bounded size: the one place where bytes become pictures.
 
 Pillow by itself opens some forty formats; one of them hands PostScript to another program, and many are hardly used.
 """
@@ -13,8 +13,10 @@ import warnings
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from PIL import (
     Image,
+    ImageOps,
     TiffImagePlugin,  # noqa: F401  # so that Pillow does not import all formats to find these two
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
@@ -40,6 +42,8 @@ MOST_SEGMENTS = 100_000
 # The markers that a length follows, and the one that ends the picture (ITU T.81, table B.1).
 MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 START_OF_SCAN, END_OF_PICTURE = b"\xda", b"\xd9"
+# How files are called that are looked for in folders of pictures.
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
@@ -71,6 +75,44 @@ def open_picture(data: bytes | memoryview, formats: tuple[str, ...] = FORMATS) -
         image.close()
         raise InputError(f"a JPEG of too many scans for its {pixels:,} pixels")
     return image
+
+
+def read_image(source: bytes | memoryview | str | Path | Image.Image) -> Image.Image:
+    """Return the picture as 8-bit RGB, as a viewer shows it.
+
+    EXIF rotation is applied, transparency is laid over white, 16-bit grey is scaled to 8 bits, CMYK and palettes are
+    converted. Errors: `InputError` where the file is missing or no regular one, is no image of `FORMATS`, ends
+    too early, or is too large (`MOST_PIXELS`).
+    """
+    name = f"{source}: " if isinstance(source, (str, Path)) else ""
+    try:
+        data = read_file(source) if isinstance(source, (str, Path)) else source
+        if isinstance(data, Image.Image):
+            return _as_shown(data)
+        with open_picture(data) as image:
+            return _as_shown(image)
+    except InputError as error:
+        raise InputError(f"{name}{error}") from error
+    except MemoryError as error:
+        raise InputError(f"{name}not enough memory for a picture of this size") from error
+    except Image.DecompressionBombError as error:  # of a later frame or a tile
+        raise InputError(f"{name}too large a picture ({error})") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on broken bytes
+        raise InputError(f"{name}not a whole image ({error or type(error).__name__})") from error
+
+
+def _as_shown(image: Image.Image) -> Image.Image:
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        # Pillow clips 16-bit grey to 255 when it converts; a viewer shows the whole range.
+        levels = np.asarray(image).clip(0, 65535).astype(np.uint16)
+        image = Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))  # rounded: 257 is odd
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
 
 
 def takes_too_long(jpeg: bytes | memoryview, pixels: int) -> bool:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from seresnet_hub.data import image_files as opening
+from seresnet_hub.data import image_files
 from seresnet_hub.errors import InputError
 
-ENDINGS = frozenset(ImageFolder.EXTENSIONS) & opening.ENDINGS
+ENDINGS = frozenset(ImageFolder.EXTENSIONS) & image_files.ENDINGS
 # What lies beside pictures and is none.
 BESIDE = frozenset(
     {"", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".md", ".pdf", ".txt", ".xml", ".yaml", ".yml"}

@@ -119,8 +119,8 @@ class Plan:
         """Return the length of every rank's part of a batch; ranks with a row less have a padded one."""
         return -(-self.batch_rows(batch) // world_size)
 
-    def parts(self, world_size: int, workers: int) -> int:
-        """Return among how many workers a rank divides its places: as many as have whole lanes, else a lane each."""
+    def workers_in_use(self, world_size: int, workers: int) -> int:
+        """Return how many of a rank's workers divide its places: as many as have whole lanes, else a lane each."""
         whole = [n for n in range(1, workers + 1) if self.lanes % (world_size * n) == 0]
         return max(whole, default=min(workers, max(1, self.lanes // world_size)))
 
@@ -163,8 +163,8 @@ class Plan:
         return pieces[::-1] if lane % 2 else pieces
 
     def _lane_windows(self, lane: int, reader: Reader, start: int) -> Iterator[Window]:
-        first_place, places = _span(self.batch_size, lane, self.lanes)
-        first_rest, _ = _span(self.rest, lane, self.lanes)
+        first_place, first_rest = (_cut(rows, lane, self.lanes) for rows in (self.batch_size, self.rest))
+        places = _cut(self.batch_size, lane + 1, self.lanes) - first_place
         low, high = _cut(self.batch_size, *reader), _cut(self.batch_size, reader.number + 1, reader.readers)
         low_rest, high_rest = _cut(self.rest, *reader), _cut(self.rest, reader.number + 1, reader.readers)
         if max(low, first_place) >= min(high, first_place + places) and not self.rest:
@@ -213,11 +213,6 @@ class Plan:
 def _cut(count: int, number: int, of: int) -> int:
     """Return where the share `number` begins when `count` things are divided; cuts at n of m and 2n of 2m agree."""
     return -(-count * number // of)
-
-
-def _span(count: int, number: int, of: int) -> tuple[int, int]:
-    first = _cut(count, number, of)
-    return first, _cut(count, number + 1, of) - first
 
 
 def _gathered(pieces: Sequence[_Piece], rows: int) -> Iterator[list[_Piece]]:

@@ -16,8 +16,8 @@ from urllib.parse import unquote
 import fsspec
 
 from seresnet_hub.data.image_files import MOST_BYTES, UnavailableError, read_file
+from seresnet_hub.data.read_retries import reading
 from seresnet_hub.errors import InputError
-from seresnet_hub.retry import retrying
 
 ARCHIVES = ("zip://",)  # how `datasets` names a file in an archive: zip://cat/1.jpg::/data/train.zip
 
@@ -102,10 +102,7 @@ def _fetched(path: str, *, regular: Path | None = None) -> bytes:
         with fsspec.open(path, "rb") as handle:
             return cast(bytes, cast(Any, handle).read(MOST_BYTES + 1))
 
-    try:
-        data = retrying(f"read {path}", read)
-    except Exception as error:  # each library raises its own
-        raise UnavailableError(f"cannot read {path}: {error or type(error).__name__}") from error
+    data = reading(f"read {path}", read, kind=UnavailableError)
     if len(data) > MOST_BYTES:
         raise InputError(f"too large a file (more than {MOST_BYTES:,} bytes)")
     return data

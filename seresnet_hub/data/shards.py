@@ -1,4 +1,4 @@
-"""Know the files of a data set again: their sizes, hashes and row groups, as they are and as they were."""
+"""The files of a data set: their sizes, hashes and row groups, as they are now and as they were before."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import fsspec
 import pyarrow.parquet
 
 from seresnet_hub.data.image_files import read_file
+from seresnet_hub.data.read_retries import reading
 from seresnet_hub.data.row_files import folder_of
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.writing import cache_folder, replacing
-from seresnet_hub.retry import ATTEMPTS, retrying
+from seresnet_hub.files.atomic_writing import cache_folder, replacing
 
 # fsspec reads this many bytes more than it is asked for, by default five million: bytes of the next row group.
 READ_AHEAD = 1
@@ -156,8 +156,23 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return facts if isinstance(facts, dict) else None
 
 
-def row_groups(file: str) -> list[int]:
-    """Return the rows of each row group, which a parquet file's footer says."""
+def row_groups(files: Sequence[str], shards: Sequence[Shard]) -> list[list[int]]:
+    """Return the rows of each row group of each parquet file, which their footers say."""
+
+    def read_footers() -> list[list[int]]:
+        with ThreadPoolExecutor(16) as pool:
+            return list(pool.map(_row_groups, files))
+
+    if any("://" in file for file in files):
+        return counted_once(shards, len(files), read_footers)
+    # Reading local footers takes no longer than it would to know that what was kept of them is right.
+    groups = read_footers()
+    if kept_shards(fingerprint_of(shards)) != list(shards):
+        keep_shards(shards, groups)
+    return groups
+
+
+def _row_groups(file: str) -> list[int]:
 
     def read() -> list[int]:
         options = {"block_size": READ_AHEAD} if file.startswith("hf://") else {}
@@ -165,10 +180,7 @@ def row_groups(file: str) -> list[int]:
             metadata = pyarrow.parquet.read_metadata(handle)
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
-    try:
-        return retrying(f"read the footer of {file}", read, attempts=ATTEMPTS if "://" in file else 1)
-    except Exception as error:  # fsspec and pyarrow each raise their own
-        raise InputError(f"cannot read parquet shard {file}: {error}") from error
+    return reading(f"read parquet shard {file}", read, remote="://" in file)
 
 
 def are_parquet(files: Sequence[str]) -> bool:

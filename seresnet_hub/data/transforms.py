@@ -1,19 +1,17 @@
-"""Read pictures as a viewer shows them, and turn them into the tensors a model takes."""
+"""Turn pictures into the tensors that a model takes, and seed the random streams that this draws from."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from timm.data import auto_augment as timms_augmentation
 from timm.data import create_transform, resolve_model_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
@@ -21,83 +19,13 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import nn
 from torchvision import transforms
 
-from seresnet_hub.data.image_files import MOST_PIXELS, open_picture, read_file
-from seresnet_hub.errors import InputError, PrintableLog
+from seresnet_hub.data.image_files import MOST_PIXELS
+from seresnet_hub.errors import InputError
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-
-log = PrintableLog(__name__)
 Transform = Callable[[Image.Image], torch.Tensor]
 
 TRIVIAL_AUGMENT = "ta_wide"  # torchvision's name for what timm has not
 GEOMETRIC = (RandomResizedCropAndInterpolation, transforms.RandomHorizontalFlip)  # how timm's training transform begins
-
-
-def read_image(source: bytes | memoryview | str | Path | Image.Image) -> Image.Image:
-    """Return the picture as 8-bit RGB, as a viewer shows it.
-
-    EXIF rotation is applied, transparency is laid over white, 16-bit grey is scaled to 8 bits, CMYK and palettes are
-    converted. Errors: `InputError` where the file is missing or no regular one, is no image of `opening.FORMATS`, ends
-    too early, or is too large (`opening.MOST_PIXELS`).
-    """
-    name = f"{source}: " if isinstance(source, (str, Path)) else ""
-    try:
-        data = read_file(source) if isinstance(source, (str, Path)) else source
-        if isinstance(data, Image.Image):
-            return _as_shown(data)
-        with open_picture(data) as image:
-            return _as_shown(image)
-    except InputError as error:
-        raise InputError(f"{name}{error}") from error
-    except MemoryError as error:
-        raise InputError(f"{name}not enough memory for a picture of this size") from error
-    except Image.DecompressionBombError as error:  # of a later frame or a tile
-        raise InputError(f"{name}too large a picture ({error})") from error
-    except Exception as error:  # Pillow's decoders raise almost anything on broken bytes
-        raise InputError(f"{name}not a whole image ({error or type(error).__name__})") from error
-
-
-def _as_shown(image: Image.Image) -> Image.Image:
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        # Pillow clips 16-bit grey to 255 when it converts; a viewer shows the whole range.
-        levels = np.asarray(image).clip(0, 65535).astype(np.uint16)
-        image = Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))  # rounded: 257 is odd
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def image_files(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the files named by `paths`, with folders replaced by the images inside them, in sorted order.
-
-    Errors: `InputError` where a path does not exist or a folder holds no image.
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if os.path.isdir(path):  # false of a name that is too long
-            inside = sorted(found for found in _inside(path) if found.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise InputError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
-            files += inside
-        elif os.path.exists(path):
-            files.append(path)
-        else:
-            raise InputError(f"{path}: no such file or folder")
-    return files
-
-
-def _inside(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder and the folders below it; says which of these may not be read."""
-
-    def say(error: OSError) -> None:
-        log.warning("%s: left out, this folder cannot be read (%s)", error.filename, error.strerror)
-
-    for place, _, files in os.walk(folder, onerror=say):
-        yield from (found for name in files if (found := Path(place, name)).is_file())
 
 
 def evaluation_transform(
@@ -106,7 +34,7 @@ def evaluation_transform(
     """Return timm's evaluation transform, stopped before normalisation: picture to uint8 `(3, height, width)`.
 
     Takes the keys of `timm.data.resolve_model_data_config` (mean and std are applied later, by `normalize`). Errors:
-    `InputError` where a picture would be resized to more than `opening.MOST_PIXELS` pixels.
+    `InputError` where a picture would be resized to more than `MOST_PIXELS` pixels.
     """
     height, width = input_size[-2:]
     if not 0 < crop_pct < math.inf or not 0 < height * width / crop_pct**2 <= MOST_PIXELS:

@@ -1,128 +1,22 @@
-"""A split of a data set, and how its units are read: row groups of parquet shards, or the shards of other formats."""
+"""Read the units of a split, each whole: their rows, or their labels alone."""
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow
 from datasets import IterableDataset
 
-from seresnet_hub.data.row_files import RowFiles
-from seresnet_hub.data.shard_changes import Contents
-from seresnet_hub.data.shards import (
-    Shard,
-    are_parquet,
-    fingerprint_of,
-    kept_file,
-    kept_shards,
-    require_unchanged,
-    shard_states,
-)
-from seresnet_hub.errors import InputError, PrintableLog
-from seresnet_hub.retry import ATTEMPTS, retrying
-
-log = PrintableLog(__name__)
-
-
-class Kept(NamedTuple):
-    """The rows that a part of a split keeps, unit by unit, and the whole split's name, rows a unit and labels."""
-
-    split: str
-    unit_rows: tuple[int, ...]
-    rows: tuple[np.ndarray, ...]
-    labels: tuple[np.ndarray, ...]
-
-
-class Answers(NamedTuple):
-    """The classes that are right for each image, where that may be several, or none.
-
-    The images are the rows in order; with `file_pattern`, those whose number, counted from 1, it finds in file names.
-    """
-
-    classes: tuple[tuple[int, ...], ...]
-    file_pattern: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """One split of a streamed data set: its units (row groups or shards) and how many rows each has.
-
-    `kept` says of a part of a split which rows it has; `siblings` are the names of all splits of the data set. With
-    `class_order` a label of the data set stands for the class at that place of it. With `answers` a row's label is the
-    number of its image there.
-    """
-
-    source: str
-    name: str
-    unit_rows: tuple[int, ...]
-    image_column: str
-    label_column: str
-    class_names: tuple[str, ...] | None
-    shards: tuple[Shard, ...] = ()
-    unit_shards: tuple[int, ...] = field(default=(), repr=False)
-    class_order: tuple[int, ...] | None = field(default=None, repr=False)
-    answers: Answers | None = field(default=None, repr=False)
-    kept: Kept | None = field(default=None, repr=False, compare=False)
-    siblings: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    files: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    row_files: RowFiles = field(default=RowFiles(""), repr=False, compare=False)
-    contents: Contents = field(repr=False, compare=False)
-    dataset: IterableDataset = field(repr=False, compare=False)
-    _of_one_file: dict[int, IterableDataset] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    @property
-    def rows(self) -> int:
-        """The number of images in the split."""
-        return sum(self.unit_rows)
-
-    @property
-    def fingerprint(self) -> int:
-        """A number that another split of other shards does not have."""
-        return fingerprint_of(self.shards)
-
-    @property
-    def remote(self) -> bool:
-        """Whether the files come over a network."""
-        return any("://" in file for file in self.files)
-
-    def stream(self, unit: int) -> IterableDataset:
-        """Return a stream of one unit's rows; cuts a parquet shard into its row groups when it is first needed."""
-        if not self.files or not are_parquet(self.files):
-            return self.dataset.shard(num_shards=self.dataset.num_shards, index=unit)
-        file = self.unit_shards[unit]
-        if file not in self._of_one_file:
-            self._of_one_file[file] = self.dataset.shard(num_shards=len(self.files), index=file).reshard()
-        one_file = self._of_one_file[file]
-        return one_file.shard(num_shards=one_file.num_shards, index=unit - bisect_left(self.unit_shards, file))
-
-    def place(self, index: int) -> str:
-        """Say where a row lies, counted as a viewer of the data set counts, and in which shard."""
-        ends = list(accumulate(self.unit_rows))
-        unit = bisect_right(ends, index)
-        name, unit_rows = self.name, self.unit_rows
-        if self.kept is not None:
-            row = self.kept.rows[unit][index - ends[unit] + self.unit_rows[unit]]
-            name, unit_rows = self.kept.split, self.kept.unit_rows
-            index = sum(unit_rows[:unit]) + int(row)
-        inside = ""
-        if self.unit_shards:
-            shard = self.unit_shards[unit]
-            first = sum(rows for rows, owner in zip(unit_rows, self.unit_shards, strict=True) if owner < shard)
-            inside = f" (row {index - first} of {self.shards[shard].name})"
-        return f"row {index} of split {name!r} of {self.source}{inside}"
-
-    def unit_place(self, unit: int) -> str:
-        """Say which unit it is, and of which shard."""
-        inside = f" (in {self.shards[self.unit_shards[unit]].name})" if self.unit_shards else ""
-        return f"part {unit} of split {self.name!r} of {self.source}{inside}"
+from seresnet_hub.data.read_retries import reading
+from seresnet_hub.data.shards import Shard, kept_file, kept_shards, require_unchanged, shard_states
+from seresnet_hub.data.split import Split
+from seresnet_hub.errors import InputError
 
 
 class Row(NamedTuple):
@@ -135,10 +29,7 @@ class Row(NamedTuple):
 
 def shards_now(split: Split) -> tuple[Shard, ...]:
     """Return the states of a split's shards as they are now. Errors: `InputError` where they are out of reach."""
-    try:
-        return retrying(f"look at the shards of {split.source}", partial(shard_states, split.files))
-    except Exception as error:  # each library raises its own
-        raise InputError(f"cannot look at the shards of {split.source}: {error or type(error).__name__}") from error
+    return reading(f"look at the shards of {split.source}", partial(shard_states, split.files))
 
 
 def require_same_shards(split: Split, fingerprint: int) -> None:
@@ -147,7 +38,7 @@ def require_same_shards(split: Split, fingerprint: int) -> None:
     The shards' contents are then compared, as they are read, with what was last read of them on this machine.
     """
     if fingerprint == split.fingerprint:
-        split.contents.remember(fingerprint)
+        split.unit_hashes.load(fingerprint)
         return
     if before := kept_shards(fingerprint):
         require_unchanged(split.source, before, split.shards)
@@ -156,10 +47,10 @@ def require_same_shards(split: Split, fingerprint: int) -> None:
 
 def labels_of(split: Split) -> np.ndarray:
     """Return the label of each row, in order; reads the label column, of a part of a split nothing."""
-    if split.kept is None:
+    if split.subset is None:
         labels = [unit_labels(split, unit) for unit in range(len(split.unit_rows))]
     else:
-        labels = [unit[rows] for unit, rows in zip(split.kept.labels, split.kept.rows, strict=True)]
+        labels = [unit[rows] for unit, rows in zip(split.subset.labels, split.subset.rows, strict=True)]
     return np.concatenate(labels) if labels else np.array([], np.int64)
 
 
@@ -181,11 +72,7 @@ def label_values(split: Split, unit: int) -> pyarrow.Array:
             [chunk for table in tables for chunk in table.column(split.label_column).chunks]
         ).combine_chunks()
 
-    place = split.unit_place(unit)
-    try:
-        return retrying(f"read the labels of {place}", read, attempts=ATTEMPTS if split.remote else 1)
-    except Exception as error:  # each library raises its own
-        raise InputError(f"cannot read the labels of {place}: {error or type(error).__name__}") from error
+    return reading(f"read the labels of {split.unit_place(unit)}", read, remote=split.remote)
 
 
 def tables_of(stream: IterableDataset) -> Iterable[Any]:
@@ -207,27 +94,21 @@ def read_unit(split: Split, unit: int) -> list[Row]:
             images = [image for chunk in table.column(split.image_column).chunks for image in _images(chunk)]
             labels = table.column(split.label_column).to_pylist()
             rows += [Row(first + len(rows) + k, image, labels[k]) for k, image in enumerate(images)]
-        whole = split.unit_rows if split.kept is None else split.kept.unit_rows
-        if len(rows) != whole[unit]:
+        announced = split.whole_unit_rows[unit]
+        if len(rows) != announced:
             with suppress(OSError):  # what was kept may be wrong: it is counted anew the next time
                 kept_file(split.fingerprint).unlink(missing_ok=True)
-            raise InputError(f"it gave {len(rows)} rows, not the {whole[unit]} it announced")
-        if not split.contents.are(unit, ((row.image, row.label) for row in rows)):
+            raise InputError(f"it gave {len(rows)} rows, not the {announced} it announced")
+        if not split.unit_hashes.match(unit, ((row.image, row.label) for row in rows)):
             raise InputError(
                 "it holds other bytes than when it was last read, although its size and its end are the same: its "
                 "file was changed or damaged; restore it, or begin a new run"
             )
-        if split.kept is not None:
-            rows = [rows[row]._replace(number=first + k) for k, row in enumerate(split.kept.rows[unit].tolist())]
+        if split.subset is not None:
+            rows = [rows[row]._replace(number=first + k) for k, row in enumerate(split.subset.rows[unit].tolist())]
         return rows
 
-    place = split.unit_place(unit)
-    try:
-        rows = retrying(f"read {place}", read, attempts=ATTEMPTS if split.remote else 1)
-    except Exception as error:  # each library raises its own
-        # `datasets` keeps a number in shared memory for each stream.
-        way_out = ": make /dev/shm larger (docker run --shm-size=1g)" if "shared memory" in str(error) else ""
-        raise InputError(f"cannot read {place}: {error or type(error).__name__}{way_out}") from error
+    rows = reading(f"read {split.unit_place(unit)}", read, remote=split.remote)
     return [row._replace(label=_label(split, row)) for row in rows]
 
 
@@ -253,16 +134,16 @@ def _images(chunk: Any) -> list[dict[str, Any] | None]:
 
 def _label(split: Split, row: Row) -> Any:
     """Return a row's label as `Split` has it, the data set's own where it is none that could be looked up."""
-    if split.answers is not None and split.answers.file_pattern is not None:
+    if split.right_classes is not None and split.right_classes.file_pattern is not None:
         path = (row.image or {}).get("path") or ""
-        found = re.search(split.answers.file_pattern, path)
+        found = re.search(split.right_classes.file_pattern, path)
         if found is None:
             raise InputError(
                 f"{split.place(row.number)}: the image's file is called {path!r}, but it must be named as "
-                f"{split.answers.file_pattern} to look up its labels"
+                f"{split.right_classes.file_pattern} to look up its labels"
             )
         return int(found[1]) - 1
-    if split.answers is not None:
+    if split.right_classes is not None:
         return row.number
     if split.class_order is not None and isinstance(row.label, int) and 0 <= row.label < len(split.class_order):
         return split.class_order[row.label]

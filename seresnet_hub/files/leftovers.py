@@ -32,7 +32,7 @@ def partial_of(path: Path) -> Iterator[Path]:
     name = path.name
     while len(os.fsencode(name)) > LONGEST_NAME:
         name = name[:-1]
-    temporary = path.with_name(f".{name}.{os.getpid()}-{_place()}-{next(_numbers)}.partial")
+    temporary = path.with_name(f".{name}.{os.getpid()}-{place()}-{next(_numbers)}.partial")
     _being_written.add(temporary.name)
     try:
         yield temporary
@@ -55,7 +55,7 @@ def sweep(folder: Path, *, everyones: Callable[[str], bool] = lambda _: False) -
     for name in names:
         match = PARTIAL.fullmatch(name)
         if match and name not in _being_written:
-            here = match["place"] == _place()
+            here = match["place"] == place()
             left = _is_gone(int(match["process"])) if here else bool(match["place"]) and _is_abandoned(folder / name)
             if left or everyones(match["name"]):
                 _remove(folder / name)
@@ -70,7 +70,7 @@ def _remove(path: Path) -> None:
 
 
 @cache
-def _place() -> str:
+def place() -> str:
     """Return a name for what gives process ids: a machine since its start, and on it a container.
 
     Machines may share a host name, and all of Linux the number of their outermost namespace.

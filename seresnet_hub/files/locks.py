@@ -67,23 +67,30 @@ def acquire(path: Path, *, what: str, say: Callable[[str], None], patience: floa
     """
     try:
         asked, path = Path(os.path.abspath(path)), path.resolve()
-        waits = False
-        for _ in range(round(patience / LOOK_SECONDS)):  # no clock: one that stands still would never be late
-            held_by = _try(path, asked, what, say)
-            if isinstance(held_by, Lock):
-                return held_by
-            if held_by and not waits:
-                say(f"{what} is in use by {held_by}: waiting {patience:.0f} seconds for it to end")
-                waits = True
-            time.sleep(LOOK_SECONDS)
-        held_by = _try(path, asked, what, say)
+        holder, is_said = "", False
+        for is_last in _tries(patience):
+            taken = _try(path, asked, what, say)
+            if isinstance(taken, Lock):
+                return taken
+            holder = taken
+            if holder and not (is_said or is_last):
+                say(f"{what} is in use by {holder}: waiting {patience:.0f} seconds for it to end")
+                is_said = True
     except (OSError, RuntimeError, ValueError) as error:  # links in a ring, or a NUL in the name
         raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
-    if isinstance(held_by, Lock):
-        return held_by
-    raise InputError(
-        f"{what} is in use by {held_by or 'another process'}: wait until it ends, or choose another folder"
-    )
+    raise _in_use(what, holder or "another process")
+
+
+def _tries(patience: float) -> Iterator[bool]:
+    """Yield for each try whether it is the last; no clock counts, as one that stands still would never be late."""
+    for left in range(round(patience / LOOK_SECONDS), -1, -1):
+        yield not left
+        if left:
+            time.sleep(LOOK_SECONDS)
+
+
+def _in_use(what: str, holder: str) -> InputError:
+    return InputError(f"{what} is in use by {holder}: wait until it ends, or choose another folder")
 
 
 def require_held(folder: Path) -> None:
@@ -121,24 +128,14 @@ def only_writer(directory: Path, *, patience: float = PATIENCE_SECONDS) -> Itera
 @contextmanager
 def _locked_folder(directory: Path, patience: float) -> Iterator[None]:
     try:
-        import fcntl
-
         descriptor = os.open(directory, os.O_RDONLY)
-    except (ImportError, OSError):
+    except OSError:  # Windows opens no folders
         yield
         return
     try:
-        for attempt in range(round(patience / LOOK_SECONDS) + 1):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    break
-            if attempt < round(patience / LOOK_SECONDS):
-                time.sleep(LOOK_SECONDS)
-        else:
-            raise InputError(f"{directory} is in use by another process: wait until it ends, or choose another folder")
+        with suppress(OSError):  # NFS locks no folders
+            if all(_lock(descriptor, str(directory), lambda _: None) is None for _ in _tries(patience)):
+                raise _in_use(str(directory), "another process")
         yield
     finally:
         os.close(descriptor)

@@ -17,7 +17,7 @@ from timm.models._hub import (
 from torch import nn
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.writing import fill_folder, replacing, sha256_of, write_json, write_text
+from seresnet_hub.files.atomic_writing import filling, replacing, sha256_of, write_json, write_text
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -113,12 +113,15 @@ def write_model(
     `config.json` gets the sha256 of the weights among its facts; `card` makes the README of that config. Errors:
     `InputError` where the disk is full or read-only.
     """
-
-    def fill(target: Path) -> None:
+    with filling(directory) as target:
         write_weights(target, state_dict, metadata)
-        hashes = {WEIGHTS_NAME: sha256_of(target / WEIGHTS_NAME)}
-        described = {**config, FACTS_KEY: {**config.get(FACTS_KEY, {}), "sha256": hashes}}
-        write_json(target / CONFIG_NAME, described)
-        write_text(target / CARD_NAME, card(described))
+        write_config_and_card(target, config, card)
 
-    fill_folder(directory, fill)
+
+def write_config_and_card(directory: Path, config: Mapping[str, Any], card: Callable[[Mapping[str, Any]], str]) -> str:
+    """Write the files that describe the weights in a folder, as `write_model` does; return the weights' sha256."""
+    sha256 = sha256_of(directory / WEIGHTS_NAME)
+    described = {**config, FACTS_KEY: {**config.get(FACTS_KEY, {}), "sha256": {WEIGHTS_NAME: sha256}}}
+    write_json(directory / CONFIG_NAME, described)
+    write_text(directory / CARD_NAME, card(described))
+    return sha256

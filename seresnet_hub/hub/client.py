@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -13,14 +11,13 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from huggingface_hub.hf_api import RepoFile
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.writing import sha256_of
+from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.hub.download_limits import MOST_FILES, RemoteFile, check_commit
-from seresnet_hub.hub.retries import patiently, say
+from seresnet_hub.hub.messages import say
+from seresnet_hub.hub.retries import patiently
 from seresnet_hub.hub.transport import guarded
 
-__all__ = [
-    "changed_files", "hash_like", "head_of", "licence_on_the_hub", "remote_files", "remote_hashes", "say", "size_of",
-]  # fmt: skip
+LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 NO_LICENCES = ("unknown", "other")  # the Hub's words for one that it does not know
 
 
@@ -56,14 +53,6 @@ def remote_hashes(api: HfApi, repo_id: str, commit: str) -> dict[str, str]:
     return {name: file.hash for name, file in remote_files(api, repo_id, commit).items()}
 
 
-def changed_files(files: Mapping[str, Path | bytes], remote: Mapping[str, str]) -> list[str]:
-    return [
-        name
-        for name, content in files.items()
-        if name not in remote or hash_like(content, remote[name]) != remote[name]
-    ]
-
-
 def size_of(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
@@ -86,17 +75,13 @@ def licence_on_the_hub(repo_id: str, revision: str | None = None) -> str:
         say(f"{repo_id}: its licence cannot be read ({error or type(error).__name__})")
         return ""
     licence = getattr(card, "license", None)
-    if not isinstance(licence, str) or licence in NO_LICENCES:
-        return ""
-    with suppress(InputError):
-        require_licence_id(licence)
-        return licence
-    return ""
+    is_named = isinstance(licence, str) and licence not in NO_LICENCES and LICENCE_ID.fullmatch(licence)
+    return str(licence) if is_named else ""
 
 
 def require_licence_id(license: str | None) -> None:
     """Raise `InputError` unless `license` may be an identifier of a licence on the Hub."""
-    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+    if license is not None and not LICENCE_ID.fullmatch(license):
         raise InputError(
             f"--license {license!r}: give the Hub's identifier, such as apache-2.0, mit, cc-by-4.0 or other"
         )

@@ -1,60 +1,32 @@
-"""Repeat calls of the Hub that may succeed later, for minutes and not for ever, and put in words why one did not.
+"""Repeat calls of the Hub that may succeed later, for minutes and not for ever.
 
 Source: what the client does of itself when the Hub fails was measured with huggingface_hub 1.33 and 2.4: it repeats
-neither a commit nor most other calls. Within `guarded` it waits for nothing, so that all waiting is here. The headers
-are those of draft-ietf-httpapi-ratelimit-headers-09, of which the Hub sends `"api";r=0;t=55`, and RFC 9110's.
+neither a commit nor most other calls. Within `guarded` it waits for nothing, so that all waiting is here.
 """
 
 from __future__ import annotations
 
-import errno
-import json
 import math
-import re
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HTTPError,  # the transport's own, whichever library the client's version uses
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from tqdm import tqdm
-
 from seresnet_hub.errors import InputError, printable
+from seresnet_hub.hub import failures
 from seresnet_hub.hub.download_limits import LARGEST_ANSWER
-from seresnet_hub.hub.transport import TRANSIENT, guarded
+from seresnet_hub.hub.messages import say
+from seresnet_hub.hub.transport import guarded
 
-# Seconds that one call may take with all its tries: where the Hub says that there were too many requests, and where it
-# fails. Its limits count requests in windows of 300 s. Of a try itself at most the longest wait is counted, so that
-# large files on slow lines are tried again, too.
-TOO_MANY_PATIENCE, FAILING_PATIENCE = 600.0, 180.0
 LONGEST_USUAL_WAIT = 60.0
 MOST_UNREADABLE, MOST_UNANSWERED = 3, 2  # tries, where answers are none of the Hub's, and where nothing answers at all
 
 Answer = TypeVar("Answer")
 
 
-class Conflict(OSError):
-    """A reason to wait and try again that the client has no error for."""
-
-
-def say(line: str) -> None:
-    """Show a line above all progress bars."""
-    try:
-        tqdm.write(printable(line), file=sys.stderr)
-    except RuntimeError:  # tqdm looks through its bars first, and one of another thread began or ended meanwhile
-        print(printable(line), file=sys.stderr)
+class Overtaken(InputError):
+    """What was asked for has not been done, and cannot be: somebody else did something first."""
 
 
 @dataclass
@@ -67,22 +39,18 @@ class Patience:
     def next_wait(self, error: Exception) -> float | None:
         """Return the seconds to wait before the next try after this error, None where there is none."""
         self.tried += 1
-        if not may_pass(error):
+        if not failures.may_pass(error):
             return None
-        if is_unreadable(error) and self.tried >= MOST_UNREADABLE:
+        if failures.is_unreadable(error) and self.tried >= MOST_UNREADABLE:
             return None
-        if no_network(error) and self.tried >= MOST_UNANSWERED:
+        if failures.no_network(error) and self.tried >= MOST_UNANSWERED:
             return None
         usual = min(2.0 ** (self.tried - 1), LONGEST_USUAL_WAIT)
-        wait = max(asked_wait(error) or usual, 1.0)
-        if self.spent + wait > patience_with(error):
+        wait = max(failures.asked_wait(error) or usual, 1.0)
+        if self.spent + wait > failures.patience_with(error):
             return None
         self.spent += wait
         return wait
-
-
-def patience_with(error: BaseException) -> float:
-    return TOO_MANY_PATIENCE if status_of(error) == 429 else FAILING_PATIENCE
 
 
 def patiently(
@@ -113,18 +81,19 @@ def patiently(
                 raise
             failure: Exception = error
         except Exception as error:
-            if isinstance(error, passing) or (happened and status_of(error) == 412) or (once and may_pass(error)):
+            overtaken = happened is not None and failures.status_of(error) == 412
+            if overtaken or isinstance(error, passing) or (once and failures.may_pass(error)):
                 raise
             failure = error
         patience.spent += min(time.monotonic() - start, LONGEST_USUAL_WAIT)
         wait = patience.next_wait(failure)
         if wait is not None:
-            _wait(wait, f"{what}: {_short(failure)}")
-        if happened and not _is_refusal(failure) and (found := _looked_up(happened, failure, what)) is not None:
+            _wait(wait, f"{what}: {failures.short_reason(failure)}")
+        if happened and not failures.is_refusal(failure) and (found := _looked_up(happened, failure, what)) is not None:
             say(f"{what}: it had happened, only the answer was lost")
             return found
         if wait is None:
-            raise failure if isinstance(failure, InputError) else explained(failure, what) from failure
+            raise failure if isinstance(failure, InputError) else failures.explained(failure, what) from failure
 
 
 def _looked_up(happened: Callable[[], Answer | None], failure: Exception, what: str) -> Answer | None:
@@ -134,19 +103,9 @@ def _looked_up(happened: Callable[[], Answer | None], failure: Exception, what: 
         raise
     except InputError as error:
         raise InputError(
-            f"{what}: {_short(failure)}; whether it was done cannot be found out ({error}): run the same again, which "
-            "looks first"
+            f"{what}: {failures.short_reason(failure)}; whether it was done cannot be found out ({error}): run the "
+            "same again, which looks first"
         ) from failure
-
-
-class Overtaken(InputError):
-    """What was asked for has not been done, and cannot be: somebody else did something first."""
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Return whether the Hub has answered that it did nothing."""
-    status = status_of(error)
-    return status is not None and 400 <= status < 500 and status not in (408, 425)
 
 
 def _wait(seconds: float, line: str) -> None:
@@ -161,166 +120,3 @@ def _wait(seconds: float, line: str) -> None:
         time.sleep(1)
         left -= 1
     print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-# --- what an error means ----------------------------------------------------------------------------------------------
-
-
-def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def status_of(error: BaseException) -> int | None:
-    for cause in causes_of(error):
-        if isinstance(cause, HfHubHTTPError):
-            response = getattr(cause, "response", None)
-            return None if response is None else int(response.status_code)
-    return None
-
-
-def is_transient(error: Exception) -> bool:
-    if isinstance(error, OfflineModeIsEnabled):
-        return False
-    status = status_of(error)
-    if status is not None:
-        return status in TRANSIENT
-    return any(isinstance(cause, (HTTPError, ConnectionError, TimeoutError, Conflict)) for cause in causes_of(error))
-
-
-def may_pass(error: Exception) -> bool:
-    """Return whether another try, or the cache, may help: an answer may also be none of the Hub's."""
-    return is_transient(error) or is_unreadable(error)
-
-
-def is_unreadable(error: BaseException) -> bool:
-    """Return whether what came is no answer of the Hub's, as a login page is, or not the file that was announced.
-
-    The client then stumbles over what it does not find.
-    """
-    if status_of(error) is not None:
-        return False
-    named: BaseException | None = error
-    while named is not None:
-        if isinstance(named, (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError)):
-            return True
-        if isinstance(named, OSError) and str(named).startswith("Consistency check failed"):
-            return True
-        named = named.__cause__
-    return False
-
-
-def no_network(error: BaseException) -> bool:
-    """Return whether nothing answers at all: a name does not resolve, a connection is refused, or Hub use is off.
-
-    Waiting rarely helps then.
-    """
-    causes = list(causes_of(error))
-    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
-        return True
-    if status_of(error) is not None:
-        return False
-    return any(isinstance(cause, (socket.gaierror, ConnectionRefusedError)) for cause in causes) or any(
-        isinstance(cause, OSError) and cause.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH) for cause in causes
-    )
-
-
-def asked_wait(error: BaseException) -> float | None:
-    """Return the seconds that the Hub asks to wait, by `Retry-After` or, where requests were too many, `RateLimit`."""
-    for cause in causes_of(error):
-        response = getattr(cause, "response", None)
-        if response is not None:
-            waits = [_retry_after(response.headers)]
-            if response.status_code == 429:
-                waits.append(_window_left(response.headers))
-            return max((wait for wait in waits if wait is not None), default=None)
-    return None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a `Retry-After`: a number, or a date that counts from the answer's own."""
-    asked = headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", asked):
-        return float(asked)
-    then, now = _date(asked), _date(headers.get("Date", "")) or datetime.now(UTC)
-    return max((then - now).total_seconds(), 0.0) if then else None
-
-
-def _date(text: str) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)
-
-
-def _window_left(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds until the windows end in which no request is left, rounded up as the Hub rounds them."""
-    ends = []
-    for policy in headers.get("RateLimit", "").split(","):
-        values = dict(re.findall(r";\s*([rt])\s*=\s*(\d{1,9})\b", policy))
-        if values.get("r") == "0" and "t" in values:
-            ends.append(float(values["t"]) + 1)
-    return max(ends, default=None)
-
-
-def _limit(error: BaseException) -> str:
-    """Return in words the limit that the answer's `RateLimit-Policy` names, "" where it names none."""
-    answers = [getattr(cause, "response", None) for cause in causes_of(error)]
-    policies = [answer.headers.get("RateLimit-Policy", "") for answer in answers if answer is not None]
-    values = dict(re.findall(r";\s*([qw])\s*=\s*(\d{1,9})\b", "".join(policies[:1]).split(",")[0]))
-    return f" (its limit is {values['q']} requests in {values['w']} s)" if {"q", "w"} <= values.keys() else ""
-
-
-def _short(error: BaseException) -> str:
-    status = status_of(error)
-    if status is not None:
-        return f"the Hub answered {status}{_limit(error) if status == 429 else ''}"
-    if is_unreadable(error):
-        return "what came is no answer of the Hub's"
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
-
-
-def explained(error: Exception, what: str) -> InputError:
-    """Return an error of the Hub's or its client's as one line that says what to do."""
-    status = status_of(error)
-    causes = list(causes_of(error))
-
-    def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
-
-    if caused_by(OfflineModeIsEnabled):
-        reason = "HF_HUB_OFFLINE is set, and it is not all in the cache: fetch it once with a network"
-    elif caused_by(GatedRepoError):
-        reason = "access to it must be asked for on its page first"
-    elif caused_by(RepositoryNotFoundError):
-        reason = "there is no such repository, or it is private and your token does not open it"
-    elif status == 401 or caused_by(LocalTokenNotFoundError):
-        reason = "the Hub does not accept your token, or there is none: it may have expired; run 'hf auth login'"
-    elif status == 403:
-        reason = "your token may not do this: use one with write access to that namespace ('hf auth login')"
-    elif caused_by(RevisionNotFoundError):
-        reason = "it has no such branch, tag or commit"
-    elif status is not None:
-        server = next(
-            (getattr(cause, "server_message", None) for cause in causes if isinstance(cause, HfHubHTTPError)), None
-        )
-        reason = f"{_short(error)}{f' ({server[:300]})' if server else ''}" + _advice(error, status)
-    elif is_unreadable(error):
-        reason = f"{_short(error)}: is there a proxy or a login page between?"
-    elif isinstance(error, OSError) and error.strerror:
-        reason = error.strerror
-    else:
-        reason = f"{_short(error)}: is there a network?" if is_transient(error) else _short(error)
-    return InputError(f"{what}: {reason}")
-
-
-def _advice(error: Exception, status: int) -> str:
-    if status not in TRANSIENT:
-        return ""
-    asked = asked_wait(error)
-    if asked is not None and asked > patience_with(error):
-        return f": nothing was changed; it asks to wait {asked / 60:.0f} minutes"
-    return ": nothing was changed; try again later"

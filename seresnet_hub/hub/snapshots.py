@@ -13,7 +13,9 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.hub.client import hash_like, head_of, remote_files
 from seresnet_hub.hub.download_limits import check_listing, is_hash, most_bytes
-from seresnet_hub.hub.retries import explained, patiently, say, status_of
+from seresnet_hub.hub.failures import explained, status_of
+from seresnet_hub.hub.messages import say
+from seresnet_hub.hub.retries import patiently
 
 CACHE_ALONE = "only the files in the cache are looked at; the repository may have others"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
@@ -49,7 +51,7 @@ def take_snapshot(
     With them come the `optional` ones that the repository has.
     Where the cache holds them, it serves while the Hub fails or is out of reach, or HF_HUB_OFFLINE is set; as nobody
     says then what the repository has, all files are those that the cache holds. `sound` compares them either way.
-    Errors: `InputError`, also where a file is larger than `hub_limits` allows, before anything is fetched.
+    Errors: `InputError`, also where a file is larger than `download_limits` allows, before anything is fetched.
     """
     revision = revision or constants.DEFAULT_REVISION
     cached = _cached(repo_id, revision, names, optional)

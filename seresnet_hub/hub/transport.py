@@ -60,7 +60,7 @@ def guarded(most_bytes: int = LARGEST_ANSWER) -> Iterator[None]:
     instead of its own waiting; `TooSlowError`; the transport's own errors for silence.
     """
     hooks = get_session().event_hooks
-    for kind, hook in (("request", _before), ("response", _after)):
+    for kind, hook in (("request", bound_request), ("response", bound_answer)):
         if hook not in hooks[kind]:
             hooks[kind].append(hook)
     most = max(most_bytes, LARGEST_ERROR)
@@ -71,7 +71,7 @@ def guarded(most_bytes: int = LARGEST_ANSWER) -> Iterator[None]:
         _CALL.reset(token)
 
 
-def _before(request: Any) -> None:
+def bound_request(request: Any) -> None:
     call = _CALL.get()
     if call is None:
         return
@@ -87,7 +87,7 @@ def _before(request: Any) -> None:
     request.headers["Accept-Encoding"] = "identity"  # so that what is counted is what arrives on the disk
 
 
-def _after(response: Any) -> None:
+def bound_answer(response: Any) -> None:
     call = _CALL.get()
     if call is None:
         return

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from seresnet_hub.errors import InputError
 # values in buffers has 25 million (relative positions of images of 512 pixels).
 BUILD_SECONDS = 10.0
 MOST_BUFFERED = 2**26
+# Where there is no file to compare with: timm's largest networks have 3,108 tensors, and 2.6 billion values.
+MOST_TENSORS, LARGEST_NETWORK = 10_000, 2**33
 WATCH_SECONDS = 0.2
 
 
@@ -33,11 +36,11 @@ class _OutOfTime(BaseException):
 
 
 @contextmanager
-def at_most(*, parameters: int, values: int, seconds: float, what: str) -> Iterator[None]:
-    """Raise `ExcessError` where this thread makes a network of more within the block.
+def at_most(*, what: str, parameters: int = MOST_TENSORS, values: int = LARGEST_NETWORK) -> Iterator[None]:
+    """Raise `ExcessError` where this thread makes a network of more within the block, or takes `BUILD_SECONDS`.
 
-    `parameters` is the number of its parameters, `values` that of all their values, `seconds` the processor's time, and
-    `what` the beginning of the error. Parameters count before they are filled, so the memory is not taken yet.
+    `parameters` is the number of its parameters, `values` that of all their values, and `what` the beginning of the
+    error. Parameters count before they are filled, so the memory is not taken yet. Time is the processor's.
     """
     thread, made, held, buffered = threading.get_ident(), 0, 0, 0
 
@@ -61,7 +64,7 @@ def at_most(*, parameters: int, values: int, seconds: float, what: str) -> Itera
     with ExitStack() as hooks:
         hooks.callback(register_module_parameter_registration_hook(count).remove)
         hooks.callback(register_module_buffer_registration_hook(count_buffer).remove)
-        with _in_time(seconds, f"{what} takes more than {seconds:.0f} seconds to make"):
+        with _in_time(BUILD_SECONDS, f"{what} takes more than {BUILD_SECONDS:.0f} seconds to make"):
             yield
 
 
@@ -102,7 +105,4 @@ def _in_time(seconds: float, problem: str) -> Iterator[None]:
 def _clock(thread: int) -> Callable[[], float]:
     """Return what reads the processor's time of a thread; where the system has no such clock, the time of day."""
     clock: Any = getattr(time, "pthread_getcpuclockid", None)
-    if clock is None:
-        return time.monotonic
-    number = clock(thread)
-    return lambda: time.clock_gettime(number)
+    return partial(time.clock_gettime, clock(thread)) if clock else time.monotonic

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import timm
 
+from seresnet_hub.checkpoints.reading_budget import Refused
+from seresnet_hub.checkpoints.safetensors_file import distinct
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import FACTS_KEY
 from seresnet_hub.recipes.fields import LEAST_CROP_PCT, LONGEST_SIDE
@@ -59,20 +60,12 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
         if sum(map(text.count, (b",", b"[", b"{"))) > MOST_ENTRIES:  # before millions of lists are made of them
             raise ValueError(f"it has more than {MOST_ENTRIES:,} entries")
-        config = json.loads(text.decode("utf-8"), object_pairs_hook=_table)
-    except (OSError, ValueError, RecursionError) as error:
+        config = json.loads(text.decode("utf-8"), object_pairs_hook=distinct)
+    except (OSError, ValueError, RecursionError, Refused) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} holds no JSON object")
     return config
-
-
-def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):  # readers differ in which of the two they take
-        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"{reprlib.repr(key)} is there twice")
-    return table
 
 
 def check_architecture(path: Path) -> None:
@@ -106,34 +99,20 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_classes(value: Any) -> bool:
-    return _is_count(value) and bool(value <= MOST_CLASSES)
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(_is_count(s) and 0 < s <= LONGEST_SIDE for s in value)
-
-
-def _is_pool(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_count(s) and s <= LONGEST_SIDE for s in value)
+def _is_size(value: Any, *, length: int = 3, least: int = 1) -> bool:
+    if not isinstance(value, list) or len(value) != length:
+        return False
+    return all(_is_count(side) and least <= side <= LONGEST_SIDE for side in value)
 
 
 def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _is_nothing(value: Any) -> bool:
-    return not value
-
-
 def _is_numbers(value: Any, *, least: float, lengths: set[int]) -> bool:
     if not isinstance(value, list) or len(value) not in lengths:
         return False
     return all(_is_number(number) and least <= number <= 1e6 for number in value)  # false of NaN
-
-
-def _is_share(value: Any) -> bool:
-    return _is_number(value) and bool(LEAST_CROP_PCT <= value <= 10)
 
 
 def _is_text(value: Any) -> bool:
@@ -144,8 +123,12 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
 def _is_text_or_texts(value: Any) -> bool:
-    return _is_text(value) or (isinstance(value, list) and all(map(_is_text, value)))
+    return _is_text(value) or _is_texts(value)
 
 
 def _is_texts_by_name(value: Any) -> bool:
@@ -155,7 +138,7 @@ def _is_texts_by_name(value: Any) -> bool:
 def _is_names(value: Any) -> bool:
     if isinstance(value, dict):  # as transformers numbers classes
         return value.keys() == set(map(str, range(len(value)))) and _is_texts_by_name(value)
-    return isinstance(value, list) and all(map(_is_text, value))
+    return _is_texts(value)
 
 
 def is_arguments(value: Any) -> bool:
@@ -186,7 +169,7 @@ TEXTS = (
 # What each value of a config must be where it is there, and in words. A null stands for a value that is not there.
 Rules = Mapping[str, tuple[Callable[[Any], bool], str]]
 TEXT, FLAG, COUNT = (_is_text, "a text"), (_is_flag, "true or false"), (_is_count, "a whole number")
-CLASSES = (_is_classes, f"a whole number up to {MOST_CLASSES:,}")
+CLASSES = (lambda value: _is_count(value) and value <= MOST_CLASSES, f"a whole number up to {MOST_CLASSES:,}")
 NAMES = (_is_names, "a list of names, or a table of them by number")
 DESCRIPTIONS = (_is_texts_by_name, "a table of texts")
 TOP: Rules = {
@@ -207,9 +190,9 @@ def _preprocessing_rules(values: Any) -> Rules:
     size: Any = values.get("input_size") if isinstance(values, dict) else None
     channels = size[0] if _is_size(size) else 3
     lengths = {1, 3, channels}
-    share = (_is_share, f"a number from {LEAST_CROP_PCT} to 10")
+    share = (lambda value: _is_number(value) and LEAST_CROP_PCT <= value <= 10, f"a number from {LEAST_CROP_PCT} to 10")
     sides = (_is_size, f"three positive whole numbers up to {LONGEST_SIDE:,}")
-    pool = (_is_pool, f"two whole numbers up to {LONGEST_SIDE:,}")
+    pool = (lambda value: _is_size(value, length=2, least=0), f"two whole numbers up to {LONGEST_SIDE:,}")
     texts = (_is_text_or_texts, "a text or a list of texts")
     layers = (_is_text_or_texts, "a name or a list of names")
     return {
@@ -235,5 +218,5 @@ def _preprocessing_rules(values: Any) -> Rules:
         "paper_ids": texts,
         "notes": texts,
         "custom_load": (lambda value: _is_flag(value) or _is_text(value), "true, false or a name"),
-        "state_dict": (_is_nothing, "nothing: the tensors are in the file beside it"),
+        "state_dict": (lambda value: not value, "nothing: the tensors are in the file beside it"),
     }

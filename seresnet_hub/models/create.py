@@ -18,14 +18,14 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import read_json
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY
-from seresnet_hub.files.writing import read_json
 from seresnet_hub.models import blocks
 from seresnet_hub.models.names import parse_name
 from seresnet_hub.models.pretrained import VerifiedFile
+from seresnet_hub.models.published_weights import OWN_WEIGHTS, WEIGHTS, OwnWeights, Weights
 from seresnet_hub.models.registry import add_entrypoint, add_tag
 from seresnet_hub.models.variants import CIFAR_VARIANTS, PAPER_VARIANTS, WHERE, CifarVariant, PaperVariant
-from seresnet_hub.models.weights import OWN_WEIGHTS, WEIGHTS, OwnWeights, Weights
 
 # Channel statistics of the CIFAR-10 training images in [0, 1], as commonly published.
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -122,44 +122,35 @@ def _paper_design(variant: PaperVariant) -> Design:
     return Bottleneck, partial(SEModule, rd_ratio=1 / variant.ratio, gate_layer=variant.gate)
 
 
-def _build_cifar(variant: CifarVariant, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    layers = (variant.blocks_per_stage,) * 3
-    arguments = {**_arguments(_cifar_design(variant), layers), **kwargs}
-    model: nn.Module = build_model_with_cfg(
-        CifarResNet, variant.name, pretrained, feature_cfg={"out_indices": (0, 1, 2, 3)}, **arguments
-    )
+def _build(variant: CifarVariant | PaperVariant, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    arguments: dict[str, Any] = {}
+    layers: tuple[int, ...]
+    if isinstance(variant, CifarVariant):
+        network, layers, (block, attention) = CifarResNet, (variant.blocks_per_stage,) * 3, _cifar_design(variant)
+        arguments["feature_cfg"] = {"out_indices": (0, 1, 2, 3)}
+    else:
+        network, layers, (block, attention) = ResNet, (3, 4, 6, 3), _paper_design(variant)
+    arguments |= {"block": block, "layers": layers, "block_args": {"attn_layer": attention} if attention else {}}
+    model: nn.Module = build_model_with_cfg(network, variant.name, pretrained, **{**arguments, **kwargs})
     return model
 
 
-def _build_paper(variant: PaperVariant, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    arguments = {**_arguments(_paper_design(variant), (3, 4, 6, 3)), **kwargs}
-    model: nn.Module = build_model_with_cfg(ResNet, variant.name, pretrained, **arguments)
-    return model
-
-
-def _arguments(design: Design, layers: tuple[int, ...]) -> dict[str, Any]:
-    block, attention = design
-    return {"block": block, "layers": layers, "block_args": {"attn_layer": attention} if attention else {}}
-
-
-def _cifar_cfg(variant: CifarVariant) -> dict[str, Any]:
-    return {
-        "url": "", "num_classes": variant.num_classes, "input_size": (3, 32, 32), "pool_size": (8, 8),
-        "crop_pct": 1.0, "interpolation": "bilinear", "mean": CIFAR10_MEAN, "std": CIFAR10_STD,
-        "first_conv": "conv1", "classifier": "fc", "license": "apache-2.0",
-        "paper_ids": "arXiv:1709.01507" if variant.placement else "arXiv:1512.03385",
+def _cfg(variant: CifarVariant | PaperVariant) -> dict[str, Any]:
+    cfg = {"url": "", "interpolation": "bilinear", "first_conv": "conv1", "classifier": "fc", "license": "apache-2.0"}
+    if isinstance(variant, CifarVariant):
+        return cfg | {
+            "num_classes": variant.num_classes, "input_size": (3, 32, 32), "pool_size": (8, 8), "crop_pct": 1.0,
+            "mean": CIFAR10_MEAN, "std": CIFAR10_STD,
+            "paper_ids": "arXiv:1709.01507" if variant.placement else "arXiv:1512.03385",
+        }  # fmt: skip
+    return cfg | {
+        "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": (7, 7), "crop_pct": 0.875,
+        "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "paper_ids": "arXiv:1709.01507",
     }  # fmt: skip
 
 
-def _paper_cfg(_: PaperVariant) -> dict[str, Any]:
-    return {
-        "url": "", "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": (7, 7), "crop_pct": 0.875,
-        "interpolation": "bilinear", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "conv1", "classifier": "fc", "license": "apache-2.0", "paper_ids": "arXiv:1709.01507",
-    }  # fmt: skip
-
-
-def _tag_cfg(weights: Weights) -> PretrainedCfg:
+def tag_cfg(weights: Weights) -> PretrainedCfg:
+    """Return what timm keeps of published weights."""
     return PretrainedCfg(
         file=VerifiedFile(weights), architecture=weights.architecture, tag=weights.tag, num_classes=1000,
         input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=weights.crop_pct, interpolation=weights.interpolation,
@@ -177,13 +168,9 @@ def _own_cfg(weights: OwnWeights) -> PretrainedCfg:
     )  # fmt: skip
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        # "untrained" is timm's tag for what has no weights; add_tag puts those that there are before it.
-        **{f"{variant.name}.untrained": _cifar_cfg(variant) for variant in CIFAR_VARIANTS},
-        **{f"{variant.name}.untrained": _paper_cfg(variant) for variant in PAPER_VARIANTS},
-    }
-)
+VARIANTS: tuple[CifarVariant | PaperVariant, ...] = (*CIFAR_VARIANTS, *PAPER_VARIANTS)
+# "untrained" is timm's tag for what has no weights; add_tag puts those that there are before it.
+default_cfgs = generate_default_cfgs({f"{variant.name}.untrained": _cfg(variant) for variant in VARIANTS})
 
 
 def _describe(variant: CifarVariant | PaperVariant) -> str:
@@ -191,12 +178,10 @@ def _describe(variant: CifarVariant | PaperVariant) -> str:
     return f"{kind}, {WHERE[variant.placement]}; keyword arguments as for timm's ResNet."
 
 
-for _variant in CIFAR_VARIANTS:
-    add_entrypoint(__name__, _variant.name, _describe(_variant), partial(_build_cifar, _variant))
-for _paper_variant in PAPER_VARIANTS:
-    add_entrypoint(__name__, _paper_variant.name, _describe(_paper_variant), partial(_build_paper, _paper_variant))
+for _variant in VARIANTS:
+    add_entrypoint(__name__, _variant.name, _describe(_variant), partial(_build, _variant))
 for _weights in WEIGHTS:
-    add_tag(_weights.architecture, _weights.tag, _tag_cfg(_weights))
+    add_tag(_weights.architecture, _weights.tag, tag_cfg(_weights))
 for _own_weights in OWN_WEIGHTS:
     add_tag(_own_weights.architecture, _own_weights.tag, _own_cfg(_own_weights))
 
@@ -206,8 +191,8 @@ def list_models(filter: str | Sequence[str] = "") -> list[str]:
 
     `filter` is a wildcard pattern, or several of which one has to match, as in `timm.list_models`; "" is all of them.
     """
-    names = [*(variant.name for variant in CIFAR_VARIANTS), *(variant.name for variant in PAPER_VARIANTS)]
     patterns = [filter] if isinstance(filter, str) else list(filter)
+    names = [variant.name for variant in VARIANTS]
     return [name for name in names if not any(patterns) or any(fnmatch(name, pattern) for pattern in patterns)]
 
 

@@ -25,7 +25,7 @@ from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.models import blocks
+from seresnet_hub.models import blocks, training_blocks
 from seresnet_hub.models.compiling import CompiledModel, Settings, model_device, require_compiler
 
 
@@ -68,7 +68,7 @@ _OTHER_PLACEMENTS: frozenset[type[nn.Module]] = frozenset(
     }
 )
 _BLOCKS = (BasicBlock, Bottleneck, senet.Bottleneck, senet.SEResNetBlock)  # these and what derives from them
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, blocks.CompiledSyncBatchNorm, FrozenBatchNorm2d)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, training_blocks.CompiledSyncBatchNorm, FrozenBatchNorm2d)
 PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
 
 Affine = tuple[torch.Tensor, torch.Tensor]  # weight and bias, float64 on the CPU

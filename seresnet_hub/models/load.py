@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
+from timm.models import PretrainedCfg
 from torch import nn
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, FACTS_KEY, SUMMARY_NAME, WEIGHTS_NAME
-from seresnet_hub.files.writing import sha256_of
 from seresnet_hub.hub.client import licence_on_the_hub
-from seresnet_hub.hub.snapshots import Snapshot, sound, take_snapshot
+from seresnet_hub.hub.snapshots import sound, take_snapshot
 from seresnet_hub.models.config_checks import checked_config
 from seresnet_hub.models.create import create
 from seresnet_hub.models.names import ModelName, parse_name, require_model_folder
 from seresnet_hub.models.pretrained import VerifiedFile
 from seresnet_hub.models.strict_loading import load_folder, load_weights, untrained_folder
 
+MODEL_FILES = (CONFIG_NAME, WEIGHTS_NAME)
 REQUIRED_FILES = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME)
 OPTIONAL_FILES = (SUMMARY_NAME, CURVES_NAME)
 
@@ -44,11 +46,11 @@ def load(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Modu
             raise InputError(f"{path} is missing, damaged or exchanged: {CONFIG_NAME} records its sha256")
         return load_folder(meant.folder, meant.folder, kwargs)
     if meant.repo_id:
-        snapshot = _repository_snapshot(meant)
+        snapshot = sound(take_snapshot(meant.repo_id, meant.revision, names=MODEL_FILES))
         model = load_folder(snapshot.paths[CONFIG_NAME].parent, meant.name, kwargs)
         model.pretrained_cfg = {**model.pretrained_cfg, "hf_hub_id": snapshot.repo_id, "source": "hf-hub"}  # type: ignore[dict-item, assignment]
         return model
-    cfg = timm.get_pretrained_cfg(meant.name) if timm.is_model(meant.name) else None
+    cfg = _timms_config(meant.name)
     if cfg is None or not cfg.has_weights:
         return create(name, **kwargs)  # an error that timm words well
     if isinstance(cfg.file, VerifiedFile):
@@ -69,8 +71,8 @@ def _untrained(meant: ModelName, kwargs: Mapping[str, Any]) -> nn.Module:
     return untrained_folder(directory, meant.name, kwargs)
 
 
-def _repository_snapshot(meant: ModelName) -> Snapshot:
-    return sound(take_snapshot(meant.repo_id, meant.revision, names=(CONFIG_NAME, WEIGHTS_NAME)))
+def _timms_config(name: str) -> PretrainedCfg | None:
+    return timm.get_pretrained_cfg(name) if timm.is_model(name) else None
 
 
 class Origin(NamedTuple):
@@ -88,19 +90,19 @@ def origin_of(name: str | Path) -> Origin:
     """Return where the weights that `load` takes under this name come from; errors as for `load`."""
     meant = parse_name(name)
     if meant.repo_id:
-        config = _repository_snapshot(meant).paths[CONFIG_NAME]
-        license = _licence_in(config) or licence_on_the_hub(meant.repo_id, meant.revision)
-        return Origin(meant.name, meant.repo_id, license)
+        snapshot = sound(take_snapshot(meant.repo_id, meant.revision, names=MODEL_FILES))
+        license = licence_in(checked_config(snapshot.paths[CONFIG_NAME]))
+        return Origin(meant.name, meant.repo_id, license or licence_on_the_hub(meant.repo_id, meant.revision))
     if meant.folder is not None:
         require_model_folder(meant.folder)
-        return Origin(f"local-dir:{meant.folder.resolve().name}", "", _licence_in(meant.folder / CONFIG_NAME))
-    cfg = timm.get_pretrained_cfg(meant.name) if timm.is_model(meant.name) else None
+        license = licence_in(checked_config(meant.folder / CONFIG_NAME))
+        return Origin(f"local-dir:{meant.folder.resolve().name}", "", license)
+    cfg = _timms_config(meant.name)
     return Origin(meant.name, (cfg.hf_hub_id or "") if cfg else "", (cfg.license or "") if cfg else "")
 
 
-def _licence_in(path: Path) -> str:
-    """Return the licence that a `config.json` names, among our facts or timm's."""
-    config = checked_config(path)
+def licence_in(config: Mapping[str, Any]) -> str:
+    """Return the licence that a checked `config.json` names, among our facts or timm's, "" where it names none."""
     named = (config.get(key, {}).get("license") for key in (FACTS_KEY, "pretrained_cfg"))
     return next(filter(None, named), "")
 
@@ -111,8 +113,11 @@ def recorded_hashes(directory: Path) -> dict[str, str]:
     return {name: hashes[name] for name in (*REQUIRED_FILES, *OPTIONAL_FILES) if name in hashes}
 
 
-def unlike_recorded(directory: Path) -> Iterator[str]:
-    """Yield the names of the files that are not there with the sha256 that `config.json` records."""
+def unlike_recorded(directory: Path, known: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Yield the names of the files that are not there with the sha256 that `config.json` records.
+
+    `known` are the sha256 of files that were read already.
+    """
     for name, expected in recorded_hashes(directory).items():
-        if not (directory / name).is_file() or sha256_of(directory / name) != expected:
+        if not (directory / name).is_file() or ((known or {}).get(name) or sha256_of(directory / name)) != expected:
             yield name

@@ -11,10 +11,10 @@ import timm
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from seresnet_hub.data.transforms import SUFFIXES
+from seresnet_hub.data.image_files import SUFFIXES
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
-from seresnet_hub.models.weights import WEIGHTS
+from seresnet_hub.models.published_weights import WEIGHTS
 
 HUB, FOLDER = "hf-hub", "local-dir"
 # What git refuses in the name of a branch or a tag (git-check-ref-format): the cache has a file of this name, too.
@@ -58,8 +58,7 @@ def parse_name(given: str | Path) -> ModelName:
         return _folder(rest)
     if kind == HUB:
         return _repository(rest)
-    timms = _timms_name(given)
-    if timms is not None:
+    if (timms := _timms_name(given)) is not None:
         return ModelName(name=timms)
     if os.path.isdir(given):
         return _folder(given)

@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-import timm
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from seresnet_hub.checkpoints.key_maps import from_mmpretrain
+from seresnet_hub.checkpoints.key_maps import find_source
 from seresnet_hub.checkpoints.reader import read_tensors
-from seresnet_hub.errors import InputError
+from seresnet_hub.checkpoints.renaming import rename
+from seresnet_hub.errors import InputError, message_of
+from seresnet_hub.files.atomic_writing import read_json, replacing, sha256_of
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, WEIGHTS_NAME
-from seresnet_hub.files.writing import read_json, replacing, sha256_of
 from seresnet_hub.hub.snapshots import sound, take_snapshot
-from seresnet_hub.models.weights import OwnWeights, Weights
+from seresnet_hub.models.network_for_tensors import builder, require_fit, without_memory
+from seresnet_hub.models.published_weights import OwnWeights, Weights
 
 NAMESPACE_VARIABLE = "SERESNET_HUB_NAMESPACE"
 HUB_NAMESPACE: str | None = None  # none is owned yet, and a name that anybody could take must not be trusted
@@ -76,23 +76,23 @@ def fetch(weights: Weights) -> Path:
         repository = f"{namespace}/{weights.name}"
         try:
             downloaded = sound(take_snapshot(repository, None, names=(WEIGHTS_NAME,))).paths[WEIGHTS_NAME]
-            _require_fit(_shapes_in(downloaded), weights)
+            _require_fit(load_file(downloaded), weights)
             return downloaded
         except Exception as error:  # safetensors raises its own
-            tried.append(f"{repository} on the Hub ({_line(error)})")
+            tried.append(f"{repository} on the Hub ({message_of(error)})")
     cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[-1])
     try:
         original = _verified_original(weights, cached)
     except Exception as error:  # urllib, the socket and the disk each raise their own
-        tried.append(f"{weights.url} ({_line(error)})")
+        tried.append(f"{weights.url} ({message_of(error)})")
         raise InputError(
             f"cannot get the weights {weights.name}: tried {' and '.join(tried)}. If you have the original file, "
             f"put it at {cached}"
         ) from error
     tensors = read_tensors(original)
     try:
-        converted = from_mmpretrain(tensors)
-        _require_fit({name: tuple(tensor.shape) for name, tensor in converted.items()}, weights)
+        converted, _ = rename(find_source(tensors, "mmpretrain"), tensors)
+        _require_fit(converted, weights)
     except InputError as error:
         raise InputError(f"{original} from {weights.url}: {error}") from error
     # Converted anew by each process, so that only bytes whose hash was just checked are ever loaded.
@@ -114,29 +114,10 @@ def _verified_original(weights: Weights, cached: Path) -> Path:
     return cached
 
 
-def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
-    with safe_open(path, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-
-
-def _require_fit(shapes: Mapping[str, tuple[int, ...]], weights: Weights) -> None:
+def _require_fit(tensors: Mapping[str, torch.Tensor], weights: Weights) -> None:
     """Raise `InputError` unless the tensors are exactly those of the architecture as it was published.
 
     timm loads without strictness where the number of classes differs or only features are wanted, so that a file of
     other tensors would leave the network random, in part or whole.
     """
-    with torch.device("meta"):
-        published = {
-            name: tuple(tensor.shape) for name, tensor in timm.create_model(weights.architecture).state_dict().items()
-        }
-    wrong = [name for name in {**published, **shapes} if published.get(name) != shapes.get(name)]
-    if wrong:
-        was, wanted = shapes.get(wrong[0], "missing"), published.get(wrong[0], "no such tensor")
-        raise InputError(
-            f"not the tensors of {weights.architecture}: {wrong[0]!r} is {was}, expected {wanted} "
-            f"({len(wrong)} tensors differ)"
-        )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    require_fit(tensors, without_memory(builder(weights.architecture, weights.name), {}), weights.architecture)

@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,23 +22,18 @@ from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import nn
 
-from seresnet_hub.checkpoints.safetensors_headers import Header, line_of, read_header
-from seresnet_hub.errors import InputError
+from seresnet_hub.checkpoints.safetensors_headers import Header, read_header
+from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
-from seresnet_hub.models.build_limits import BUILD_SECONDS, ExcessError, at_most
+from seresnet_hub.models.build_limits import at_most
 from seresnet_hub.models.config_checks import check_architecture
 from seresnet_hub.models.names import require_model_folder, timms_name_of
+from seresnet_hub.models.network_for_tensors import Build, Tensors, builder, over_tensors, without_memory
 
 FEATURE_ARGUMENTS = frozenset({"features_only", "out_indices", "feature_cls"})
-STEP_COUNT = (
-    "num_batches_tracked"  # of norms; files of old versions of torch have none, and nothing is computed with it
-)
-Build = Callable[..., nn.Module]  # takes `pretrained` and timm's arguments
-Tensors = Mapping[str, torch.Tensor]
+STEP_COUNT = "num_batches_tracked"  # of norms: old files have none, and nothing is computed with it
 # How much more than its file a network may have until the differences are listed: a wrong number of classes, say.
 MOST_PARAMETERS, MOST_VALUES, SLACK = 10, 4, 2**20
-# Where there is no file to compare with: timm's largest networks have 3,108 tensors, and 2.6 billion values.
-MOST_TENSORS, LARGEST_NETWORK = 10_000, 2**33
 
 
 def load_folder(directory: Path, origin: object, kwargs: Mapping[str, Any], *, copy: bool = True) -> nn.Module:
@@ -50,15 +45,15 @@ def load_folder(directory: Path, origin: object, kwargs: Mapping[str, Any], *, c
     """
     require_model_folder(directory)
     check_architecture(directory / CONFIG_NAME)
-    return _load(timms_name_of(directory), {}, directory / WEIGHTS_NAME, origin, kwargs, copy=copy)
+    return _load(builder(timms_name_of(directory), origin), directory / WEIGHTS_NAME, origin, kwargs, copy=copy)
 
 
 def untrained_folder(directory: Path, origin: object, kwargs: Mapping[str, Any]) -> nn.Module:
     """Return the network that the folder's config describes, with random weights; its file, if any, is not read."""
     check_architecture(directory / CONFIG_NAME)
-    build = _builder(timms_name_of(directory), {}, origin)
-    with at_most(parameters=MOST_TENSORS, values=LARGEST_NETWORK, seconds=BUILD_SECONDS, what=f"{origin}: the network"):
-        _without_memory(build, kwargs)
+    build = builder(timms_name_of(directory), origin)
+    with at_most(what=f"{origin}: the network"):
+        without_memory(build, kwargs)
     return build(pretrained=False, **kwargs).eval()
 
 
@@ -67,86 +62,49 @@ def load_weights(name: str, weights: Path, kwargs: Mapping[str, Any]) -> nn.Modu
     given = dict(kwargs)
     # Beside another file, `custom_load` of timm's own entry would have older versions read it as NumPy's format.
     overlay = {**(given.pop("pretrained_cfg_overlay", None) or {}), "file": str(weights), "custom_load": False}
-    return _load(name, {"pretrained_cfg_overlay": overlay}, weights, name, given)
+    return _load(builder(name, name, pretrained_cfg_overlay=overlay), weights, name, given)
 
 
-def _load(
-    name: str, always: Mapping[str, Any], weights: Path, origin: object, kwargs: Mapping[str, Any], *,
-    copy: bool = True,
-) -> nn.Module:  # fmt: skip
-    build = _builder(name, always, origin)
+def _load(build: Build, weights: Path, origin: object, kwargs: Mapping[str, Any], *, copy: bool = True) -> nn.Module:
     header = read_header(weights)
     values = sum(math.prod(shape) for shape, _ in header.values())
     with at_most(
-        parameters=MOST_PARAMETERS * len(header), values=MOST_VALUES * values + SLACK, seconds=BUILD_SECONDS,
         what=f"{origin}: the network that it names",
+        parameters=MOST_PARAMETERS * len(header), values=MOST_VALUES * values + SLACK,
     ):  # fmt: skip
-        plain = _without_memory(build, {})
-    _check_classes(plain, origin)
-    wanted = plain.state_dict()
-    problem = next(_differences(header, _header(wanted)), None)
-    if problem is not None:
-        problem = f"{origin} has not the tensors of the network that it names: {problem}"
-        if not _may_be_renamed(header, _header(wanted)):
+        empty = without_memory(build, {})
+    _check_classes(empty, origin)
+    wanted = _header(empty.state_dict())
+    if difference := next(_differences(header, wanted), None):
+        problem = f"{origin} has not the tensors of the network that it names: {difference}"
+        if not _may_be_renamed(header, wanted):
             raise InputError(problem)
-    tensors: Tensors = _read(weights)
-    if problem is not None:
-        tensors = _renamed(build, tensors, problem)
-    _check_finite(tensors, weights)
-    if not kwargs:
-        constants = (buffer for name, buffer in plain.named_buffers() if name not in wanted)  # no file has them
-        model = build(pretrained=False) if copy or any(buffer.is_meta for buffer in constants) else plain
-        own = tensors if copy else {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
-        model.load_state_dict(own, strict=True, assign=not copy)
-        return model.eval()
-    asked = _check_asked(build, origin, _header(tensors), kwargs)
-    stems = asked.stem & tensors.keys()
-    stem = {name: _adapted(tensors[name], kwargs["in_chans"], plain, origin) for name in stems}
-    model = build(pretrained=True, **kwargs)
-    _check_loaded(model, {**tensors, **stem}, asked, origin)
+        tensors = _renamed(build, _read_finite(weights), problem)
+    else:
+        tensors = _read_finite(weights)
+    if kwargs:
+        return _as_asked(build, origin, tensors, empty, kwargs)
+    if not copy:
+        return over_tensors(tensors, empty, build)
+    model = build(pretrained=False)
+    model.load_state_dict(tensors, strict=True)
     return model.eval()
 
 
-def _builder(name: str, always: Mapping[str, Any], origin: object) -> Build:
-    def build(**given: Any) -> nn.Module:
-        try:
-            model: nn.Module = timm.create_model(name, **always, **given)
-        except InputError:
-            raise
-        except Exception as error:  # timm, safetensors and torch each raise their own, or assert
-            raise InputError(f"cannot create model {str(origin)!r}: {line_of(error)}") from error
-        return model
-
-    return build
-
-
-def _read(weights: Path) -> dict[str, torch.Tensor]:
+def _read_finite(weights: Path) -> Tensors:
+    """Return a file's tensors. Errors: `InputError` where it is damaged, or has values that no weights have."""
     try:
-        tensors: dict[str, torch.Tensor] = load_file(weights)
+        tensors = load_file(weights)
     except Exception as error:  # safetensors raises its own
-        raise InputError(f"{weights} is no whole safetensors file: {line_of(error)}") from error
-    return tensors
-
-
-def _check_finite(tensors: Tensors, weights: Path) -> None:
+        raise InputError(f"{weights} is no whole safetensors file: {message_of(error)}") from error
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
             raise InputError(f"{weights}: tensor {name!r} has NaN or infinite values")
+    return tensors
 
 
 def _header(tensors: Tensors) -> Header:
     return {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in tensors.items()}
-
-
-def _without_memory(build: Build, kwargs: Mapping[str, Any]) -> nn.Module:
-    """Return the network on the meta device, or for real where timm cannot make it there."""
-    try:
-        with torch.device("meta"):
-            return build(pretrained=False, **kwargs)
-    except ExcessError:
-        raise
-    except InputError:
-        return build(pretrained=False, **kwargs)
 
 
 def _check_classes(network: nn.Module, origin: object) -> None:
@@ -211,6 +169,19 @@ class _Asked(NamedTuple):
     stem: frozenset[str]
 
 
+def _as_asked(build: Build, origin: object, tensors: Tensors, plain: nn.Module, kwargs: Mapping[str, Any]) -> nn.Module:
+    """Return the network that the caller's arguments ask for, which timm makes of the file.
+
+    `plain` is the network without them. Errors: `InputError` where a tensor is not the file's, and no argument says so.
+    """
+    asked = _check_asked(build, origin, _header(tensors), kwargs)
+    stems = asked.stem & tensors.keys()
+    stem = {name: _adapted(tensors[name], kwargs["in_chans"], plain, origin) for name in stems}
+    model = build(pretrained=True, **kwargs)
+    _check_loaded(model, {**tensors, **stem}, asked, origin)
+    return model.eval()
+
+
 def _check_asked(build: Build, origin: object, header: Header, kwargs: Mapping[str, Any]) -> _Asked:
     """Return what the caller's arguments change; errors where that is more than the classifier and the stem."""
     given = {name: value for name, value in kwargs.items() if name not in FEATURE_ARGUMENTS}
@@ -219,7 +190,7 @@ def _check_asked(build: Build, origin: object, header: Header, kwargs: Mapping[s
 
     def header_without(argument: str) -> Header:
         rest = {name: value for name, value in given.items() if name != argument}
-        return _header(_without_memory(build, rest).state_dict())
+        return _header(without_memory(build, rest).state_dict())
 
     wanted = header_without("")
 

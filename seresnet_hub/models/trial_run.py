@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from seresnet_hub.errors import InputError
+from seresnet_hub.errors import InputError, message_of
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def check_runs(model: nn.Module, origin: object) -> None:
         logits = model.eval()(torch.zeros(1, *config["input_size"], dtype=dtype))
         finite = bool(torch.isfinite(logits).all())
     except Exception as error:  # whatever the model makes of it
-        raise InputError(f"{origin} loads but does not run: {error or type(error).__name__}") from error
+        raise InputError(f"{origin} loads but does not run: {message_of(error)}") from error
     if not finite:
         raise InputError(f"{origin} computes NaN or infinite values")
     classes = getattr(model, "num_classes", 0)

@@ -1,4 +1,4 @@
-"""Put model folders on the Hub, whole or not at all, and compare those that are there with what they must be.
+"""Put model folders on the Hub, whole or not at all.
 
 The Hub's client does not retry a commit, and cannot know whether one whose answer was lost has happened: this module
 looks before it repeats. `load` gets models back, checked.
@@ -6,12 +6,10 @@ looks before it repeats. `load` gets models back, checked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
@@ -19,21 +17,17 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from seresnet_hub.cards.snippets import on_the_hub
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
-from seresnet_hub.hub.client import changed_files, head_of, remote_hashes, size_of
+from seresnet_hub.hub.client import head_of, remote_hashes, size_of
 from seresnet_hub.hub.download_limits import check_commit
-from seresnet_hub.hub.retries import Conflict, Overtaken, explained, patiently, say, status_of
+from seresnet_hub.hub.failures import Conflict, explained, status_of
+from seresnet_hub.hub.messages import say
+from seresnet_hub.hub.retries import Overtaken, patiently
 from seresnet_hub.hub.revisions import branch_name, tag_name
-from seresnet_hub.hub.snapshots import Snapshot, take_snapshot
-from seresnet_hub.models.load import Origin, load, origin_of, recorded_hashes, unlike_recorded
-from seresnet_hub.models.names import KINDS, check_repo_id, parse_name, require_model_folder
+from seresnet_hub.models.load import unlike_recorded
+from seresnet_hub.models.names import check_repo_id
 from seresnet_hub.models.strict_loading import load_folder
 from seresnet_hub.models.trial_run import check_runs
 from seresnet_hub.publishing.pushed_files import PushedFiles, read_pushed_files
-
-__all__ = ["Origin", "load", "origin_of", "push", "verify"]
-
-
-# --- push -------------------------------------------------------------------------------------------------------------
 
 
 def push(
@@ -59,42 +53,45 @@ def push(
     message = message or f"Upload {Path(directory).resolve().name}"
     revision = constants.DEFAULT_REVISION if branch is None else branch_name(branch)
     tag = None if tag is None else tag_name(tag)
-    pushed = _checked(Path(directory), repo_id)
-    files: dict[str, Path | bytes] = {WEIGHTS_NAME: pushed.weights, **pushed.texts}
+    pushed = checked_files(Path(directory), repo_id)
     api = HfApi()
     say(
         f"{directory}: the model loads and runs, and its card is valid: "
-        f"{sum(size_of(content) for content in files.values()) / 1e6:.1f} MB in {len(files)} files for {repo_id}"
+        f"{sum(map(size_of, pushed.files.values())) / 1e6:.1f} MB in {len(pushed.files)} files for {repo_id}"
     )
-    if dry_run and get_token() is None:
-        say("not logged in to the Hub, so nothing there was looked at: whether you may write, and what it has already")
-        return {"repo_id": repo_id, "commit": None, "url": f"{api.endpoint}/{repo_id}", "files": list(files),
-                "changed": None}  # fmt: skip
-    _require_token()
-    head = _ready_repository(api, repo_id, revision, private=private, dry_run=dry_run)
-    changed = changed_files(files, remote_hashes(api, repo_id, head)) if head else list(files)
-    result: dict[str, Any] = {"repo_id": repo_id, "commit": head, "url": "", "files": list(files), "changed": changed}
+    result: dict[str, Any] = {"repo_id": repo_id, "commit": None, "url": f"{api.endpoint}/{repo_id}",
+                              "files": list(pushed.files), "changed": None}  # fmt: skip
+    if get_token() is None:
+        if dry_run:
+            looked_at = "whether you may write, and what it has already"
+            say(f"not logged in to the Hub, so nothing there was looked at: {looked_at}")
+            return result
+        raise InputError("you are not logged in to the Hub: run 'hf auth login', or set HF_TOKEN")
+    head = ready_repository(api, repo_id, revision, private=private, dry_run=dry_run)
+    changed = pushed.unlike(remote_hashes(api, repo_id, head) if head else {})
+    result |= {"commit": head, "changed": changed}
     if tag and head and (tagged := _tags(api, repo_id).get(tag)) and (changed or tagged != head):
         raise InputError(f"{repo_id} has a tag {tag!r} already, on commit {tagged[:12]}: choose another, or delete it")
     if dry_run or head is None:
-        return {**result, "url": f"{api.endpoint}/{repo_id}"}
+        return result
+    upload = _Upload(api=api, repo_id=repo_id, pushed=pushed, changed=changed, message=message, parent=head)
     if changed and pr:
-        result |= _open_pull_request(api, repo_id, pushed, files, changed, message, head)
-    elif changed:
-        result["commit"] = _commit(api, repo_id, revision, pushed, files, changed, message, head)
+        return result | upload.open_pull_request()
+    if changed:
+        result["commit"] = upload.commit(revision)
     else:
         say(f"{repo_id} has these bytes already: no commit")
     if tag:
         _tag(api, repo_id, tag, result["commit"])
-    return {**result, "url": result["url"] or f"{api.endpoint}/{repo_id}/tree/{result['commit']}"}
+    return result | {"url": f"{api.endpoint}/{repo_id}/tree/{result['commit']}"}
 
 
-def _checked(directory: Path, repo_id: str) -> PushedFiles:
+def checked_files(directory: Path, repo_id: str) -> PushedFiles:
     """Return the files to push after showing that they are a model that loads and a card that says what is needed."""
     check_repo_id(repo_id)
     read = read_pushed_files(directory)
     model = load_folder(directory, directory, {}, copy=False)
-    if name := next(unlike_recorded(directory), None):
+    if name := next(unlike_recorded(directory, {WEIGHTS_NAME: read.sha256}), None):
         raise InputError(f"{directory / name} is not the file that {CONFIG_NAME} describes: its sha256 differs")
     check_runs(model, directory)
     text = _checked_card(directory / CARD_NAME, read.texts[CARD_NAME])
@@ -120,12 +117,7 @@ def _checked_card(path: Path, content: bytes) -> str:
     return text
 
 
-def _require_token() -> None:
-    if get_token() is None:
-        raise InputError("you are not logged in to the Hub: run 'hf auth login', or set HF_TOKEN")
-
-
-def _ready_repository(api: HfApi, repo_id: str, revision: str, *, private: bool, dry_run: bool) -> str | None:
+def ready_repository(api: HfApi, repo_id: str, revision: str, *, private: bool, dry_run: bool) -> str | None:
     """Return the commit that `revision` is at, creating repository and branch where there are none.
 
     None in a dry run where they do not exist.
@@ -149,57 +141,112 @@ def _ready_repository(api: HfApi, repo_id: str, revision: str, *, private: bool,
 def _create_repository(api: HfApi, repo_id: str, *, private: bool) -> None:
     """Create the repository; the client's own call repeats without pause or end while another creation goes on."""
     namespace, name = repo_id.split("/")
-    response = get_session().post(
-        f"{api.endpoint}/api/repos/create",
-        headers=build_hf_headers(),
-        json={
-            "name": name,
-            "organization": namespace,
-            "type": "model",
-            "visibility": "private" if private else "public",
-        },
-    )
+    asked = {"name": name, "organization": namespace, "type": "model", "visibility": "private" if private else "public"}
+    response = get_session().post(f"{api.endpoint}/api/repos/create", headers=build_hf_headers(), json=asked)
     if response.status_code == 409 and "conflicting operation" in response.text:
         raise Conflict(f"the Hub is busy creating another repository for {namespace}")
     if response.status_code != 409:  # which says that it is there, made by somebody else a moment ago
         hf_raise_for_status(response)
 
 
-def _commit(
-    api: HfApi, repo_id: str, revision: str, pushed: PushedFiles, files: Mapping[str, Path | bytes],
-    changed: list[str], message: str, parent: str,
-) -> str:  # fmt: skip
-    """Commit the changed files on top of `parent` and return the commit; never twice, never over somebody else's.
+@dataclass(frozen=True, kw_only=True)
+class _Upload:
+    """The files that a push sends, those of them that `changed`, and the commit `parent` that they go on top of."""
 
-    Where somebody else has committed the same bytes meanwhile, their commit is returned.
-    """
-    operations = _uploaded(api, repo_id, revision, pushed, files, changed)
+    api: HfApi
+    repo_id: str
+    pushed: PushedFiles
+    changed: list[str]
+    message: str
+    parent: str
 
-    def commit() -> str:
-        made = api.create_commit(repo_id, operations, commit_message=message, revision=revision, parent_commit=parent)
-        return check_commit(made.oid, repo_id)
+    def commit(self, revision: str) -> str:
+        """Commit the changed files and return the commit; never twice, never over somebody else's.
 
-    def happened() -> str | None:
-        now = head_of(api, repo_id, revision)
-        if now == parent:
+        Where somebody else has committed the same bytes meanwhile, their commit is returned.
+        """
+        api, repo_id, parent = self.api, self.repo_id, self.parent
+        operations = self._operations(revision)
+
+        def commit() -> str:
+            made = api.create_commit(
+                repo_id, operations, commit_message=self.message, revision=revision, parent_commit=parent
+            )
+            return check_commit(made.oid, repo_id)
+
+        def happened() -> str | None:
+            now = head_of(api, repo_id, revision)
+            if now == parent:
+                return None
+            for since in _commits_since(api, repo_id, now, parent):
+                if self._is_at(since):
+                    if since != now:
+                        meanwhile = f"somebody else pushed on top of {since[:12]}"
+                        say(f"{repo_id} ({revision}) is at {now[:12]} since: {meanwhile}")
+                    return since
+            raise Overtaken(
+                f"somebody else pushed to {repo_id} ({revision}) meanwhile: it is at {now[:12]}, and nothing of this "
+                "push is in it; look at that commit, then push again to put yours on top"
+            )
+
+        try:
+            return patiently(commit, f"committing to {repo_id}", happened=happened)
+        except HfHubHTTPError as error:
+            if (status_of(error) == 412) and (found := happened()) is not None:
+                say(f"{repo_id} has these bytes since a moment ago: no second commit")
+                return found
+            raise explained(error, f"push to {repo_id}") from error
+
+    def open_pull_request(self) -> dict[str, Any]:
+        """Open a pull request with the changed files, unless one of this title with these bytes is open already."""
+        api, repo_id = self.api, self.repo_id
+
+        def opened() -> dict[str, Any] | None:
+            for request in api.get_repo_discussions(repo_id, discussion_type="pull_request", discussion_status="open"):
+                if request.title != self.message:
+                    continue
+                commit = head_of(api, repo_id, f"refs/pr/{request.num}")
+                if self._is_at(commit):
+                    return {"commit": commit, "url": f"{api.endpoint}/{repo_id}/discussions/{request.num}"}
             return None
-        for since in _commits_since(api, repo_id, now, parent):
-            if not changed_files(files, remote_hashes(api, repo_id, since)):
-                if since != now:
-                    say(f"{repo_id} ({revision}) is at {now[:12]} since: somebody else pushed on top of {since[:12]}")
-                return since
-        raise Overtaken(
-            f"somebody else pushed to {repo_id} ({revision}) meanwhile: it is at {now[:12]}, and nothing of this push "
-            "is in it; look at that commit, then push again to put yours on top"
-        )
 
-    try:
-        return patiently(commit, f"committing to {repo_id}", happened=happened)
-    except HfHubHTTPError as error:
-        if (status_of(error) == 412) and (found := happened()) is not None:
-            say(f"{repo_id} has these bytes since a moment ago: no second commit")
-            return found
-        raise explained(error, f"push to {repo_id}") from error
+        def commit() -> dict[str, Any]:
+            made = api.create_commit(
+                repo_id, operations, commit_message=self.message, create_pr=True, parent_commit=self.parent
+            )
+            return {"commit": check_commit(made.oid, repo_id), "url": made.pr_url}
+
+        already = patiently(opened, f"looking for pull requests in {repo_id}")
+        if already:
+            say(f"this pull request is open already: {already['url']}")
+            return {**already, "changed": []}
+        operations = self._operations(None)
+        return patiently(commit, f"opening a pull request in {repo_id}", happened=opened)
+
+    def _is_at(self, commit: str) -> bool:
+        return not self.pushed.unlike(remote_hashes(self.api, self.repo_id, commit))
+
+    def _operations(self, revision: str | None) -> list[CommitOperationAdd]:
+        """Return what a commit adds, after sending the contents that the Hub keeps out of git, one after the other.
+
+        Without `revision` it is for a pull request. Sending changes nothing: a commit does.
+        """
+        operations = []
+        for name in self.changed:
+            content = self.pushed.files[name]
+            added = CommitOperationAdd(
+                path_in_repo=name, path_or_fileobj=str(content) if isinstance(content, Path) else content
+            )
+            if name == WEIGHTS_NAME:
+                self.pushed.require_hash(added.upload_info.sha256.hex())
+            patiently(
+                lambda added=added: self.api.preupload_lfs_files(  # type: ignore[misc]
+                    self.repo_id, [added], revision=revision, create_pr=revision is None, free_memory=False
+                ),
+                f"uploading {name} to {self.repo_id}",
+            )
+            operations.append(added)
+        return operations
 
 
 def _commits_since(api: HfApi, repo_id: str, now: str, parent: str) -> list[str]:
@@ -207,60 +254,6 @@ def _commits_since(api: HfApi, repo_id: str, now: str, parent: str) -> list[str]
     listed = patiently(lambda: api.list_repo_commits(repo_id, revision=now), f"listing the commits of {repo_id}")
     commits = [check_commit(commit.commit_id, repo_id) for commit in listed]
     return commits[: commits.index(parent)] if parent in commits else commits[:1]
-
-
-def _uploaded(
-    api: HfApi, repo_id: str, revision: str | None, pushed: PushedFiles, files: Mapping[str, Path | bytes],
-    changed: list[str],
-) -> list[CommitOperationAdd]:  # fmt: skip
-    """Return what a commit adds, after sending the contents that the Hub keeps out of git, one after the other.
-
-    Without `revision` it is for a pull request. Sending changes nothing: a commit does.
-    """
-    operations = []
-    for name in changed:
-        content = files[name]
-        added = CommitOperationAdd(
-            path_in_repo=name, path_or_fileobj=str(content) if isinstance(content, Path) else content
-        )
-        if name == WEIGHTS_NAME:
-            pushed.require_hash(added.upload_info.sha256.hex())
-        patiently(
-            lambda added=added: api.preupload_lfs_files(  # type: ignore[misc]
-                repo_id, [added], revision=revision, create_pr=revision is None, free_memory=False
-            ),
-            f"uploading {name} to {repo_id}",
-        )
-        operations.append(added)
-    return operations
-
-
-def _open_pull_request(
-    api: HfApi, repo_id: str, pushed: PushedFiles, files: Mapping[str, Path | bytes], changed: list[str], message: str,
-    parent: str,
-) -> dict[str, Any]:  # fmt: skip
-    """Open a pull request with the changed files, unless one of this title with these bytes is open already."""
-
-    def opened() -> dict[str, Any] | None:
-        for request in api.get_repo_discussions(repo_id, discussion_type="pull_request", discussion_status="open"):
-            if request.title != message:
-                continue
-            reference = f"refs/pr/{request.num}"
-            commit = head_of(api, repo_id, reference)
-            if not changed_files(files, remote_hashes(api, repo_id, commit)):
-                return {"commit": commit, "url": f"{api.endpoint}/{repo_id}/discussions/{request.num}"}
-        return None
-
-    def commit() -> dict[str, Any]:
-        made = api.create_commit(repo_id, operations, commit_message=message, create_pr=True, parent_commit=parent)
-        return {"commit": check_commit(made.oid, repo_id), "url": made.pr_url}
-
-    already = patiently(opened, f"looking for pull requests in {repo_id}")
-    if already:
-        say(f"this pull request is open already: {already['url']}")
-        return {**already, "changed": []}
-    operations = _uploaded(api, repo_id, None, pushed, files, changed)
-    return patiently(commit, f"opening a pull request in {repo_id}", happened=opened)
 
 
 def _tags(api: HfApi, repo_id: str) -> dict[str, str]:
@@ -277,45 +270,3 @@ def _tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
         raise InputError(
             f"the commit {commit[:12]} is in {repo_id}, but the tag {tag!r} is on {str(found)[:12]}: choose another tag"
         )
-
-
-# --- verify ---------------------------------------------------------------------------------------------------------
-
-
-def verify(name: str | Path) -> dict[str, Any]:
-    """Compare a model's files with the hashes they must have, load it and run it, and return what was found.
-
-    `name` is a repository or a folder, as `load` takes it, or a timm name whose weights are on the Hub. Of a
-    repository these are all files but pickles, which are not fetched; without a network, those that the cache holds.
-    Of a folder they are the files whose hashes `config.json` records. `ok` says whether everything holds: it is false
-    where `config.json` is missing, too. Errors: `InputError` where there is nothing to compare.
-    """
-    meant = parse_name(name)
-    if meant.folder is not None:
-        directory = meant.folder
-        require_model_folder(directory)
-        hashes = recorded_hashes(directory)
-        if not hashes:
-            raise InputError(f"{directory / CONFIG_NAME} records no hashes: there is nothing to compare with")
-        snapshot = Snapshot(repo_id="", commit="", paths={file: directory / file for file in hashes}, hashes=hashes)
-    else:
-        repo_id, revision = meant.repo_id, meant.revision
-        if not repo_id:
-            cfg = timm.get_pretrained_cfg(meant.name) if timm.is_model(meant.name) else None
-            repo_id = (cfg.hf_hub_id or "") if cfg else ""
-        if not repo_id:
-            raise InputError(f"{name!r} has no files to verify: name a repository or a folder, {KINDS}")
-        snapshot = take_snapshot(repo_id, revision, names=None)
-        directory = snapshot.paths[WEIGHTS_NAME].parent
-    wrong = snapshot.wrong()
-    for file in wrong:
-        say(f"{snapshot.paths[file]} is not what it must be ({snapshot.hashes[file]}): delete it and fetch it again")
-    ok = not wrong
-    if ok:
-        try:
-            check_runs(load_folder(directory, name, {}, copy=False), name)
-        except InputError as error:
-            say(str(error))
-            ok = False
-    files = {file: {"hash": snapshot.hashes[file], "ok": file not in wrong} for file in sorted(snapshot.paths)}
-    return {"repo_id": snapshot.repo_id or meant.name, "commit": snapshot.commit, "files": files, "ok": ok}

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, SUMMARY_NAME, WEIGHTS_NAME
-from seresnet_hub.files.writing import sha256_of
+from seresnet_hub.hub.client import hash_like
 from seresnet_hub.hub.download_limits import LARGEST_TEXT, LARGEST_WEIGHTS
 
 # The columns of `history.write_summary`, in training's words.
@@ -39,6 +40,20 @@ class PushedFiles:
     weights: Path
     sha256: str  # of the weights, when they were first read
     texts: Mapping[str, bytes]
+
+    @property
+    def files(self) -> dict[str, Path | bytes]:
+        """What is uploaded, by name."""
+        return {WEIGHTS_NAME: self.weights, **self.texts}
+
+    def unlike(self, remote: Mapping[str, str]) -> list[str]:
+        """Return the names of the files that are not there with the hashes `remote`, the Hub's."""
+
+        def own_hash(name: str) -> str:  # the weights were hashed when they were first read
+            hashed = name == WEIGHTS_NAME and len(remote[name]) == len(self.sha256)
+            return self.sha256 if hashed else hash_like(self.files[name], remote[name])
+
+        return [name for name in self.files if name not in remote or own_hash(name) != remote[name]]
 
     def require_unchanged(self) -> None:
         """Raise `InputError` unless the folder still holds what was read: then this is what was checked since."""

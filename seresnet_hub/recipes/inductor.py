@@ -10,16 +10,17 @@ from typing import Any, Literal
 import torch
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.recipes.fields import closest, parse
+from seresnet_hub.recipes.fields import closest, declaration, parse
 
 SIMPLE = (bool, int, float, str)
 
 
-def options_of(settings: Sequence[str], *, deterministic: bool = False) -> dict[str, Any]:
+def options_of(settings: Sequence[str], option: str = "inductor=", *, deterministic: bool = False) -> dict[str, Any]:
     """Return `key=value` texts as the `options` of `torch.compile`, each checked against this version of torch.
 
     With `deterministic`, Inductor chooses no kernel by its speed either, where this version has a setting for that.
-    Errors: `InputError` names a key that Inductor does not have, with the nearest one that it has, or a wrong value.
+    Errors: `InputError` begins with the `option` that the texts were given by, and names a key that Inductor does not
+    have, with the nearest one that it has, or a wrong value.
     """
     import torch._inductor.config as config  # takes a second, so not before it is asked for
 
@@ -27,25 +28,25 @@ def options_of(settings: Sequence[str], *, deterministic: bool = False) -> dict[
     options: dict[str, Any] = {"deterministic": True} if deterministic and "deterministic" in known else {}
     for setting in settings:
         key, separator, text = (part.strip() for part in setting.partition("="))
-        if not separator:
-            raise InputError(f"inductor={setting}: write it as key=value")
-        if key not in known:
-            near = closest(key, known) or f" (see torch._inductor.config of torch {torch.__version__})"
-            raise InputError(f"inductor={setting}: Inductor has no setting {key!r}{near}")
-        hint = config.get_type(key)  # type: ignore[attr-defined]
-        if not _is_simple(hint):
-            raise InputError(f"inductor={setting}: {key} cannot be written as text")
         try:
-            options[key] = parse(text, hint)
+            if not separator:
+                raise ValueError("write it as key=value")
+            if key not in known:
+                near = closest(key, known) or f" (see torch._inductor.config of torch {torch.__version__})"
+                raise ValueError(f"Inductor has no setting {key!r}{near}")
+            hint = config.get_type(key)  # type: ignore[attr-defined]
+            if not _is_simple(hint):
+                raise ValueError(f"{key} cannot be written as text")
+            options[key] = parse(text, declaration(hint))
         except ValueError as error:
-            raise InputError(f"inductor={setting}: {error}") from None
+            raise InputError(f"{option}{setting}: {error}") from None
     return options
 
 
 def _is_simple(hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return all(part is type(None) or _is_simple(part) for part in arguments) and len(arguments) == 2
-    if origin is Literal:
-        return all(isinstance(value, str) for value in arguments)
-    return hint in SIMPLE
+    kind, arguments = declaration(hint).kind, typing.get_args(hint)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union) and len(arguments) != 2:
+        return False
+    if typing.get_origin(kind) is Literal:
+        return all(isinstance(value, str) for value in typing.get_args(kind))
+    return kind in SIMPLE

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +14,7 @@ from torch import nn
 class RunningStatistics:
     """The running statistics of some models, by name, over the processes of a run.
 
-    A state within an epoch keeps those of every process, so that a resumed run ends with the bits of one that went on.
+    A checkpoint within an epoch keeps those of every process, so that a resumed run ends with the same bits.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], accelerator: Accelerator) -> None:
@@ -47,6 +48,15 @@ class RunningStatistics:
             values = torch.split(rows[rank] if same else rows.mean(dim=0), [buffer.numel() for buffer in buffers])
             for buffer, value in zip(buffers, values, strict=True):
                 buffer.copy_(value.view_as(buffer))
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a second forward pass, within the backward one, does to BatchNorm's running statistics."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    yield
+    for buffer, value in before:
+        buffer.copy_(value)
 
 
 def values_in(model: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Keep the last states of a training run as safetensors files, each checked when it is read."""
+"""Keep the last checkpoints of a training run as safetensors files, each checked when it is read."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import replacing
 from seresnet_hub.files.locks import STATES_FOLDER, require_held
-from seresnet_hub.files.writing import replacing
 
-STATE_NAME = re.compile(r"step-([0-9]+)\.safetensors")
-
-
-class DamagedState(Exception):
-    """A state file that is not what was written; the text says in what way."""
+CHECKPOINT_NAME = re.compile(r"step-([0-9]+)\.safetensors")
 
 
-def list_states(output: Path) -> list[Path]:
-    """Return the state files of the run in `output`, the latest step first; `InputError` where it cannot be read."""
+class DamagedCheckpoint(Exception):
+    """A checkpoint that is not what was written; the text says in what way."""
+
+
+def list_checkpoints(output: Path) -> list[Path]:
+    """Return the checkpoints of the run in `output`, the latest step first; `InputError` where it cannot be read."""
     folder = Path(output, STATES_FOLDER)
     try:
         names = os.listdir(folder)
@@ -36,35 +36,35 @@ def list_states(output: Path) -> list[Path]:
         return []
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {folder}: {getattr(error, 'strerror', None) or error}") from error
-    found = sorted(((int(match[1]), name) for name in names if (match := STATE_NAME.fullmatch(name))), reverse=True)
-    for _, name in found:
-        path = folder / name
+    matches = filter(None, map(CHECKPOINT_NAME.fullmatch, names))
+    latest_first = sorted(matches, key=lambda match: (int(match[1]), match[0]), reverse=True)
+    paths = [folder / match[0] for match in latest_first]
+    for path in paths:
         if not path.is_file() and os.path.lexists(path):  # it may have been removed meanwhile
             raise InputError(f"{path} is no file, or a link to none, where a state is looked for: move it away")
-    return [folder / name for _, name in found]
+    return paths
 
 
-def save_state(output: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path:
-    """Write `state` whole or not at all, then delete all but it and the `keep - 1` before it; return the file.
+def save_checkpoint(output: Path, checkpoint: Mapping[str, Any], *, keep: int = 1) -> Path:
+    """Write `checkpoint` whole or not at all, then delete all but it and the `keep - 1` before it; return the file.
 
-    A state is a tree of mappings and lists over tensors, their types, numbers, texts and None; `state["step"]` numbers
+    It is a tree of mappings and lists over tensors, their types, numbers, texts and None; `checkpoint["step"]` numbers
     it. Tensors lose their memory layout, tuples become lists. Errors: `InputError` where the disk is full or read-only,
-    the run's folder is gone, or the state has something else in it.
+    the run's folder is gone, or the tree has something else in it.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(_split(state, "", tensors))
-    path = Path(output, STATES_FOLDER, f"step-{state['step']:08d}.safetensors")
+    text, tensors = serialized(checkpoint)
+    path = Path(output, STATES_FOLDER, f"step-{checkpoint['step']:08d}.safetensors")
     require_held(output)
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={"state": text, "sha256": _digest(text, tensors)})
+            save_file(tensors, temporary, metadata={"state": text, "sha256": digest_of(text, tensors)})
         except Exception as error:  # safetensors reports a full disk with a class of its own
             free = shutil.disk_usage(path.parent).free >> 20
             raise OSError(f"{error} ({free} MiB are free there)") from error
     # The new one is on the disk, under its name. Later ones are damaged: the run has gone back behind them.
-    states = list_states(output)
-    place = states.index(path)
-    for other in states[:place] + states[place + keep :]:
+    saved = list_checkpoints(output)
+    place = saved.index(path)
+    for other in saved[:place] + saved[place + keep :]:
         try:
             other.unlink(missing_ok=True)
         except OSError as error:
@@ -72,39 +72,34 @@ def save_state(output: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path
     return path
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """Return the state in a file. Errors: `DamagedState` where it is not what was written, by its sha256."""
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds. Errors: `DamagedCheckpoint` where it is not what was written, by its sha256."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-        if metadata["sha256"] != _digest(metadata["state"], tensors):
-            raise DamagedState("its sha256 is another")
-        state: dict[str, Any] = _join(json.loads(metadata["state"]), tensors)
-        return state
-    except DamagedState:
+        if metadata["sha256"] != digest_of(metadata["state"], tensors):
+            raise DamagedCheckpoint("its sha256 is another")
+        checkpoint: dict[str, Any] = _join(json.loads(metadata["state"]), tensors)
+        return checkpoint
+    except DamagedCheckpoint:
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
-        raise DamagedState(f"{type(error).__name__}: {error}") from error
+        raise DamagedCheckpoint(f"{type(error).__name__}: {error}") from error
 
 
-def latest_state(output: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """Return the last readable state of the run in `output`, its file, and what is wrong with later ones.
+def latest_checkpoint(output: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the last readable checkpoint of the run in `output`, and what is wrong with later ones.
 
     Errors: `InputError` where there is none.
     """
     damaged: list[str] = []
-    for path in list_states(output):
+    for path in list_checkpoints(output):
         try:
-            return path, read_state(path), damaged
-        except DamagedState as error:
+            return load_checkpoint(path), damaged
+        except DamagedCheckpoint as error:
             damaged.append(f"{path} is damaged ({error})")
-    if damaged:
-        raise InputError(f"cannot resume: {'; '.join(damaged)}")
-    raise InputError(
-        f"nothing to resume: {output / STATES_FOLDER} holds no state of a run (of several machines, the one of rank 0 "
-        "keeps them)"
-    )
+    raise InputError(f"cannot resume: {'; '.join(damaged) or f'{output} has no checkpoint'}")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -122,6 +117,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def serialized(checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
+    """Return a checkpoint as a text and the tensors that it names; `InputError` as for `save_checkpoint`."""
+    tensors: dict[str, torch.Tensor] = {}
+    return json.dumps(_split(checkpoint, "", tensors)), tensors
 
 
 def _split(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
@@ -149,13 +150,13 @@ def _join(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         if "dtype" in value:
             dtype = getattr(torch, value["dtype"])
             if not isinstance(dtype, torch.dtype):
-                raise DamagedState(f"{value['dtype']!r} is no type of torch's")
+                raise DamagedCheckpoint(f"{value['dtype']!r} is no type of torch's")
             return dtype
         return {key: _join(item, tensors) for key, item in value["items"]}
     return value
 
 
-def _digest(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+def digest_of(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -1,21 +1,24 @@
-"""Check all that a state says before anything is taken from it: its keys, types and ranges, and shapes by the model."""
+"""Check all that a checkpoint says before it is used: its keys, types and ranges, and shapes by the model."""
 
 from __future__ import annotations
 
 import copy
+import json
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.recipes.recipe import Recipe
 from seresnet_hub.training.batchnorm_statistics import values_in
+from seresnet_hub.training.optimizer_and_schedule import optimizer_of
 
 REQUIRED = ("settings", "step", "seen", "shards", "history", "losses", "model", "optimizer", "scaler", "average")
-OPTIONAL = ("statistics",)  # not in states of an older version
+OPTIONAL = ("statistics",)  # not in checkpoints of an older version
 ROW = ("step", "epoch", "learning_rate", "train_loss")
 # Of a group of parameters: what the recipe decides and no step changes.
 FIXED = frozenset({"momentum", "weight_decay", "dampening", "nesterov", "betas", "eps", "lr_scale", "initial_lr"})
@@ -23,54 +26,54 @@ LARGEST = 2**63
 
 
 class Run(NamedTuple):
-    """What a state of a run must fit: its networks as they begin, and its optimiser.
-
-    `make_optimizer` makes the same optimiser of another model, `image_shape` is that of an image it is trained on.
-    """
+    """What a checkpoint of a run must fit: its networks as they begin, its optimiser and its recipe."""
 
     model: nn.Module
     average: nn.Module | None
     optimizer: torch.optim.Optimizer
-    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
-    image_shape: tuple[int, int, int]
+    recipe: Recipe
 
 
 class _Misfit(Exception):
-    """What is wrong with a state; the text names the place."""
+    """What is wrong with a checkpoint; the text names the place."""
 
 
-def require_whole(state: Mapping[str, Any]) -> None:
-    """Raise `InputError` where a state lacks something, or one of its parts is of another type or out of its range."""
+def require_whole(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's settings; `InputError` where something in it is missing, of another type or range."""
     try:
-        lacking = [key for key in REQUIRED if key not in state]
+        lacking = [key for key in REQUIRED if key not in saved]
         _require(not lacking, f"something is missing in it: {', '.join(lacking)}")
-        _require(state.keys() <= {*REQUIRED, *OPTIONAL}, f"it has {_others(state)}, which this version does not know")
-        _require(isinstance(state["settings"], str), "its settings are no text")
+        for key in saved:
+            _require(key in (*REQUIRED, *OPTIONAL), f"it has {reprlib.repr(key)}, which this version does not know")
+        _require(isinstance(saved["settings"], str), "its settings are no text")
         for key, least in (("step", 0), ("seen", 0), ("shards", -LARGEST)):
-            _require(_is_integer(state[key], least), f"its {key} is {reprlib.repr(state[key])}")
+            _require(_is_integer(saved[key], least), f"its {key} is {reprlib.repr(saved[key])}")
         for key in ("model", "optimizer", "scaler", "average", "statistics"):
-            _require(isinstance(state.get(key, {}), dict), f"its {key} is no mapping")
-        for key, value in state["scaler"].items():
+            _require(isinstance(saved.get(key, {}), dict), f"its {key} is no mapping")
+        for key, value in saved["scaler"].items():
             _require(_is_number(value) and value >= 0, f"its scaler's {key} is {reprlib.repr(value)}")
-    except _Misfit as error:
+        settings: Any = json.loads(saved["settings"])
+        _require(isinstance(settings, dict), "its settings are no mapping")
+        return settings
+    except (_Misfit, ValueError, RecursionError) as error:
         raise InputError(f"cannot resume: the state is not one of this version ({error})") from error
 
 
-def require_fitting(state: Mapping[str, Any], run: Run, *, what: str) -> None:
-    """Raise `InputError` where a state says other steps than it has, or its tensors are not those of this run."""
+def require_fitting(saved: Mapping[str, Any], run: Run) -> None:
+    """Raise `InputError` where a checkpoint says other steps than it has, or its tensors are not those of this run."""
     try:
-        _require_like(state["losses"], torch.empty(state["step"], dtype=torch.float64, device="meta"), "losses")
-        _require(bool(state["losses"].isfinite().all()), "losses are not finite")
-        _require_history(state["history"], state["step"])
-        _require_tensors(state["model"], run.model, "model")
+        _require_like(saved["losses"], torch.empty(saved["step"], dtype=torch.float64, device="meta"), "losses")
+        _require(bool(saved["losses"].isfinite().all()), "losses are not finite")
+        _require_history(saved["history"], saved["step"])
+        _require_tensors(saved["model"], run.model, "model")
         if run.average is None:
-            _require(not state["average"], "it has a moving average, which the run has not")
+            _require(not saved["average"], "it has a moving average, which the run has not")
         else:
-            _require_tensors(state["average"], run.average, "average")
-        _require_statistics(state.get("statistics", {}), run)
-        _require_optimizer(state["optimizer"], run, after_steps=state["step"] > 0, scaled=bool(state["scaler"]))
+            _require_tensors(saved["average"], run.average, "average")
+        _require_statistics(saved.get("statistics", {}), run)
+        _require_optimizer(saved["optimizer"], run, after_steps=saved["step"] > 0, scaled=bool(saved["scaler"]))
     except _Misfit as error:
-        raise InputError(f"cannot resume: the state does not fit {what} ({error})") from error
+        raise InputError(f"cannot resume: the state does not fit {run.recipe.model} ({error})") from error
 
 
 def _require_history(history: Any, step: int) -> None:
@@ -153,13 +156,13 @@ def _after_a_step(run: Run) -> tuple[dict[int, dict[str, Any]], bool]:
     """
     trial, all_of_them = copy.deepcopy(run.model).to("meta").eval(), True
     try:
-        trial(torch.zeros(2, *run.image_shape, device="meta")).sum().backward()
+        trial(torch.zeros(2, 3, run.recipe.input_size, run.recipe.input_size, device="meta")).sum().backward()
     except Exception:  # whatever the model makes of it
         all_of_them = False
         for parameter in trial.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     try:
-        optimizer = run.make_optimizer(trial)
+        optimizer = optimizer_of(trial, run.recipe, device_type="cpu")
         optimizer.step()
         states: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     except Exception:  # whatever the optimiser makes of it
@@ -199,10 +202,6 @@ def _same_type(value: Any, wanted: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _others(state: Mapping[str, Any]) -> str:
-    return reprlib.repr(_first(state, {*REQUIRED, *OPTIONAL}))
 
 
 def _first(given: Any, known: Any) -> Any:

@@ -1,7 +1,4 @@
-"""Give the fields of a recipe that follow the weights and the data their values, all in this one place.
-
-Where the figures come from: `recipes.FINETUNE`.
-"""
+"""Give the fields of a recipe that follow the weights and the data their values; `recipes/finetune.toml` says why."""
 
 from __future__ import annotations
 
@@ -12,10 +9,10 @@ from typing import Any, NamedTuple
 import timm
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.hub.retries import is_transient, no_network
+from seresnet_hub.hub.failures import is_transient, no_network
 from seresnet_hub.models.load import load
 from seresnet_hub.models.names import architecture_of
-from seresnet_hub.models.weights import OWN_WEIGHTS
+from seresnet_hub.models.published_weights import OWN_WEIGHTS
 from seresnet_hub.recipes.fields import written
 from seresnet_hub.recipes.recipe import AUTO, Recipe
 
@@ -64,7 +61,6 @@ def resolved(recipe: Recipe, start: Start, *, images: int) -> tuple[Recipe, str]
 
     `images` is the number of training images.
     """
-    name = "a random start" if start.weights is None else start.weights
     size = start.config.get("input_size", (3, 224, 224))[-1]
     interpolation = start.config.get("interpolation")
     of_weights = {
@@ -74,34 +70,26 @@ def resolved(recipe: Recipe, start: Start, *, images: int) -> tuple[Recipe, str]
         "crop_pct": start.config.get("crop_pct") or 1.0,
     }
     anew = start.weights is None or size < SMALL_PICTURES
-    of_kind = ANEW if anew else GENTLY
-    recipe, taken = _filled(recipe, of_weights)
-    recipe, chosen = _filled(recipe, of_kind)
-    recipe, counted = _filled(recipe, {"batch_size": _batch_size(recipe, images)})
-    steps = max(1, images // recipe.batch_size if recipe.drop_last else -(-images // recipe.batch_size))
-    recipe, more = _filled(recipe, {"epochs": min(max(-(-STEPS // steps), FEWEST_EPOCHS), MOST_EPOCHS)})
-    recipe, warm = _filled(recipe, {"warmup_epochs": min(1, recipe.epochs - 1)})
-    counted = {**counted, **more, **warm}
-    kind = "the whole network learns" if anew else "the backbone learns more slowly than the classifier"
-    parts = [
-        *([f"{_listed(taken)} as for {name}"] if taken else []),
-        *([f"{_listed(chosen)}: {kind}"] if chosen else []),
-        *([f"{_listed(counted)} for {images:,} images: {recipe.epochs * steps:,} steps"] if counted else []),
-    ]
-    return recipe, f"chosen by recipe {recipe.name!r} (--set changes them): {'; '.join(parts)}" if parts else ""
 
-
-def _filled(recipe: Recipe, values: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """Return the recipe with `values` where it has `AUTO`, and those values."""
-    missing = {name: value for name, value in values.items() if getattr(recipe, name) is AUTO}
-    return (replace(recipe, **missing) if missing else recipe), missing
-
-
-def _batch_size(recipe: Recipe, images: int) -> int:
-    size = LARGE_BATCH if images >= MANY_IMAGES else SMALL_BATCH
     repeats = recipe.repeated_augmentation
-    return -(-size // repeats) * repeats
+    usual_batch = LARGE_BATCH if images >= MANY_IMAGES else SMALL_BATCH
+    batch_size = -(-usual_batch // repeats) * repeats if recipe.batch_size is AUTO else recipe.batch_size
+    steps = max(1, images // batch_size if recipe.drop_last else -(-images // batch_size))
+    epochs = min(max(-(-STEPS // steps), FEWEST_EPOCHS), MOST_EPOCHS) if recipe.epochs is AUTO else recipe.epochs
+    of_images = {"batch_size": batch_size, "epochs": epochs, "warmup_epochs": min(1, epochs - 1)}
 
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={written(value)}" for name, value in values.items())
+    learns = "the whole network learns" if anew else "the backbone learns more slowly than the classifier"
+    chosen: dict[str, Any] = {}
+    reasons = []
+    for values, reason in (
+        (of_weights, f" as for {start.weights or 'a random start'}"),
+        (ANEW if anew else GENTLY, f": {learns}"),
+        (of_images, f" for {images:,} images: {epochs * steps:,} steps"),
+    ):
+        missing = {name: value for name, value in values.items() if getattr(recipe, name) is AUTO}
+        chosen |= missing
+        if missing:
+            reasons.append(", ".join(f"{name}={written(value)}" for name, value in missing.items()) + reason)
+    if not chosen:
+        return recipe, ""
+    return replace(recipe, **chosen), f"chosen by recipe {recipe.name!r} (--set changes them): {'; '.join(reasons)}"

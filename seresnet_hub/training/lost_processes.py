@@ -20,7 +20,7 @@ from seresnet_hub.errors import EXIT_NOT_OK, InputError, LostProcessError
 
 # Backends that do not raise where a process is lost: NCCL's kernels wait, and the host waits for them.
 WATCHED = frozenset({"nccl"})
-WATCHER = Path(__file__).with_name("watcher.py")
+WATCHER = Path(__file__).with_name("process_watcher.py")
 
 
 @contextmanager
@@ -48,12 +48,13 @@ def lost_processes_named() -> Iterator[None]:
 def watched() -> Iterator[None]:
     """End this process with one line and exit code 1 where another one is gone and torch's backend would not say so.
 
-    Beside each process runs a small one (`watcher.py`) that is connected with that of process 0, at MASTER_ADDR and a
-    free port. What ends by itself is not gone: with an error, the others have five seconds to end by themselves. A
-    process in a call that keeps Python's interpreter from running is killed instead. Does nothing with one process, and
-    with backends that raise. All processes enter it at once.
+    Beside each process runs a small one (`process_watcher.py`) that is connected with that of process 0, at MASTER_ADDR
+    and a free port. What ends by itself is not gone: with an error, the others have five seconds to end by themselves.
+    A process in a call that keeps Python's interpreter from running is killed instead. Does nothing with one process,
+    and with backends that raise. All processes enter it at once.
     """
-    if not distributed.is_initialized() or distributed.get_world_size() == 1 or not _needed():
+    alone = not distributed.is_initialized() or distributed.get_world_size() == 1
+    if alone or not any(backend in distributed.get_backend_config() for backend in WATCHED):
         yield
         return
     watcher = _start()
@@ -77,10 +78,6 @@ def watched() -> Iterator[None]:
             watcher.wait()
         ears.join()
         watcher.stdout.close()
-
-
-def _needed() -> bool:
-    return any(name in distributed.get_backend_config() for name in WATCHED)
 
 
 def _start() -> subprocess.Popen[bytes]:

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from seresnet_hub.environment import hardware
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.writing import write_json
+from seresnet_hub.files.atomic_writing import write_json
 from seresnet_hub.recipes.recipe import Recipe
 from seresnet_hub.training.throughput import FIRST_STEPS
 
@@ -73,7 +73,7 @@ class Profile:
         self._wait()
         self._wall += time.perf_counter() - self._begun
         self._running.stop()
-        kernels = _kernels(self._running, on_gpu=self._device.type == "cuda")
+        kernels = kernels_of(self._running, on_gpu=self._device.type == "cuda")
         self._running = None
         self._busy += covered((event.time_range.start, event.time_range.end) for event, _ in kernels) / 1e6
         for event, microseconds in kernels:
@@ -125,7 +125,7 @@ def require_profile(path: Path, max_steps: int | None) -> None:
         raise InputError(f"cannot write the profile to {path}: {error.strerror or error}") from error
 
 
-def _kernels(finished: profile, *, on_gpu: bool) -> list[tuple[Any, float]]:
+def kernels_of(finished: profile, *, on_gpu: bool) -> list[tuple[Any, float]]:
     """Return the events of the kernels that ran, each with its own microseconds."""
     # A span with a name of somebody's own, such as torch puts around an optimiser's step, is no kernel.
     found: list[Any] = finished.events() or []  # type: ignore[no-untyped-call]

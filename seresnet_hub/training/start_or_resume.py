@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import errors_named
 from seresnet_hub.files.durability import flush_way_to
 from seresnet_hub.files.leftovers import PARTIAL, sweep
 from seresnet_hub.files.locks import RUN_LOCK, STATES_FOLDER, acquire
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, SUMMARY_NAME, WEIGHTS_NAME
-from seresnet_hub.training.checkpoint import STATE_NAME, latest_state, list_states
+from seresnet_hub.training.checkpoint import CHECKPOINT_NAME, latest_checkpoint, list_checkpoints
 
 # Folders within the output: of the moving average's run also the raw weights, and of both the best beside the last.
 BEST, RAW, BEST_RAW = "best", "raw", "best_raw"
@@ -22,35 +22,13 @@ FOLDERS = ("", BEST, RAW, BEST_RAW)
 FILES = (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, SUMMARY_NAME, CURVES_NAME)
 
 
-def require_launcher(environment: Mapping[str, str]) -> None:
-    """Raise `InputError` where `srun` started several processes that know nothing of each other.
-
-    Each would train the whole run, all in one folder. A launcher sets WORLD_SIZE; the script of a batch job is no step.
-    """
-    tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
-    if tasks.isdecimal() and int(tasks) > 1 and not {"WORLD_SIZE", "RANK"} & environment.keys():
-        raise InputError(
-            f"srun started {tasks} processes that are not joined: let it start one launcher on each node, as "
-            "scripts/cluster/slurm.sh does (srun --ntasks-per-node=1 torchrun … scripts/train.py …); where each task "
-            "is a run of its own, with an --output of its own, set WORLD_SIZE=1"
-        )
-
-
-def processes_started(environment: Mapping[str, str]) -> int:
-    """Return how many processes a launcher or MPI says it started, 0 where none says anything."""
-    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        if environment.get(name, "").isdecimal():
-            return int(environment[name])
-    return 0
-
-
 def begin(
     output: Path, *, resume: bool, say: Callable[[str], None], on_exit: ExitStack
 ) -> tuple[dict[str, Any], list[str]] | None:
-    """Lock `output` until `on_exit`; return the state to resume from and what is wrong with later ones, or None.
+    """Lock `output` until `on_exit`; return the checkpoint to resume from and what is wrong with later ones, or None.
 
     None is a new run. What a killed run left half-written is removed. Errors: `InputError` where another run is in
-    there, where it holds what a new run would overwrite, and where all states are damaged; nothing was changed then.
+    there, it holds what a new run would overwrite, or all checkpoints are damaged; nothing was changed then.
     """
     _require_writable(output)
     try:
@@ -62,9 +40,8 @@ def begin(
     except OSError as error:
         raise InputError(f"cannot use {output}: {error.strerror or error}") from error
     found = None
-    if list_states(output):
-        _, state, damaged = latest_state(output)
-        found = state, damaged
+    if list_checkpoints(output):
+        found = latest_checkpoint(output)
     elif resume:
         say(f"nothing to resume in {output} yet: beginning")
     for folder in (*(output / name for name in FOLDERS), output / STATES_FOLDER):
@@ -74,7 +51,7 @@ def begin(
 
 def _require_ours(output: Path, *, resume: bool) -> None:
     """Raise `InputError` where a run may not begin, or go on, in `output` as it is."""
-    if list_states(output):
+    if list_checkpoints(output):
         if resume:
             return
         raise InputError(f"{output} already exists: continue it with --resume, or choose another --output")
@@ -92,7 +69,7 @@ def _require_ours(output: Path, *, resume: bool) -> None:
 
 
 def _kept(output: Path) -> str | None:
-    """Return the name of something in `output` that is not of a run that ended before its first state.
+    """Return the name of something in `output` that is not of a run that ended before its first checkpoint.
 
     Such a run leaves its lock, what it had half written, and whatever its trackers put beside the lock.
     """
@@ -115,19 +92,14 @@ def _is_partial(path: Path) -> bool:
 
 def _is_of_a_run(name: str) -> bool:
     """Return whether a run writes files or folders of that name."""
-    return name in (*FILES, *FOLDERS) or STATE_NAME.fullmatch(name) is not None
+    return name in (*FILES, *FOLDERS) or CHECKPOINT_NAME.fullmatch(name) is not None
 
 
 def _require_writable(output: Path) -> None:
     """Raise `InputError` where nothing could be written to `output` after an epoch's work."""
-    try:
-        os.fsencode(output).decode()
+    with errors_named(output, "write to"):
         if output.is_symlink() and not output.exists():
             raise InputError(f"cannot write to {output}: it is a link to nothing")
         existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
-    except UnicodeError as error:  # safetensors writes files of such names, and does not read them
-        raise InputError(f"cannot write to {output}: its name is not valid UTF-8, choose another") from error
-    except (OSError, ValueError) as error:  # a NUL is a ValueError
-        raise InputError(f"cannot write to {output}: {getattr(error, 'strerror', None) or error}") from error

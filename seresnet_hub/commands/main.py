@@ -1,0 +1,50 @@
+"""`seresnet-hub`: list the commands, or run the one that is named."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NoReturn
+
+from seresnet_hub.errors import EXIT_BAD_INPUT, printable
+
+COMMANDS = ("train", "validate", "predict", "convert", "push", "verify")
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Run the command that the first argument names on the others, and exit with its code.
+
+    `--help` and `--version` are answered on standard output; a wrong name is one line and exit code 2.
+    """
+    first = arguments[0] if arguments else ""
+    if first in COMMANDS:
+        import_module(f"seresnet_hub.commands.{first}").start(arguments[1:])
+    if first in ("-h", "--help"):
+        print(overview())
+        sys.exit(0)
+    if first == "--version":
+        from seresnet_hub.environment import version
+
+        print(f"seresnet-hub {version()}")
+        sys.exit(0)
+    near = get_close_matches(first, COMMANDS, n=1)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
+    problem = f"there is no command {printable(first)!r}{meant}" if first else "name a command"
+    print(f"seresnet-hub: error: {problem} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+def overview() -> str:
+    """Return what `seresnet-hub --help` prints: each command in one line, then an example of each."""
+    modules = {name: import_module(f"seresnet_hub.commands.{name}") for name in COMMANDS}
+    width = max(map(len, COMMANDS))
+    meanings = [f"  {name:{width}}  {(module.__doc__ or '').splitlines()[0]}" for name, module in modules.items()]
+    return "\n".join([
+        "usage: seresnet-hub COMMAND [options]", "", "SE-ResNets for timm and the Hugging Face Hub.", "", "commands:",
+        *meanings, "", "options:", "  -h, --help  show this message and exit",
+        "  --version   show the installed version and exit", "", "examples (`seresnet-hub COMMAND --help` says more):",
+        "  seresnet-hub train  # a first run, into runs/digits; it needs no network",
+        *(f"  {module.EXAMPLE}" for module in modules.values()),
+    ])  # fmt: skip

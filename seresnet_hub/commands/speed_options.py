@@ -1,0 +1,37 @@
+"""The options that make a model faster, and what they do to it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def add_speed_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add `--fuse` and `--compile`, and return their group."""
+    speed = parser.add_argument_group("speed")
+    speed.add_argument(
+        "--fuse", action="store_true", help="fold norms and SE units for inference first; the results stay the same"
+    )
+    speed.add_argument(
+        "--compile", nargs="?", const="default", choices=("default", "epilogue"), metavar="SETTINGS",
+        help="compile the model first, with the settings default or epilogue (takes a minute or more)",
+    )  # fmt: skip
+    return speed
+
+
+def prepared(model: nn.Module, options: argparse.Namespace) -> nn.Module:
+    """Return the model on the GPU, where there is one, fused and compiled where the options say so."""
+    import torch
+
+    from seresnet_hub.commands.terminal import tell
+    from seresnet_hub.models.compiling import compile_for_inference
+    from seresnet_hub.models.fusion import fuse
+
+    model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
+    if options.compile:
+        model = compile_for_inference(model, options.compile)
+        tell("compiling the model at its first batch, which takes a minute or more")
+    return model

@@ -1,0 +1,32 @@
+"""Compare a model's files with their hashes, load it and run it.
+
+The exit code is 1 where any of it fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from seresnet_hub.commands import result_or_error as run
+from seresnet_hub.commands.parser import MODEL, command
+
+EXAMPLE = "seresnet-hub verify NS/NAME"
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = command(__doc__, prog="seresnet-hub verify", example=EXAMPLE)
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    options = parser().parse_args(arguments)
+    from seresnet_hub.publishing.verify import verify
+
+    return verify(options.model)
+
+
+def start(arguments: Sequence[str]) -> NoReturn:
+    run.start(parser(), main, arguments)

@@ -1,0 +1,44 @@
+"""What a loader is asked for: the record that its process and its workers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from seresnet_hub.data.decoding import Decoder
+from seresnet_hub.data.plan import Plan, Reader
+from seresnet_hub.data.split import Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderSpec:
+    """The batches of one epoch on one rank: of which rows, how decoded, and by how many workers.
+
+    `size` is height and width in pixels. Labels must be below `num_classes`, where it is known. Each image is augmented
+    `repeats` times. `corrupt_share` of the images may be undecodable (see `most_damaged`). `workers=0` works in the
+    loader's own process.
+    """
+
+    split: Split
+    plan: Plan
+    decoder: Decoder
+    size: tuple[int, int]
+    num_classes: int | None
+    rank: int = 0
+    world_size: int = 1
+    workers: int = 0
+    repeats: int = 1
+    corrupt_share: float = 0.0
+
+    @cached_property
+    def readers(self) -> int:
+        """The readers among which this rank divides its places of a batch: the workers in use, or its own process."""
+        return self.plan.workers_in_use(self.world_size, self.workers) if self.workers else 1
+
+    def reader(self, worker: int) -> Reader:
+        """Return a worker's number among the readers of all ranks."""
+        return Reader(self.rank * self.readers + worker, self.world_size * self.readers)
+
+    def rows(self, batch: int) -> int:
+        """Return the length of every rank's part of a batch, padding included."""
+        return self.plan.share(batch, self.world_size) * self.repeats

@@ -1,0 +1,196 @@
+"""Open a split of a data set as a row of units, each readable on its own.
+
+A data set is read through `datasets` in streaming mode. Its units are the row groups of its parquet shards (for other
+formats, its shards).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pyarrow.dataset
+from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+from seresnet_hub.data.image_folders import ENDINGS, left_out_of, trouble_in
+from seresnet_hub.data.read_retries import OPENING_ATTEMPTS, reading, retrying
+from seresnet_hub.data.row_files import RowFiles, folder_of
+from seresnet_hub.data.shards import READ_AHEAD, Shard, are_parquet, counted_once, row_groups, shard_states
+from seresnet_hub.data.split import RightClasses, Split
+from seresnet_hub.data.unit_hashes import UnitHashes
+from seresnet_hub.data.units import label_values, tables_of
+from seresnet_hub.errors import InputError, PrintableLog
+
+EMBEDDED = "digits"
+
+log = PrintableLog(__name__)
+Result = TypeVar("Result")
+
+
+class OnlyTrainingError(InputError):
+    """There is nothing to measure on by default: the data set has a training split and no other."""
+
+
+def open_split(source: str, split: str | None, *, label_column: str | None = None, label_lists: bool = False) -> Split:
+    """Open one split of `source`: a folder, a Hub data set id, "digits", or a glob of files; reads metadata alone.
+
+    Of other formats than parquet every row is counted once. `split=None` takes validation, else test, else the only
+    one, unless that is called train. Private data sets need a token as huggingface_hub finds it (`hf auth login`, or
+    HF_TOKEN). `label_column` is `label` or the only one of class numbers. With `label_lists` it may hold lists of them,
+    which are read at once into `Split.right_classes`. Errors: `InputError` where the source, the split or the column
+    does not exist or cannot be told; where a local folder's pictures are in no class folders, it says how to arrange
+    them.
+    """
+    path = _embedded() if source == EMBEDDED else source
+    looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
+    path = os.path.expanduser(path)
+    is_glob = "*" in path or "://" in path
+    if looks_local and not is_glob and not os.path.exists(path):
+        raise InputError(f"no data at {source}: the folder does not exist")
+    local = os.path.exists(path)
+
+    def patiently(what: str, act: Callable[[], Result]) -> Result:
+        return retrying(what, act, attempts=1 if local else OPENING_ATTEMPTS)
+
+    try:
+        builder, streams = patiently(f"open data set {source!r}", lambda: _open(path, is_glob))
+    except Exception as error:  # datasets, huggingface_hub and fsspec each raise their own
+        if wrong := trouble_in(Path(path)):
+            raise InputError(f"{source}: {wrong}") from error
+        hint = "" if local or is_glob else " (it is no folder here, so it was looked for on the Hub)"
+        raise InputError(f"cannot open data set {source!r}{hint}: {error or type(error).__name__}") from error
+    name = _default_split(source, list(streams)) if split is None else split
+    if name not in streams:
+        raise InputError(f"data set {source!r} has no split {name!r}; it has: {', '.join(streams)}")
+    features = streams[name].features
+    labelled = features is not None and set(features) - {"image"}
+    if not labelled and (wrong := trouble_in(Path(path))):
+        raise InputError(f"{source}: {wrong}")
+    if isinstance(builder, ImageFolder) and local and (warning := left_out_of(Path(path))):
+        log.warning(warning)
+    if features is None:
+        raise InputError(f"data set {source!r} declares no columns, so no images can be told from other data")
+    image_column, label_column = _columns(source, features, label_column, label_lists)
+    label = _class_feature(features[label_column])
+    files = tuple(str(file) for file in (builder.config.data_files or {}).get(name, []))
+    shards = patiently(f"look at the files of {source!r}", lambda: shard_states(files))
+    stream = streams[name].decode(False).select_columns([image_column, label_column])
+    unit_rows, unit_shards = _units(files, shards, name, stream)
+    opened = Split(
+        source=source,
+        name=name,
+        unit_rows=unit_rows,
+        image_column=image_column,
+        label_column=label_column,
+        class_names=tuple(label.names) if isinstance(label, ClassLabel) else None,
+        shards=shards,
+        unit_shards=unit_shards,
+        files=files,
+        row_files=RowFiles.of(path, files, lists_pictures=isinstance(builder, ImageFolder)),
+        unit_hashes=UnitHashes(len(unit_rows), columns=(image_column, label_column), folder=folder_of(files)),
+        dataset=stream,
+        siblings=tuple(streams),
+    )
+    if label is features[label_column]:
+        return opened
+    lists = [given for unit in range(len(unit_rows)) for given in label_values(opened, unit).to_pylist()]
+    for row, given in enumerate(lists):
+        if any(not isinstance(number, int) or number < 0 for number in given or ()):
+            raise InputError(f"{opened.place(row)}: labels {given!r}, expected class numbers")
+    return replace(opened, right_classes=RightClasses(tuple(tuple(given or ()) for given in lists)))
+
+
+def _open(path: str, is_glob: bool) -> tuple[Any, dict[str, IterableDataset]]:
+    options = {"hf": {"block_size": READ_AHEAD}}  # streaming takes them from the builder, not from a DownloadConfig
+    if is_glob:
+        kind = "webdataset" if path.endswith(".tar") else "parquet"
+        builder = load_dataset_builder(kind, data_files=path, storage_options=options)
+    else:
+        builder = load_dataset_builder(path, storage_options=options)
+    if hasattr(builder.config, "fragment_scan_options") and os.path.exists(path):
+        # Reading a row group of a local file at once gains nothing, and holds it twice.
+        builder.config.fragment_scan_options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
+    if isinstance(builder, ImageFolder):  # pictures of other formats are not opened, so they are no rows
+        builder.EXTENSIONS = [ending for ending in builder.EXTENSIONS if ending in ENDINGS]
+    return builder, cast(dict[str, IterableDataset], builder.as_streaming_dataset())
+
+
+def _embedded() -> str:
+    from seresnet_hub.data.digits import digits_folder  # scikit-learn, a second of import time, is for this one only
+
+    return str(digits_folder())
+
+
+def _default_split(source: str, names: Sequence[str]) -> str:
+    for name in ("validation", "test"):
+        if name in names:
+            return name
+    if list(names) == ["train"]:
+        raise OnlyTrainingError(
+            f"data set {source!r} has only a train split, which a model may have been trained on: measure it by name, "
+            "with --split train"
+        )
+    if len(names) == 1:
+        return names[0]
+    raise InputError(f"data set {source!r} has neither a validation nor a test split; name one of: {', '.join(names)}")
+
+
+def _columns(source: str, features: Features, label_column: str | None, label_lists: bool) -> tuple[str, str]:
+    """Return the names of the image and the label column: `image` and `label`, else the only ones of their kind."""
+    images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    labels += [name for name in ("label", "cls") if name in features and name not in labels]
+    image = _only(source, "image", images, features)
+    if label_column is not None and label_column not in features:
+        raise InputError(f"data set {source!r} has no column {label_column!r}; its columns are: {', '.join(features)}")
+    label = label_column or _only(source, "label", labels, features)
+    kind, inner = features[label], _class_feature(features[label])
+    if not isinstance(inner, ClassLabel) and not str(getattr(inner, "dtype", "")).startswith(("int", "uint")):
+        raise InputError(
+            f"data set {source!r}: column {label!r} holds {getattr(kind, 'dtype', kind)}, not class numbers"
+        )
+    if inner is not kind and not label_lists:
+        raise InputError(
+            f"data set {source!r}: column {label!r} holds lists, not class numbers; lists of them can be validated on, "
+            "not trained on"
+        )
+    return image, label
+
+
+def _class_feature(feature: Any) -> Any:
+    """Return what a column of lists holds, and of others the column's own kind."""
+    return getattr(feature, "feature", feature)
+
+
+def _only(source: str, wanted: str, found: list[str], features: Features) -> str:
+    if wanted in found:
+        return wanted
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"data set {source!r} has several {wanted} columns, none named {wanted!r}: {', '.join(found)}")
+    raise InputError(f"data set {source!r} has no {wanted} column; its columns are: {', '.join(features)}")
+
+
+def _units(
+    files: Sequence[str], shards: Sequence[Shard], split: str, stream: IterableDataset
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the rows and the shard of each unit: from parquet's footers where there are some, else counted once."""
+    if files and are_parquet(files):
+        groups = row_groups(files, shards)
+        rows = [count for counts in groups for count in counts]
+        return tuple(rows), tuple(shard for shard, counts in enumerate(groups) for _ in counts)
+    number = stream.num_shards
+
+    def read_everything() -> list[list[int]]:
+        units = [stream.shard(num_shards=number, index=unit) for unit in range(number)]
+        return [[sum(table.num_rows for table in tables_of(unit))] for unit in units]
+
+    count = partial(counted_once, shards, number, read_everything)
+    rows = [rows for (rows,) in reading(f"count the rows of split {split!r}", count, remote=False)]
+    return tuple(rows), tuple(range(len(rows))) if len(rows) == len(shards) else ()

@@ -1,0 +1,128 @@
+"""A split of a data set: its units (row groups of parquet shards, or other shards), and what its labels mean."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+from datasets import IterableDataset
+
+from seresnet_hub.data.row_files import RowFiles
+from seresnet_hub.data.shards import Shard, are_parquet, fingerprint_of
+from seresnet_hub.data.unit_hashes import UnitHashes
+from seresnet_hub.errors import InputError
+
+
+class Subset(NamedTuple):
+    """The rows that a part of a split keeps, unit by unit, and the whole split's name, rows a unit and labels."""
+
+    whole_name: str
+    whole_unit_rows: tuple[int, ...]
+    rows: tuple[np.ndarray, ...]
+    labels: tuple[np.ndarray, ...]
+
+
+class RightClasses(NamedTuple):
+    """The classes that are right for each image, where that may be several, or none.
+
+    `classes` has an entry for each row, in order; with `file_pattern`, an image has the entry of the number, counted
+    from 1, that the pattern finds in its file's name.
+    """
+
+    classes: tuple[tuple[int, ...], ...]
+    file_pattern: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split of a streamed data set: its units (row groups or shards) and how many rows each has.
+
+    A part of a split has a `subset`, which says which rows of each unit are in it. `siblings` names all splits of the
+    data set. With `class_order`, label k of the data set is class `class_order[k]`. With `right_classes`, a row's label
+    is the number of its image there.
+    """
+
+    source: str
+    name: str
+    unit_rows: tuple[int, ...]
+    image_column: str
+    label_column: str
+    class_names: tuple[str, ...] | None
+    shards: tuple[Shard, ...] = ()
+    unit_shards: tuple[int, ...] = field(default=(), repr=False)
+    class_order: tuple[int, ...] | None = field(default=None, repr=False)
+    right_classes: RightClasses | None = field(default=None, repr=False)
+    subset: Subset | None = field(default=None, repr=False, compare=False)
+    siblings: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    files: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    row_files: RowFiles = field(default=RowFiles(""), repr=False, compare=False)
+    unit_hashes: UnitHashes = field(repr=False, compare=False)
+    dataset: IterableDataset = field(repr=False, compare=False)
+    _of_one_file: dict[int, IterableDataset] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def rows(self) -> int:
+        """The number of images in the split."""
+        return sum(self.unit_rows)
+
+    @property
+    def whole_unit_rows(self) -> tuple[int, ...]:
+        """The rows of each unit in the whole split, of which this may be a part."""
+        return self.unit_rows if self.subset is None else self.subset.whole_unit_rows
+
+    @property
+    def fingerprint(self) -> int:
+        """A number that another split of other shards does not have."""
+        return fingerprint_of(self.shards)
+
+    @property
+    def remote(self) -> bool:
+        """Whether the files come over a network."""
+        return any("://" in file for file in self.files)
+
+    def stream(self, unit: int) -> IterableDataset:
+        """Return a stream of one unit's rows; cuts a parquet shard into its row groups when it is first needed."""
+        if not self.files or not are_parquet(self.files):
+            return self.dataset.shard(num_shards=self.dataset.num_shards, index=unit)
+        file = self.unit_shards[unit]
+        if file not in self._of_one_file:
+            self._of_one_file[file] = self.dataset.shard(num_shards=len(self.files), index=file).reshard()
+        one_file = self._of_one_file[file]
+        return one_file.shard(num_shards=one_file.num_shards, index=unit - bisect_left(self.unit_shards, file))
+
+    def place(self, index: int) -> str:
+        """Say where a row lies, counted as a viewer of the data set counts, and in which shard."""
+        ends = list(accumulate(self.unit_rows))
+        unit = bisect_right(ends, index)
+        name, unit_rows = self.name, self.whole_unit_rows
+        if self.subset is not None:
+            row = self.subset.rows[unit][index - ends[unit] + self.unit_rows[unit]]
+            name, index = self.subset.whole_name, sum(unit_rows[:unit]) + int(row)
+        inside = ""
+        if self.unit_shards:
+            shard = self.unit_shards[unit]
+            first = sum(rows for rows, owner in zip(unit_rows, self.unit_shards, strict=True) if owner < shard)
+            inside = f" (row {index - first} of {self.shards[shard].name})"
+        return f"row {index} of split {name!r} of {self.source}{inside}"
+
+    def unit_place(self, unit: int) -> str:
+        """Say which unit it is, and of which shard."""
+        inside = f" (in {self.shards[self.unit_shards[unit]].name})" if self.unit_shards else ""
+        return f"unit {unit} of split {self.name!r} of {self.source}{inside}"
+
+
+def in_class_order(split: Split, order: Sequence[int]) -> Split:
+    """Return the split with its classes renumbered: its class k becomes class `order[k]`."""
+    names = split.class_names
+    renamed = tuple(names[order.index(number)] for number in range(len(order))) if names else None
+    if split.right_classes is None:
+        return replace(split, class_order=tuple(order), class_names=renamed)
+    try:
+        classes = tuple(tuple(order[k] for k in numbers) for numbers in split.right_classes.classes)
+    except IndexError:
+        raise InputError(f"split {split.name!r} of {split.source} has labels beyond its {len(order)} classes") from None
+    return replace(split, right_classes=split.right_classes._replace(classes=classes), class_names=renamed)

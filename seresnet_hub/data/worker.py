@@ -1,0 +1,165 @@
+"""What a loader worker does: read its own units, and decode the rows that stand in its own places of each batch."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from seresnet_hub.data.decoding import Picture, TransformError
+from seresnet_hub.data.image_files import UnavailableError
+from seresnet_hub.data.loader_settings import LoaderSpec
+from seresnet_hub.data.plan import Plan, Reader, Window
+from seresnet_hub.data.shared_batches import SharedBatches
+from seresnet_hub.data.split import Split
+from seresnet_hub.data.transforms import reseed, streams_kept
+from seresnet_hub.data.units import Row, read_unit
+from seresnet_hub.errors import InputError
+
+
+class Request(NamedTuple):
+    """What a worker is asked for: its rows of a batch, written into a slot of the shared batches, or else returned."""
+
+    batch: int
+    worker: int
+    slot: int | None
+
+
+class WorkerRows(NamedTuple):
+    """A worker's rows of a batch, small enough for one write to a pipe: the images are in `slot`, or else here.
+
+    As an array they go through the pipe, where a tensor would need room in /dev/shm. `undecodable` has a text for each
+    image that is left out.
+    """
+
+    slot: int | None
+    images: np.ndarray | None
+    labels: np.ndarray
+    mask: np.ndarray
+    mirror: np.ndarray
+    indices: np.ndarray
+    undecodable: list[str]
+
+
+class RowReader:
+    """The undecoded rows of one reader, batch after batch; units are read ahead in threads and dropped when used up."""
+
+    def __init__(self, split: Split, plan: Plan, reader: Reader, start: int) -> None:
+        self._split = split
+        self._windows = plan.windows(reader, start)
+        self._uses = plan.unit_uses(reader, start)
+        self._upcoming: deque[Window] = deque()
+        self._units: dict[int, Future[list[Row]]] = {}
+        self._rows: dict[int, list[tuple[int, Row]]] = defaultdict(list)
+        self._ahead = 4 if split.remote else 1
+        self._threads = ThreadPoolExecutor(self._ahead, thread_name_prefix="reading")
+        self.next_batch = start
+
+    def next_rows(self) -> list[tuple[int, Row]]:
+        """Return the places and rows of the next batch."""
+        self._read_ahead()
+        while self._upcoming and self._upcoming[0].first_batch <= self.next_batch:
+            window = self._upcoming.popleft()
+            self._read_ahead()
+            self._distribute(window)
+        self.next_batch += 1
+        return self._rows.pop(self.next_batch - 1, [])
+
+    def _read_ahead(self) -> None:
+        while len(self._upcoming) <= self._ahead:
+            window = next(self._windows, None)
+            if window is None:
+                return
+            self._upcoming.append(window)
+            for unit in np.unique(window.unit).tolist():
+                if unit not in self._units:
+                    self._units[unit] = self._threads.submit(read_unit, self._split, unit)
+
+    def _distribute(self, window: Window) -> None:
+        units = {unit: self._units[unit].result() for unit in np.unique(window.unit).tolist()}
+        columns = (window.batch, window.place, window.unit, window.row)
+        for batch, place, unit, row in zip(*(column.tolist() for column in columns), strict=True):
+            self._rows[batch].append((place, units[unit][row]))
+        for unit in units:
+            self._uses[unit] -= 1
+            if not self._uses[unit]:
+                del self._units[unit]
+
+
+class RowDecoder(Dataset[WorkerRows | InputError]):
+    """Answers the requests of a loader. A failure travels as a value, to keep its text."""
+
+    def __init__(self, spec: LoaderSpec, shared: SharedBatches | None) -> None:
+        self._spec, self._shared = spec, shared
+        self._readers: dict[int, RowReader] = {}
+
+    def __getitem__(self, request: Request) -> WorkerRows | InputError:
+        spec = self._spec
+        try:
+            reader = self._readers.get(request.worker)
+            if reader is None or reader.next_batch != request.batch:
+                reader = RowReader(spec.split, spec.plan, spec.reader(request.worker), request.batch)
+                self._readers[request.worker] = reader
+            with streams_kept():
+                return self._decoded(request, reader.next_rows())
+        except InputError as error:
+            return error
+        except MemoryError:
+            return InputError(f"not enough memory to prepare the images of {spec.split.source}")
+
+    def _decoded(self, request: Request, rows: list[tuple[int, Row]]) -> WorkerRows:
+        spec, repeats, order = self._spec, self._spec.repeats, self._spec.plan.order
+        low, high = spec.plan.places(request.batch, spec.reader(request.worker))
+        count = (high - low) * repeats
+        if self._shared is not None and request.slot is not None:
+            first = (low - spec.plan.places(request.batch, Reader(spec.rank, spec.world_size))[0]) * repeats
+            images = self._shared.batch(request.slot)[first : first + count]
+        else:
+            images = torch.empty((count, *spec.size, 3), dtype=torch.uint8)
+        done = WorkerRows(
+            request.slot, images.numpy() if request.slot is None else None,
+            np.zeros(count, np.int64), np.zeros(count, bool), np.zeros(count, bool), np.full(count, -1, np.int64), [],
+        )  # fmt: skip
+        for place, row in rows:
+            copies = slice((place - low) * repeats, (place - low + 1) * repeats)
+            done.indices[copies], label = row.number, self._label(row)
+            try:
+                picture = self._picture(row)  # decoded once, augmented several times
+                for repeat in range(repeats):
+                    at = copies.start + repeat
+                    if order is not None:  # each copy has draws of its own
+                        reseed(order.seed, order.epoch, row.number, *([repeat] if repeat else []))
+                    done.mirror[at] = spec.decoder.apply(picture, images[at].permute(2, 0, 1))
+            except UnavailableError as error:
+                raise InputError(f"{self._name(row)}: {error}") from error
+            except TransformError as error:
+                raise InputError(f"{self._name(row)}: {error}; the picture itself is whole") from error
+            except (InputError, OSError, TypeError, ValueError) as error:
+                images[copies] = 0  # masked, but batch statistics see them
+                done.mirror[copies] = False
+                done.undecodable.append(f"{self._name(row)}: {error}")
+            else:
+                done.labels[copies], done.mask[copies] = label, True
+        return done
+
+    def _picture(self, row: Row) -> Picture:
+        """Read and decode. Errors: `UnavailableError` where a file may not be read or is out of reach."""
+        data, path = (row.image.get("bytes"), row.image.get("path")) if row.image else (None, None)
+        if data is None and path is None:
+            raise InputError("there is no image in this row")
+        return self._spec.decoder.decode(self._spec.split.row_files.read(cast(str, path)) if data is None else data)
+
+    def _name(self, row: Row) -> str:
+        path = row.image.get("path") if row.image else None
+        return self._spec.split.place(row.number) + (f" ({path})" if path else "")
+
+    def _label(self, row: Row) -> int:
+        label, num_classes = row.label, self._spec.num_classes
+        if not isinstance(label, int) or label < 0 or (num_classes is not None and label >= num_classes):
+            expected = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
+            raise InputError(f"{self._spec.split.place(row.number)}: label {label!r}, expected {expected}")
+        return label

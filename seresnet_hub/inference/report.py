@@ -1,0 +1,88 @@
+"""Which classes a model is right about, and which it takes for which: as lists, as tables and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import filling, replacing
+from seresnet_hub.files.locks import only_writer
+from seresnet_hub.files.model_folder import CONFUSION_NAME, PER_CLASS_NAME, PICTURE_NAME
+from seresnet_hub.plots import draw_confusion
+
+
+class ClassAccuracy(NamedTuple):
+    """One class: its images, how many of them were right, and the wrong class that most of the others were taken for.
+
+    `top1` is in percent, `None` where there are no images; `mistaken_for` is `None` where none was wrong.
+    """
+
+    number: int
+    images: int
+    correct: int
+    top1: float | None
+    mistaken_for: int | None
+    mistaken: int
+
+
+def per_class(confusion: np.ndarray) -> list[ClassAccuracy]:
+    """Return the accuracy of each class from the confusion matrix `(classes, classes)`."""
+    rows = []
+    for number, predictions in enumerate(confusion):
+        images, correct = int(predictions.sum()), int(predictions[number])
+        others = predictions.copy()
+        others[number] = 0
+        mistaken_for = int(others.argmax())
+        top1, mistaken = 100 * correct / images if images else None, int(others[mistaken_for])
+        rows.append(ClassAccuracy(number, images, correct, top1, mistaken_for if mistaken else None, mistaken))
+    return rows
+
+
+def worst_classes(confusion: np.ndarray, names: Sequence[str] | None = None, most: int = 5) -> list[dict[str, Any]]:
+    """Return the classes of lowest accuracy as `{index, name, top1}`, worst first, leaving out those without images."""
+    found = [(row.top1, row.number) for row in per_class(confusion) if row.top1 is not None]
+    return [
+        {"index": number, "name": names[number] if names else str(number), "top1": round(top1, 4)}
+        for top1, number in sorted(found)[:most]
+    ]
+
+
+def require_report(directory: Path) -> None:
+    """Raise `InputError` where no report could be written into `directory`, before the work for it is done."""
+    existing = next(folder for folder in (directory, *directory.absolute().parents) if os.path.exists(folder))
+    if not os.path.isdir(existing):
+        raise InputError(f"cannot write a report into {directory}: {existing} is no folder")
+    if directory.is_dir():
+        with only_writer(directory, patience=0):
+            pass
+
+
+def write_report(directory: Path, confusion: np.ndarray, names: Sequence[str] | None = None) -> None:
+    """Write `per_class.csv`, `confusion.csv` and `confusion.png`; a new folder appears whole.
+
+    `confusion` counts images by class (row) and prediction (column); `names` are the classes'. Errors: `InputError`
+    where the folder cannot be written.
+    """
+    named = list(names) if names else [str(number) for number in range(len(confusion))]
+
+    with only_writer(directory) if directory.is_dir() else nullcontext(), filling(directory) as folder:
+        with replacing(folder / PER_CLASS_NAME) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["class", "name", "images", "correct", "top1", "mistaken_for", "mistaken"])
+            for row in per_class(confusion):
+                wrong = "" if row.mistaken_for is None else named[row.mistaken_for]
+                top1 = "" if row.top1 is None else f"{row.top1:.4f}"
+                table.writerow([row.number, named[row.number], row.images, row.correct, top1, wrong, row.mistaken])
+        with replacing(folder / CONFUSION_NAME) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["class \\ predicted", *named])
+            table.writerows([name, *counts] for name, counts in zip(named, confusion.tolist(), strict=True))
+        with replacing(folder / PICTURE_NAME) as temporary:
+            draw_confusion(confusion, named, temporary)

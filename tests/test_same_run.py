@@ -1,0 +1,80 @@
+"""A run must go on as the same run alone: with its recipe, its data, and processes that agree."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import WriteSplit
+from small_runs import SMALL, refused
+
+from seresnet_hub.training import checkpoint, same_run
+from seresnet_hub.training import train as training
+
+
+def test_resume_refuses_other_data(tmp_path: Path, write_split: WriteSplit, numbers: str) -> None:
+    training.train(SMALL, data=numbers, output=tmp_path / "run", max_steps=1)
+    training.train(SMALL, data=numbers + "/", output=tmp_path / "run", max_steps=2, resume=True)
+    write_split([[9, 8], [17]])
+    refused("training_images was 33, now 34", data=numbers, output=tmp_path / "run", resume=True)
+
+
+def test_processes_that_drift_apart_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("seresnet20_cifar")
+    other = timm.create_model("seresnet20_cifar")
+    monkeypatch.setattr(same_run, "gather_object", lambda own: [*own, training_digest(other)])
+    with pytest.raises(RuntimeError, match="drifted apart"):
+        same_run.require_same_weights_everywhere(model)
+    monkeypatch.setattr(same_run, "gather_object", lambda own: [*own, training_digest(model)])
+    same_run.require_same_weights_everywhere(model)
+
+
+def training_digest(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_resume_refuses_another_recipe_and_a_damaged_state(tmp_path: Path, numbers: str) -> None:
+    out = tmp_path / "run"
+    training.train(SMALL, data=numbers, output=out, max_steps=1)
+    refused(
+        "cannot resume with another recipe or other data: learning_rate was 0.1, now 0.2",
+        replace(SMALL, learning_rate=0.2),
+        data=numbers,
+        output=out,
+        resume=True,
+    )
+    (state,) = checkpoint.list_checkpoints(out)
+    state.write_bytes(state.read_bytes()[:1000])
+    refused("step-00000001.safetensors is damaged", data=numbers, output=out, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("model", None, "is not one of this version"), ("step", 10**6, "the state is at step 1,000,000 of a run of 8"),
+     ("settings", "[]", "is not one of this version"),
+     ("model", {"fc.bias": torch.ones(1)}, "does not fit seresnet20_cifar")],
+)  # fmt: skip
+def test_an_incomplete_state_is_refused(tmp_path: Path, numbers: str, key: str, value: object, message: str) -> None:
+    out = tmp_path / "run"
+    training.train(SMALL, data=numbers, output=out, max_steps=1)
+    state = checkpoint.latest_checkpoint(out)[0]
+    if value is None:
+        del state[key]
+    else:
+        state[key] = value
+    checkpoint.save_checkpoint(out, state)
+    refused(message, data=numbers, output=out, resume=True)
+
+
+def test_a_run_is_not_made_shorter_than_it_is(tmp_path: Path, numbers: str) -> None:
+    training.train(SMALL, data=numbers, output=tmp_path / "run", max_steps=5)
+    refused("max_steps=3: the run in .* is at step 5 already", data=numbers, output=tmp_path / "run", resume=True,
+            max_steps=3)  # fmt: skip
+    assert training.train(SMALL, data=numbers, output=tmp_path / "run", resume=True, max_steps=6)["steps"] == 6
