@@ -20,6 +20,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from references import networks
+from warm_python import run_python
 
 import seresnet_hub
 from seresnet_hub.cards.card import Card, Result, card_of, card_of_weights, render
@@ -147,7 +148,7 @@ def test_timm_alone_runs_the_snippets_of_its_architectures(tmp_path: Path) -> No
     text = render(replace(CARD, architecture="seresnet18", needs_plugin=False, class_names=tuple(LETTERS)))
     blocks = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "transformers" not in block]
     code = "\n".join([*blocks, "import sys; assert 'seresnet_hub' not in sys.modules"])
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_python([sys.executable, "-c", code], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"[a-g]: \d+\.\d%", done.stdout.splitlines()[0])
 

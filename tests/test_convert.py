@@ -18,6 +18,7 @@ from foreign_files import EXACT, SHORT, assert_same, images, load, saved, small
 from references import networks
 from safetensors import safe_open
 from torch import nn
+from warm_python import run_python
 
 from seresnet_hub.conversion.convert import convert
 from seresnet_hub.conversion.float64 import float64_outputs
@@ -214,7 +215,7 @@ def plain_timm_logits(folders: list[Path], batch: torch.Tensor) -> list[torch.Te
     )
     given, answer = folders[0].parent / "batch.pt", folders[0].parent / "logits.pt"
     torch.save(batch, given)
-    subprocess.run([sys.executable, "-c", code, given, answer, *folders], check=True)
+    run_python([sys.executable, "-c", code, given, answer, *folders], check=True)
     return torch.load(answer, weights_only=True)
 
 
@@ -224,14 +225,14 @@ def test_the_script_prints_one_json_line(tmp_path: Path) -> None:
     path = saved(state, tmp_path / "a.pth")
     script = Path(__file__).parents[1] / "scripts" / "convert.py"
     command = [sys.executable, script, path, "--output", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_python(command)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert list(result) == [
         "output", "source", "architecture", "model_args", "tensors", "parameters", "sha256_source", "sha256_weights",
         "max_abs_diff", "dropped", "fresh", "assumed",
     ]  # fmt: skip
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = run_python(command)
     assert (again.returncode, again.stdout) == (2, "")
     assert re.fullmatch(r"error: .*exists.*--force\n", again.stderr)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +11,7 @@ import timm
 import timm.data
 import torch
 from torch import nn
+from warm_python import run_python
 
 import seresnet_hub
 from seresnet_hub.errors import InputError
@@ -262,7 +262,7 @@ assert timm.list_pretrained("seresnet*") == listed
 assert seresnet_hub.list_models() == names
 assert len(set(names)) == len(names) == 38, len(names)
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python([sys.executable, "-c", code], check=True)
 
 
 def test_our_models_are_listed_as_a_module_of_timms() -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 time.sleep = lambda seconds: None  # the clients' back-off
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
+from warm_python import run_python
 api = HfApi()
 seen = {}
 home = Path(sys.argv[1])
@@ -55,10 +56,7 @@ def run(hub: HubServer, home: Path, program: str, token: str | None = WRITE_TOKE
     """Run a program in a process of its own and return what it put into `seen`."""
     home.mkdir(parents=True, exist_ok=True)
     code = PRELUDE + program + "\nprint(json.dumps(seen))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(home)], env=hub.environment(home, token),
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    done = run_python([sys.executable, "-c", code, str(home)], env=hub.environment(home, token))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

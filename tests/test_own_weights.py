@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import safetensors
 import timm
 import torch
 from PIL import Image
+from warm_python import run_python
 
 import seresnet_hub
 from seresnet_hub.commands.result_or_error import run
@@ -68,7 +68,7 @@ def test_pictures_are_named_without_a_network_or_a_model_name(tmp_path: Path, ph
     photo.save(tmp_path / "a.png")
     command = [sys.executable, PREDICT, str(tmp_path / "a.png"), "--topk", "10"]
     environment = {"HF_HUB_OFFLINE": "1", "HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    done = run_python(command, env=environment)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     config = json.loads((OWN_WEIGHTS[0].folder / "config.json").read_text())

@@ -15,6 +15,7 @@ from conftest import WriteSplit
 from hub_faults import FlipByte, Pause
 from hub_fixtures import CARD, REPO, commits
 from hub_server import HubServer
+from warm_python import run_python
 
 from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.files.model_folder import timm_config, write_model
@@ -27,7 +28,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 def script(hub: HubServer, home: Path, name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
-    return subprocess.run(command, env=hub.environment(home), capture_output=True, text=True, timeout=300, check=False)
+    return run_python(command, env=hub.environment(home), timeout=300)
 
 
 def test_the_scripts_print_one_json_line(tmp_path: Path, folder: Path) -> None:

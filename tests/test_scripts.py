@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import WriteSplit, encode
 from PIL import Image
+from warm_python import run_python
 
 from seresnet_hub.commands.main import COMMANDS
 from seresnet_hub.commands.result_or_error import run
@@ -201,7 +202,7 @@ def test_predict_says_which_model_answers(
 
 def test_predict_reads_standard_input(trained: Path, photo: Image.Image) -> None:
     command = [sys.executable, str(SCRIPTS / "predict.py"), f"local-dir:{trained}", "-", "--topk", "1"]
-    done = subprocess.run(command, input=encode(photo), capture_output=True, timeout=120, check=False)
+    done = run_python(command, input=encode(photo))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["predictions"][0]["image"] == "-"
 

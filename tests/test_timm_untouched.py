@@ -7,7 +7,6 @@ one with the plugin and one without, describe timm's registry; only our addition
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import Any
 
@@ -42,6 +41,7 @@ SE_RESNETS = sorted(
 
 OUTPUTS = """
 import hashlib, json, sys, timm, torch
+from warm_python import run_python
 found = {}
 for name in json.loads(sys.argv[1]):
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ FILTERS = ["-W", "error", "-W", "ignore:`torch.jit:DeprecationWarning", "-W", "i
 
 def run(code: str, *arguments: str) -> Any:
     command = [sys.executable, *FILTERS, "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    done = run_python(command, timeout=900)
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from small_runs import SMALL, refused, same, weights
+from warm_python import run_python
 
 import seresnet_hub
 from seresnet_hub.data.open_split import open_split
@@ -99,7 +100,7 @@ def test_a_model_that_timm_knows_needs_no_plugin(tmp_path: Path, numbers: str) -
         "assert 'seresnet_hub' not in sys.modules\n"
         "torch.manual_seed(0); print(model(torch.randn(1, 3, 32, 32)).double().sum().item())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = run_python([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
     model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True).eval()
     torch.manual_seed(0)

@@ -6,7 +6,6 @@ As for a user, it is done in processes that do not import this package: one of t
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +53,7 @@ print(json.dumps(found))
 PLAIN_TIMM = """
 import json, sys
 import timm, torch
+from warm_python import run_python
 
 found = {}
 for folder in json.loads(sys.argv[1]):
@@ -69,7 +69,7 @@ print(json.dumps(found))
 
 def run(code: str, *arguments: object) -> Any:
     command = [sys.executable, "-W", "ignore", "-c", code, *map(json.dumps, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = run_python(command, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

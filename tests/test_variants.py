@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from timm.layers import SEModule
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from warm_python import run_python
 
 from seresnet_hub.files import model_folder as folder
 from seresnet_hub.models import blocks
@@ -227,7 +227,7 @@ def test_plain_timm_makes_the_same_networks_from_python_arguments(tmp_path: Path
     config = folder.timm_config(model, pretrained_cfg={})
     folder.write_model(tmp_path / "m", model.state_dict(), config=config, card=lambda _: "")
     command = [sys.executable, "-c", PLAIN_TIMM, str(tmp_path / "m")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = run_python(command, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert "Unknown model" in found.pop("folder")

@@ -15,13 +15,15 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 # Not huggingface_hub and what imports it: it reads its settings from the environment, and only once.
 PRELOADED = [
-    *("torch", "torchvision", "numpy", "pandas", "pyarrow.parquet", "PIL.Image", "sklearn.datasets", "matplotlib.figure"),
+    *("torch", "torchvision", "numpy", "pandas", "pyarrow.parquet"),
+    *("PIL.Image", "sklearn.datasets", "matplotlib.figure"),
 ]  # fmt: skip
 
 _server = multiprocessing.get_context("forkserver")
@@ -29,19 +31,21 @@ _server.set_forkserver_preload(PRELOADED)
 
 
 def run_python(
-    arguments: Sequence[str | Path],
+    command: Sequence[str | Path],
     *,
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
     input: Any = None,
     timeout: float = 120,
-    capture_output: bool = True,
-    text: bool = False,
+    text: bool = True,
     check: bool = False,
 ) -> subprocess.CompletedProcess[Any]:
-    """Return what `subprocess.run([sys.executable, *arguments], …)` returns; `arguments` begin with a script, -m or -c."""
-    assert capture_output, "the output goes to files, and is always given back"
-    words = [os.fspath(word) for word in arguments]
+    """Return what `subprocess.run(command, capture_output=True, …)` returns.
+
+    `command` is this interpreter, any number of `-W FILTER`, then a script, `-m MODULE` or `-c CODE` with arguments.
+    """
+    assert command[0] == sys.executable
+    words = [os.fspath(word) for word in command[1:]]
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
         given = b"" if input is None else input.encode() if isinstance(input, str) else input
@@ -58,7 +62,7 @@ def run_python(
         outputs: list[Any] = [path.read_bytes() if path.exists() else b"" for path in streams[1:]]
     if text:
         outputs = [output.decode(errors="surrogateescape") for output in outputs]
-    done = subprocess.CompletedProcess([sys.executable, *words], process.exitcode, *outputs)
+    done = subprocess.CompletedProcess(list(command), process.exitcode, *outputs)
     if check:
         done.check_returncode()
     return done
@@ -76,6 +80,10 @@ def _run(words: list[str], env: Mapping[str, str], cwd: str, streams: Sequence[P
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    while words[0] == "-W":
+        sys.warnoptions.append(words[1])
+        warnings._processoptions([words[1]])  # type: ignore[attr-defined]
+        del words[:2]
     paths = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
     code = 0
     try:
