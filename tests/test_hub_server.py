@@ -19,6 +19,7 @@ import pyarrow.parquet
 import pytest
 from hub_faults import Delay, Drop, FlipByte, LoseAnswer, Pause, Status, Truncate
 from hub_server import EXPIRED_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer
+from warm_python import run_python
 
 PRELUDE = """
 import json, logging, sys, time
@@ -26,7 +27,6 @@ from pathlib import Path
 time.sleep = lambda seconds: None  # the clients' back-off
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
-from warm_python import run_python
 api = HfApi()
 seen = {}
 home = Path(sys.argv[1])

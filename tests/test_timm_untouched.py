@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import timm
+from warm_python import run_python
 
 import seresnet_hub
 from seresnet_hub.models import registry
@@ -41,7 +42,6 @@ SE_RESNETS = sorted(
 
 OUTPUTS = """
 import hashlib, json, sys, timm, torch
-from warm_python import run_python
 found = {}
 for name in json.loads(sys.argv[1]):
     torch.manual_seed(0)

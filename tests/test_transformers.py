@@ -17,6 +17,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from warm_python import run_python
 
 import seresnet_hub
 from seresnet_hub.models.published_weights import OWN_WEIGHTS
@@ -53,7 +54,6 @@ print(json.dumps(found))
 PLAIN_TIMM = """
 import json, sys
 import timm, torch
-from warm_python import run_python
 
 found = {}
 for folder in json.loads(sys.argv[1]):
