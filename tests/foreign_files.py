@@ -10,7 +10,7 @@ import torch
 from references import networks
 from torch import nn
 
-from seresnet_hub.conversion.float64 import float64_outputs
+from seresnet_hub.conversion.run_in_float64 import float64_outputs
 
 SHORT = (1, 1, 1, 1)
 

@@ -21,7 +21,7 @@ from torch import nn
 from warm_python import run_python
 
 from seresnet_hub.conversion.convert import convert
-from seresnet_hub.conversion.float64 import float64_outputs
+from seresnet_hub.conversion.run_in_float64 import float64_outputs
 from seresnet_hub.errors import InputError
 from seresnet_hub.files import model_folder
 

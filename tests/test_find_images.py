@@ -61,7 +61,7 @@ def test_the_command_says_what_it_leaves_out(capfd: pytest.CaptureFixture[str]) 
 
 def test_standard_input_without_an_end_is_not_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     from seresnet_hub.commands import predict
-    from seresnet_hub.data import image_files as opening
+    from seresnet_hub.data import read_image as opening
 
     class Endless:
         def read(self, most: int = -1) -> bytes:

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from seresnet_hub.data.loader import loader
 from seresnet_hub.errors import InputError
-from seresnet_hub.recipes.fields import following, written
+from seresnet_hub.recipes.field_types import following, written
 from seresnet_hub.recipes.recipe import AUTO, RECIPES, get_recipe, override
 from seresnet_hub.training import finetuning
 from seresnet_hub.training import train as training

@@ -21,8 +21,8 @@ from fuzzing import Case, attack
 from PIL import Image, PngImagePlugin
 
 from seresnet_hub.data.decoding import Decoder
-from seresnet_hub.data.image_files import MOST_PIXELS, read_image
 from seresnet_hub.data.loader import loader
+from seresnet_hub.data.read_image import MOST_PIXELS, read_image
 from seresnet_hub.data.transforms import evaluation_transform, seeded, training_transform
 from seresnet_hub.recipes.recipe import get_recipe
 

@@ -14,7 +14,7 @@ from references import networks
 
 from seresnet_hub.checkpoints.reader import read_tensors
 from seresnet_hub.conversion.convert import convert
-from seresnet_hub.conversion.float64 import float64_outputs
+from seresnet_hub.conversion.run_in_float64 import float64_outputs
 from seresnet_hub.errors import InputError
 
 pytest.importorskip("hypothesis", reason="hypothesis is not installed (pip install '.[test]')")

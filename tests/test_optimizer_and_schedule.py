@@ -10,7 +10,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from seresnet_hub.training.checkpoint import load_optimizer
-from seresnet_hub.training.optimizer_and_schedule import MovingAverage, fused_option
+from seresnet_hub.training.moving_average import MovingAverage
+from seresnet_hub.training.optimizer_and_schedule import fused_option
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw"])

@@ -18,7 +18,7 @@ from warm_python import run_python
 
 import seresnet_hub
 from seresnet_hub.commands.result_or_error import run
-from seresnet_hub.data.image_files import read_image
+from seresnet_hub.data.read_image import read_image
 from seresnet_hub.errors import InputError
 from seresnet_hub.models import pretrained
 from seresnet_hub.models.published_weights import OWN_WEIGHTS, OwnWeights

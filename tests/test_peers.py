@@ -18,7 +18,7 @@ from references.networks import randomise
 from torch import nn
 
 from seresnet_hub.conversion.convert import convert
-from seresnet_hub.conversion.float64 import float64_outputs
+from seresnet_hub.conversion.run_in_float64 import float64_outputs
 from seresnet_hub.errors import InputError
 from seresnet_hub.models.create import list_models
 

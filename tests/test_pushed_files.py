@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.models.trial_run import check_runs
+from seresnet_hub.models.trial_forward import check_runs
 from seresnet_hub.plots import draw_curves
 from seresnet_hub.publishing import pushed_files
 from seresnet_hub.publishing.push import push, ready_repository

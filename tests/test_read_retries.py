@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 
 from seresnet_hub.data import read_retries as retry
-from seresnet_hub.data.image_files import UnavailableError
+from seresnet_hub.data.read_image import UnavailableError
 from seresnet_hub.data.read_retries import ATTEMPTS, reading, retrying
 from seresnet_hub.errors import InputError
 

@@ -12,7 +12,7 @@ from PIL import Image
 from seresnet_hub.data.loader import transform_of
 from seresnet_hub.data.transforms import seeded
 from seresnet_hub.errors import InputError
-from seresnet_hub.recipes.fields import described
+from seresnet_hub.recipes.field_types import described
 from seresnet_hub.recipes.recipe import AUTO, RECIPES, Recipe, get_recipe, override
 from seresnet_hub.training.finetuning import Start, resolved
 

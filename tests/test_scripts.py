@@ -25,7 +25,7 @@ from seresnet_hub.commands.main import COMMANDS
 from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.commands.terminal import as_table
 from seresnet_hub.environment import loader_workers
-from seresnet_hub.recipes.fields import declarations
+from seresnet_hub.recipes.field_types import declarations
 from seresnet_hub.recipes.recipe import RECIPES, Recipe, get_recipe
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

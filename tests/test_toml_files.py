@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.recipes.fields import declarations
+from seresnet_hub.recipes.field_types import declarations
 from seresnet_hub.recipes.recipe import AUTO, RECIPES, Recipe, get_recipe, listed, with_origins
 from seresnet_hub.recipes.toml_files import FOLDER, NAMES, as_toml
 

@@ -16,8 +16,8 @@ from conftest import encode
 from PIL import Image
 from timm.data import auto_augment as timms_augmentation
 
-from seresnet_hub.data.image_files import read_image
 from seresnet_hub.data.image_folders import left_out_of
+from seresnet_hub.data.read_image import read_image
 from seresnet_hub.data.transforms import evaluation_transform, normalize, seed_from, seeded, training_transform
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.find_images import image_files

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     from seresnet_hub.commands.terminal import tell
     from seresnet_hub.data.class_names import class_names
-    from seresnet_hub.data.image_files import MOST_BYTES
+    from seresnet_hub.data.read_image import MOST_BYTES
     from seresnet_hub.errors import InputError
     from seresnet_hub.inference.find_images import picture_files
     from seresnet_hub.inference.predict import predict

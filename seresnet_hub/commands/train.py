@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     from seresnet_hub.errors import InputError
-    from seresnet_hub.recipes.fields import described
+    from seresnet_hub.recipes.field_types import described
     from seresnet_hub.recipes.recipe import listed, with_origins
     from seresnet_hub.recipes.toml_files import as_toml
 

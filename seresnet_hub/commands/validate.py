@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.inference.evaluate import evaluate, in_model_order, with_real_labels
     from seresnet_hub.inference.report import require_report, worst_classes, write_report
     from seresnet_hub.models.load import load
-    from seresnet_hub.models.trial_run import check_runs
+    from seresnet_hub.models.trial_forward import check_runs
 
     if options.report is not None:
         require_report(options.report)

@@ -16,9 +16,9 @@ from seresnet_hub.checkpoints.architecture_from_shapes import (
     Shape,
 )
 from seresnet_hub.checkpoints.renaming import Source
-from seresnet_hub.conversion.float64 import float64_outputs, in_float64
 from seresnet_hub.conversion.planning import Plan
 from seresnet_hub.conversion.reference_networks import LAYOUTS, Outputs, Reference
+from seresnet_hub.conversion.run_in_float64 import float64_outputs, in_float64
 from seresnet_hub.errors import InputError
 
 # Two networks that do the same additions in another order differ by rounding; anything structural differs by far more.

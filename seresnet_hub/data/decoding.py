@@ -16,7 +16,7 @@ from torchvision import transforms
 from torchvision.io import ImageReadMode
 from torchvision.transforms import v2
 
-from seresnet_hub.data.image_files import open_picture, read_image, takes_too_long
+from seresnet_hub.data.read_image import open_picture, read_image, takes_too_long
 from seresnet_hub.data.transforms import Transform, require_resizable
 from seresnet_hub.errors import InputError
 

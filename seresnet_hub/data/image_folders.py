@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from seresnet_hub.data import image_files
+from seresnet_hub.data import read_image as image_files
 from seresnet_hub.errors import InputError
 
 ENDINGS = frozenset(ImageFolder.EXTENSIONS) & image_files.ENDINGS

@@ -30,7 +30,7 @@ from seresnet_hub.data.units import require_same_shards, shards_now
 from seresnet_hub.data.worker import Request, RowDecoder, WorkerRows
 from seresnet_hub.data.worker_pool import WorkerPool
 from seresnet_hub.errors import InputError, PrintableLog
-from seresnet_hub.recipes.fields import following
+from seresnet_hub.recipes.field_types import following
 from seresnet_hub.recipes.recipe import Recipe
 
 # Batches that the workers prepare ahead of the one in use.

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import fsspec
 
-from seresnet_hub.data.image_files import MOST_BYTES, UnavailableError, read_file
+from seresnet_hub.data.read_image import MOST_BYTES, UnavailableError, read_file
 from seresnet_hub.data.read_retries import reading
 from seresnet_hub.errors import InputError
 

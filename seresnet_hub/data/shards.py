@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import fsspec
 import pyarrow.parquet
 
-from seresnet_hub.data.image_files import read_file
+from seresnet_hub.data.read_image import read_file
 from seresnet_hub.data.read_retries import reading
 from seresnet_hub.data.row_files import folder_of
 from seresnet_hub.errors import InputError

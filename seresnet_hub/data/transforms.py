@@ -19,7 +19,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import nn
 from torchvision import transforms
 
-from seresnet_hub.data.image_files import MOST_PIXELS
+from seresnet_hub.data.read_image import MOST_PIXELS
 from seresnet_hub.errors import InputError
 
 Transform = Callable[[Image.Image], torch.Tensor]

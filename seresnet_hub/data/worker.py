@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import Dataset
 
 from seresnet_hub.data.decoding import Picture, TransformError
-from seresnet_hub.data.image_files import UnavailableError
 from seresnet_hub.data.loader_settings import LoaderSpec
 from seresnet_hub.data.plan import Plan, Reader, Window
+from seresnet_hub.data.read_image import UnavailableError
 from seresnet_hub.data.shared_batches import SharedBatches
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import reseed, streams_kept

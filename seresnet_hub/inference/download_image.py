@@ -8,7 +8,7 @@ from http.client import HTTPException
 from urllib.error import HTTPError
 from urllib.parse import quote
 
-from seresnet_hub.data.image_files import MOST_BYTES
+from seresnet_hub.data.read_image import MOST_BYTES
 from seresnet_hub.data.read_retries import OPENING_ATTEMPTS, retrying
 from seresnet_hub.errors import InputError
 

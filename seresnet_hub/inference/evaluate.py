@@ -24,7 +24,7 @@ from seresnet_hub.environment import loader_workers
 from seresnet_hub.errors import InputError, printable
 from seresnet_hub.inference.counts import Counts
 from seresnet_hub.models.create import eval_mode
-from seresnet_hub.recipes.fields import LEAST_CROP_PCT, LONGEST_SIDE
+from seresnet_hub.recipes.field_types import LEAST_CROP_PCT, LONGEST_SIDE
 from seresnet_hub.torch_settings import float32_arithmetic
 
 Precision = Literal["no", "bf16", "fp16"]

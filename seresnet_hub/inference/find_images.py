@@ -6,7 +6,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from seresnet_hub.data.image_files import SUFFIXES
+from seresnet_hub.data.read_image import SUFFIXES
 from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.files.locks import LOCK_NAME, STATES_FOLDER
 from seresnet_hub.files.model_folder import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from seresnet_hub.data.image_files import read_image
+from seresnet_hub.data.read_image import read_image
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.download_image import fetch_picture
 

@@ -15,7 +15,7 @@ from seresnet_hub.checkpoints.reading_budget import Refused
 from seresnet_hub.checkpoints.safetensors_file import distinct
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import FACTS_KEY
-from seresnet_hub.recipes.fields import LEAST_CROP_PCT, LONGEST_SIDE
+from seresnet_hub.recipes.field_types import LEAST_CROP_PCT, LONGEST_SIDE
 
 # Arguments of timm's factory and its builder, which say nothing about a network: they name other files, or switch off
 # what `strict` is for.

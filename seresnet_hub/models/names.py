@@ -11,7 +11,7 @@ import timm
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from seresnet_hub.data.image_files import SUFFIXES
+from seresnet_hub.data.read_image import SUFFIXES
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.models.published_weights import WEIGHTS

@@ -26,7 +26,7 @@ from seresnet_hub.hub.revisions import branch_name, tag_name
 from seresnet_hub.models.load import unlike_recorded
 from seresnet_hub.models.names import check_repo_id
 from seresnet_hub.models.strict_loading import load_folder
-from seresnet_hub.models.trial_run import check_runs
+from seresnet_hub.models.trial_forward import check_runs
 from seresnet_hub.publishing.pushed_files import PushedFiles, read_pushed_files
 
 

@@ -12,7 +12,7 @@ from seresnet_hub.hub.snapshots import Snapshot, take_snapshot
 from seresnet_hub.models.load import origin_of, recorded_hashes
 from seresnet_hub.models.names import KINDS, parse_name, require_model_folder
 from seresnet_hub.models.strict_loading import load_folder
-from seresnet_hub.models.trial_run import check_runs
+from seresnet_hub.models.trial_forward import check_runs
 
 
 def verify(name: str | Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.recipes.fields import closest, declaration, parse
+from seresnet_hub.recipes.field_types import closest, declaration, parse
 
 SIMPLE = (bool, int, float, str)
 

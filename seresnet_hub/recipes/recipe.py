@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes import toml_files
-from seresnet_hub.recipes.fields import (
+from seresnet_hub.recipes.field_types import (
     AUTO_TEXT,
     BELOW_ONE,
     CROP_SHARE,

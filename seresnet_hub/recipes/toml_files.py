@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seresnet_hub.errors import InputError, printable
-from seresnet_hub.recipes.fields import closest, declarations, require_field, typed, written
+from seresnet_hub.recipes.field_types import closest, declarations, require_field, typed, written
 
 FOLDER = Path(__file__).parent
 # The recipes of this package, `NAME.toml` beside this module, in the order of lists.

@@ -13,7 +13,7 @@ from seresnet_hub.hub.failures import is_transient, no_network
 from seresnet_hub.models.load import load
 from seresnet_hub.models.names import architecture_of
 from seresnet_hub.models.published_weights import OWN_WEIGHTS
-from seresnet_hub.recipes.fields import written
+from seresnet_hub.recipes.field_types import written
 from seresnet_hub.recipes.recipe import AUTO, Recipe
 
 # Where neither the recipe nor weights name an architecture.

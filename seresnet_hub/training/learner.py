@@ -25,7 +25,8 @@ from seresnet_hub.training.batchnorm_statistics import RunningStatistics, statis
 from seresnet_hub.training.checkpoint import load_optimizer
 from seresnet_hub.training.checkpoint_checks import Run, require_fitting
 from seresnet_hub.training.initial_model import eval_frozen_parts, require_mixable, require_trainable
-from seresnet_hub.training.optimizer_and_schedule import MovingAverage, optimizer_of, schedule_of
+from seresnet_hub.training.moving_average import MovingAverage
+from seresnet_hub.training.optimizer_and_schedule import optimizer_of, schedule_of
 from seresnet_hub.training.processes import Processes
 
 

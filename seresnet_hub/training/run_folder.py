@@ -28,7 +28,7 @@ from seresnet_hub.models.cost import sizes_of
 from seresnet_hub.models.create import list_models
 from seresnet_hub.models.load import Origin
 from seresnet_hub.plots import draw_curves
-from seresnet_hub.recipes.fields import described
+from seresnet_hub.recipes.field_types import described
 from seresnet_hub.recipes.recipe import RECIPES, Recipe
 from seresnet_hub.training.progress import Row
 from seresnet_hub.training.start_or_resume import BEST, BEST_RAW, RAW

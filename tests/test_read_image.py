@@ -16,7 +16,7 @@ from conftest import encode
 from PIL import Image
 
 from seresnet_hub.data.decoding import Decoder
-from seresnet_hub.data.image_files import FORMATS, open_picture, read_file, read_image, takes_too_long
+from seresnet_hub.data.read_image import FORMATS, open_picture, read_file, read_image, takes_too_long
 from seresnet_hub.data.transforms import evaluation_transform
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.predict import predict
@@ -164,7 +164,7 @@ def test_a_file_that_grows_while_it_is_read_is_said_to(tmp_path: Path, monkeypat
             file.write(b"2")
         return found
 
-    monkeypatch.setattr("seresnet_hub.data.image_files.os.fstat", grow_after)
+    monkeypatch.setattr("seresnet_hub.data.read_image.os.fstat", grow_after)
     with pytest.raises(InputError, match="changed while it was read"):
         read_file(path)
     monkeypatch.undo()
