@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from seresnet_hub.commands import result_or_error as run
-from seresnet_hub.commands.parser import command
+from seresnet_hub.commands.parser import command, keywords
 
 EXAMPLE = "seresnet-hub convert my.pth --output my_model"
 
@@ -15,7 +15,7 @@ EXAMPLE = "seresnet-hub convert my.pth --output my_model"
 def parser() -> argparse.ArgumentParser:
     parser = command(__doc__, prog="seresnet-hub convert", example=EXAMPLE)
     parser.usage = "%(prog)s SRC --output DIR [options]"
-    parser.add_argument("source_file", metavar="SRC", help="a file, a URL, or a Hub file NS/NAME:path")
+    parser.add_argument("src", metavar="SRC", help="a file, a URL, or a Hub file NS/NAME:path")
     output = parser.add_argument_group("the model folder")
     output.add_argument("--output", required=True, metavar="DIR", help="the model folder to write")
     output.add_argument("--force", action="store_true", help="replace the model in an existing folder")
@@ -43,17 +43,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     from seresnet_hub.conversion.convert import convert
 
-    return convert(
-        options.source_file,
-        options.output,
-        model=options.model,
-        source=options.source,
-        num_classes=options.num_classes,
-        labels=options.labels,
-        license=options.license,
-        force=options.force,
-        verify=options.verify,
-    )
+    return convert(**keywords(options))
 
 
 def start(arguments: Sequence[str]) -> NoReturn:

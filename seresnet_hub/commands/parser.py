@@ -62,6 +62,11 @@ def _unusable(text: str, *, any_bytes: bool) -> str:
     return ""
 
 
+def keywords(options: argparse.Namespace) -> dict[str, Any]:
+    """Return a command's own options as the arguments of the function that they are named after."""
+    return {name: value for name, value in vars(options).items() if name != "json"}
+
+
 def command(description: str | None, *, example: str, prog: str | None = None) -> Parser:
     """Return the parser of a command or a script, with the option that all have; --help ends with `example`."""
     parser = Parser(

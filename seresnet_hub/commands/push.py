@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from seresnet_hub.commands import result_or_error as run
-from seresnet_hub.commands.parser import command
+from seresnet_hub.commands.parser import command, keywords
 
 EXAMPLE = "seresnet-hub push runs/mine --repo-id NS/NAME --dry-run"
 
@@ -32,16 +32,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     from seresnet_hub.publishing.push import push
 
-    return push(
-        options.directory,
-        options.repo_id,
-        private=options.private,
-        branch=options.branch,
-        tag=options.tag,
-        pr=options.pr,
-        message=options.message,
-        dry_run=options.dry_run,
-    )
+    return push(**keywords(options))
 
 
 def start(arguments: Sequence[str]) -> NoReturn:
