@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from seresnet_hub.data import image_folders
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.find_images import picture_files
+from seresnet_hub.models.names import is_model_name
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +35,14 @@ def test_pictures_of_models_are_left_out() -> None:
     assert kept == own
     assert len(left_out) == 5
     assert {path.parts[0] for path in left_out} == {"runs"}
+
+
+def test_what_training_reads_is_found_too() -> None:
+    for ending in image_folders.ENDINGS:
+        Path(f"photos/cats/3{ending}").write_bytes(b"")
+    found = {path.suffix for path in picture_files("photos")[0]}
+    assert found == image_folders.ENDINGS > {".jfif", ".jpe", ".apng", ".pbm", ".pgm", ".pnm"}
+    assert not any(is_model_name(f"missing{ending}") for ending in image_folders.ENDINGS)
 
 
 @pytest.mark.parametrize("name", ["runs", "runs/begun", "runs/stopped", "runs/report"])
