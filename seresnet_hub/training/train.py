@@ -127,7 +127,7 @@ def train(
             origin = origin_of(recipe.weights) if recipe.weights else None
             model = initial_model(recipe, num_classes)
         if origin is not None and not (recipe.license or origin.license):
-            say(f"warning: {recipe.weights} name no licence, so push.py will refuse the result: add --set license=ID")
+            say(f"warning: {recipe.weights} name no licence, so seresnet-hub push will refuse it: add --set license=ID")
         learner = Learner(
             model, recipe, processes, num_classes=num_classes, plan=plan, device_type=device_type,
             compile_options=compile_options,
