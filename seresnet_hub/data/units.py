@@ -133,7 +133,7 @@ def _images(chunk: Any) -> list[dict[str, Any] | None]:
 
 
 def _label(split: Split, row: Row) -> Any:
-    """Return a row's label as `Split` has it, the data set's own where it is none that could be looked up."""
+    """Return a row's label in the model's numbering; unchanged where it is no class number."""
     if split.right_classes is not None and split.right_classes.file_pattern is not None:
         path = (row.image or {}).get("path") or ""
         found = re.search(split.right_classes.file_pattern, path)

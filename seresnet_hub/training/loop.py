@@ -38,7 +38,7 @@ LOOK_STEPS = 20
 class Loop:
     """Train a `learner` from where `progress` is until its last step is measured, or a signal stops it.
 
-    `facts_of` is `outputs.facts_of_run` with what is the same for the whole run; `tracked` says whether there are
+    `facts_of` is `run_folder.facts_of_run` with what is the same for the whole run; `tracked` says whether there are
     trackers, `has_checkpoint` whether `output` holds something to resume from. Afterwards `accuracy` is that of the
     last epoch, if this process measured it, and `stopped` says whether a signal came.
     """
