@@ -66,7 +66,7 @@ def test_the_command_says_what_it_leaves_out(capfd: pytest.CaptureFixture[str]) 
         "photos/cats/1.png", "photos/cats/training/2.png"
     ]  # fmt: skip
     said = capfd.readouterr().err
-    assert ".: 5 images left out (runs/begun/training/log.png …), of models, runs and reports in it" in said
+    assert ".: 5 images that belong to models, runs or reports were left out (runs/begun/training/log.png …)" in said
 
 
 def test_standard_input_without_an_end_is_not_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from seresnet_hub.commands import result_or_error as run
 from seresnet_hub.commands.parser import MODEL, command
 
 EXAMPLE = "seresnet-hub verify NS/NAME"
@@ -26,7 +25,3 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.publishing.verify import verify
 
     return verify(options.model)
-
-
-def start(arguments: Sequence[str]) -> NoReturn:
-    run.start(parser(), main, arguments)
