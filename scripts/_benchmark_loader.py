@@ -170,7 +170,7 @@ def _decode(data: bytes) -> torch.Tensor:
     if _decoder is None:
         _decoder = Decoder(_transform(), "fast")
     out = torch.empty(3, SIZE, SIZE, dtype=torch.uint8, memory_format=torch.contiguous_format)
-    return out.flip(-1) if _decoder(data, out) else out
+    return out.flip(-1) if _decoder.apply(_decoder.decode(data), out) else out
 
 
 _decoder: Any = None

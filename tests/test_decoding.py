@@ -38,7 +38,8 @@ def evaluation(interpolation: str = "bicubic") -> Transform:
 def decoded(transform: Transform, name: DecoderName, data: bytes, *seed: int) -> torch.Tensor:
     out = torch.empty(SIZE, SIZE, 3, dtype=torch.uint8).permute(2, 0, 1)
     with seeded(*seed):
-        mirror = Decoder(transform, name)(data, out)
+        decoder = Decoder(transform, name)
+        mirror = decoder.apply(decoder.decode(data), out)
     return out.flip(-1) if mirror else out
 
 

@@ -225,8 +225,8 @@ def looked_at(folder: Path) -> Callable[[bytes], str]:
     def look(data: bytes) -> str:
         read_image(data)
         with seeded(0):
-            Decoder(cropped, "fast")(data, out)
-            Decoder(whole, "fast")(data, out)
+            for decoder in (Decoder(cropped, "fast"), Decoder(whole, "fast")):
+                decoder.apply(decoder.decode(data), out)
         return "shown"
 
     return look

@@ -22,7 +22,7 @@ def batches(plan: Plan, world_size: int = 1, workers: int = 0, start: int = 0) -
     for number in range(world_size * parts):
         reader = Reader(number, world_size * parts)
         for window in plan.windows(reader, start):
-            for batch, place, unit, row in zip(*(a.tolist() for a in window[2:]), strict=True):
+            for batch, place, unit, row in zip(*(a.tolist() for a in window[1:]), strict=True):
                 low, high = plan.places(batch, reader)
                 assert low <= place < high
                 assert place not in filled[batch]

@@ -203,8 +203,9 @@ def test_a_picture_too_narrow_is_not_made_a_picture_of_gigabytes(size: tuple[int
     picture = encode(Image.new("RGB", size), "JPEG")
     transform = evaluation_transform(input_size=(3, 224, 224), interpolation="bicubic", crop_pct=0.875)
     for name in ("fast", "pil"):
+        decoder = Decoder(transform, name)  # type: ignore[arg-type]
         with pytest.raises(InputError, match="too narrow to be resized to 256 pixels"):
-            Decoder(transform, name)(picture, torch.empty(3, 224, 224, dtype=torch.uint8))  # type: ignore[arg-type]
+            decoder.apply(decoder.decode(picture), torch.empty(3, 224, 224, dtype=torch.uint8))
     (tmp_path / "narrow.jpg").write_bytes(picture)
     model = timm.create_model("seresnet18", num_classes=2)
     with pytest.raises(InputError, match=r"narrow.jpg: a picture of .* too narrow"):

@@ -60,10 +60,6 @@ class Decoder:
         self._flip = sum(step.p for step in steps[1:-1] if type(step) is transforms.RandomHorizontalFlip)
         self._distorts = any(type(step) is not transforms.RandomHorizontalFlip for step in steps[1:-1])
 
-    def __call__(self, data: Buffer, out: torch.Tensor) -> bool:
-        """Decode a picture and `apply` the transform to it."""
-        return self.apply(self.decode(data), out)
-
     def decode(self, data: Buffer) -> DecodedImage:
         """Return the picture, all of it read. Errors: `InputError` where `data` is no whole image."""
         if self._crops or self._resizes:

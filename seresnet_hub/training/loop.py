@@ -14,7 +14,6 @@ from tqdm import tqdm
 from seresnet_hub.data.batch_augmentation import on_device
 from seresnet_hub.data.damaged_images import require_few_damaged
 from seresnet_hub.data.loader import loader
-from seresnet_hub.data.plan import Plan
 from seresnet_hub.data.repeated_augmentation import dealt
 from seresnet_hub.data.split import Split
 from seresnet_hub.errors import InputError
@@ -47,7 +46,6 @@ class Loop:
     output: Path
     train_split: Split
     eval_split: Split
-    plan: Plan
     processes: Processes
     learner: Learner
     progress: Progress
@@ -84,7 +82,7 @@ class Loop:
         self.clock.start()
         for batch in self.clock.batches(on_device(batches, self.processes.device)):
             batch = dealt(
-                batch, self.plan, progress.position, repeats=repeats, rank=rank, world_size=world_size,
+                batch, batches.plan, progress.position, repeats=repeats, rank=rank, world_size=world_size,
                 seed=(recipe.seed, progress.step, rank),
             )  # fmt: skip
             progress.add_step(batch, self.learner.step(batch, progress.step))

@@ -158,7 +158,7 @@ def train(
             ) as bar,
         ):  # fmt: skip
             loop = Loop(
-                recipe=recipe, output=output, train_split=train_split, eval_split=eval_split, plan=plan,
+                recipe=recipe, output=output, train_split=train_split, eval_split=eval_split,
                 processes=processes, learner=learner, progress=progress, clock=clock, interruption=interruption,
                 bar=bar, tracked=bool(trackers), has_checkpoint=checkpoint is not None,
                 facts_of=partial(
