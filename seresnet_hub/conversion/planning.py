@@ -154,7 +154,7 @@ def _choose_architecture(
             found, arguments = find_architecture(tensors)
         except InputError:
             return architecture, {}
-        return architecture, arguments if found == model else {}
+        return architecture, arguments if found == architecture else {}
     if file.source.name == "timm" and stated is not None:
         return stated
     if file.source.legacy:
