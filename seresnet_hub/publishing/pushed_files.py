@@ -21,7 +21,7 @@ from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME,
 from seresnet_hub.hub.client import hash_like
 from seresnet_hub.hub.download_limits import LARGEST_TEXT, LARGEST_WEIGHTS
 
-# The columns of `history.write_summary`, in training's words.
+# The columns of `training.run_folder.write_summary`, in training's words.
 SUMMARY_COLUMNS = frozenset(
     {"step", "epoch", "learning_rate", "train_loss"}
     | {f"{raw}{figure}" for raw in ("", "raw_") for figure in ("eval_loss", "top1", "top5")}
@@ -140,7 +140,7 @@ def _content(path: Path, most: int) -> bytes:
 
 
 def _not_summary(content: bytes) -> str:
-    """Return what is wrong with a table that `history.write_summary` wrote: numbers alone, in the columns it has."""
+    """Return what is wrong with a table of `training.run_folder.write_summary`: numbers alone, in its columns."""
     try:
         columns, *rows = csv.reader(io.StringIO(content.decode("ascii"), newline=""), strict=True)
     except (ValueError, csv.Error):
