@@ -39,7 +39,7 @@ ASSUMED_PLAIN = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ConversionPlan:
     """What a checkpoint becomes.
 
     `network` is the architecture over `tensors`, which it shares. `dropped` names the source's tensors that were left
@@ -74,7 +74,7 @@ class Plan:
         return any(".se." in name for name in self.fresh)
 
 
-def plan_network(file: SourceFile, *, model: str | None, num_classes: int | None) -> Plan:
+def plan_network(file: SourceFile, *, model: str | None, num_classes: int | None) -> ConversionPlan:
     """Return what the file becomes; `model` and `num_classes` are a person's wishes, as for `convert`.
 
     Errors: `InputError` says why no network of timm's has these tensors.
@@ -92,7 +92,7 @@ def plan_network(file: SourceFile, *, model: str | None, num_classes: int | None
         model_args = {**model_args, "in_chans": channels}
     network, sizes = _network_over(tensors, architecture, model_args, classes)
     names_nothing = model is None and stated is None and file.published is None
-    return Plan(
+    return ConversionPlan(
         network=network,
         sizes=sizes,
         architecture=architecture,
@@ -102,7 +102,7 @@ def plan_network(file: SourceFile, *, model: str | None, num_classes: int | None
         dropped=(*sorted((*dropped, *left_out)), *(f"{name}/*" for name in file.checkpoint.passed_over)),
         fresh=(*fresh, *drawn),
         padded=tuple(padded),
-        assumed=ASSUMED_PLAIN if names_nothing and file.source.settings is None else "",
+        assumed=ASSUMED_PLAIN if names_nothing and file.source.read_settings is None else "",
     )
 
 

@@ -82,7 +82,7 @@ def read_source_file(src: str, source: str | None) -> SourceFile:
     known = next((weights for weights in WEIGHTS if checkpoint.sha256.startswith(weights.sha256_prefix)), None)
     return SourceFile(
         name=path.name, address=address, repo_id=repo_id, checkpoint=checkpoint, tensors=tensors, source=found,
-        settings=found.settings(checkpoint.entries, path.name) if found.settings else Settings(), config=config,
+        settings=found.read_settings(checkpoint.entries, path.name) if found.read_settings else Settings(), config=config,
         known=known, published=published_file(checkpoint.sha256) if known is None else None,
     )  # fmt: skip
 

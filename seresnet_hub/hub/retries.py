@@ -58,7 +58,7 @@ def patiently(
     what: str,
     *,
     happened: Callable[[], Answer | None] | None = None,
-    passing: tuple[type[Exception], ...] = (),
+    let_through: tuple[type[Exception], ...] = (),
     once: bool = False,
     most_bytes: int = LARGEST_ANSWER,
 ) -> Answer:
@@ -67,7 +67,7 @@ def patiently(
     With `once`, errors that pass are raised as they are, to have another way taken. `most_bytes` is the most that an
     answer may hold.
 
-    Errors: `InputError` in plain words, but for the types in `passing`; with `happened`, `HfHubHTTPError` of status 412
+    Errors: `InputError` in plain words, but for the types in `let_through`; with `happened`, `HfHubHTTPError` of status 412
     too.
     """
     patience = Patience()
@@ -82,7 +82,7 @@ def patiently(
             failure: Exception = error
         except Exception as error:
             overtaken = happened is not None and failures.status_of(error) == 412
-            if overtaken or isinstance(error, passing) or (once and failures.may_pass(error)):
+            if overtaken or isinstance(error, let_through) or (once and failures.may_pass(error)):
                 raise
             failure = error
         patience.spent += min(time.monotonic() - start, LONGEST_USUAL_WAIT)

@@ -24,7 +24,7 @@ def tag_name(given: str) -> str:
 
 
 def require_revision(given: str) -> None:
-    """Raise `InputError` unless the text may be a commit id, a branch, a tag, or git's full name such as `refs/pr/1`."""
+    """Raise `InputError` unless the text may be a commit id, a branch, a tag, or a full name such as `refs/pr/1`."""
     if problem := _problem(given):
         raise InputError(f"{_shown(given)} is no name of a commit, a branch or a tag: {problem}")
 
