@@ -201,9 +201,9 @@ def _network_over(
 
 
 def _set_classes(tensors: Tensors, legacy: bool, wanted: int | None) -> tuple[int, list[str], list[str]]:
-    """Return the number of classes, after putting a new classifier in if `wanted` is not the file's number.
+    """Put a new classifier in if `wanted` is not the file's number of classes.
 
-    With it, the names of the tensors that were taken out and put in.
+    Returns (classes, tensors removed, tensors added).
     """
     head = LEGACY_CLASSIFIER if legacy else CLASSIFIER
     names = weight, bias = f"{head}.weight", f"{head}.bias"

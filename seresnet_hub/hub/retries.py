@@ -62,13 +62,11 @@ def patiently(
     once: bool = False,
     most_bytes: int = LARGEST_ANSWER,
 ) -> Answer:
-    """Return what `work` does, trying again after errors that pass; `happened` finds out whether a try succeeded.
+    """Return `work()`, trying again after transient errors; `happened` finds out whether a try succeeded.
 
-    With `once`, errors that pass are raised as they are, to have another way taken. `most_bytes` is the most that an
-    answer may hold.
-
-    Errors: `InputError` in plain words, but for the types in `let_through`; with `happened`, `HfHubHTTPError` of status 412
-    too.
+    With `once`, a transient error is raised at once, so that the caller can fall back to the cache. `most_bytes` is the
+    most that an answer may hold. Errors: `InputError` in plain words; the types in `let_through` and, with `happened`,
+    `HfHubHTTPError` of status 412 as they are.
     """
     patience = Patience()
     while True:

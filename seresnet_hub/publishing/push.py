@@ -27,7 +27,7 @@ from seresnet_hub.models.load import unlike_recorded
 from seresnet_hub.models.names import check_repo_id
 from seresnet_hub.models.strict_loading import load_folder
 from seresnet_hub.models.trial_forward import check_runs
-from seresnet_hub.publishing.pushed_files import FilesToPush, files_to_push
+from seresnet_hub.publishing.files_to_push import FilesToPush, files_to_push
 
 
 def push(
@@ -43,7 +43,7 @@ def push(
 ) -> dict[str, Any]:
     """Put the model folder `directory` into the Hub repository `repo_id` in one commit, and return what changed.
 
-    The folder is checked first, and each file in it: `pushed_files` says how. `private` counts where the repository
+    The folder is checked first, and each file in it: `files_to_push` says how. `private` counts where the repository
     is new; `pr` opens a pull request; `dry_run` changes nothing, and without a login checks the folder alone:
     `changed` is then None. Bytes that are there already make no commit. Errors: `InputError` says what happened and
     what to do; the repository is then as it was, or, where only the tag failed, has the whole commit.

@@ -17,9 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 from seresnet_hub.errors import InputError
 from seresnet_hub.models.trial_forward import check_runs
 from seresnet_hub.plots import draw_curves
-from seresnet_hub.publishing import pushed_files
 from seresnet_hub.publishing.push import push, ready_repository
-from seresnet_hub.publishing.pushed_files import files_to_push
+from seresnet_hub.publishing.files_to_push import files_to_push
 from seresnet_hub.training.progress import Row
 from seresnet_hub.training.run_folder import write_summary
 
@@ -138,7 +137,7 @@ def test_a_file_too_large_is_not_read_whole(trained: Path, monkeypatch: pytest.M
     with pytest.raises(InputError, match="README.md has more than the 10,000,000 bytes"):
         files_to_push(trained)
     write_folder(trained)
-    monkeypatch.setattr(pushed_files, "LARGEST_WEIGHTS", 1000)
+    monkeypatch.setattr("seresnet_hub.publishing.files_to_push.LARGEST_WEIGHTS", 1000)
     with pytest.raises(InputError, match="more than the 1,000 bytes"):
         files_to_push(trained)
 
