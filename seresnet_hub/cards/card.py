@@ -161,7 +161,7 @@ def card_of_weights(weights: Weights, sizes: Sizes, measured: Sequence[Result] =
         place=Place(
             timm=weights.name,
             transformers='"model"',
-            note=f"transformers needs a folder; `python scripts/convert.py {weights.url} --output model` writes it.",
+            note=f"transformers needs a folder; `seresnet-hub convert {weights.url} --output model` writes it.",
             registered=True,
         ),
     )

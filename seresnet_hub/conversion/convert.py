@@ -62,7 +62,7 @@ def convert(
     if plan.fresh:
         say(f"warning: {untrained(plan.fresh)}")
     if not licence:
-        say("warning: no licence is known for these weights, so push.py will refuse them: add --license ID")
+        say("warning: no licence is known for these weights, so seresnet-hub push will refuse them: add --license ID")
     return {
         "output": str(target),
         "source": file.source.name,

@@ -13,11 +13,11 @@ from seresnet_hub.cards.card import published_result
 from seresnet_hub.cards.texts import IMAGENET
 from seresnet_hub.checkpoints.file_settings import Preprocessing
 from seresnet_hub.checkpoints.renaming import Source
-from seresnet_hub.conversion.planning import Plan
+from seresnet_hub.conversion.planning import ConversionPlan
 from seresnet_hub.conversion.source_file import SourceFile, as_unicode
 from seresnet_hub.environment import package_version
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.model_folder import FACTS_KEY, OTHER_WEIGHTS_FACTS, timm_config
+from seresnet_hub.files.model_folder import FACTS_KEY, FACTS_OF_ONE_WEIGHT_SET, timm_config
 from seresnet_hub.models.load import licence_in
 from seresnet_hub.models.published_weights import Weights
 
@@ -40,7 +40,7 @@ def licence_of(
     return source.license if address.startswith(source.published_at or ("\n",)) else ""
 
 
-def config_of(file: SourceFile, plan: Plan, class_names: Sequence[str], licence: str) -> dict[str, Any]:
+def config_of(file: SourceFile, plan: ConversionPlan, class_names: Sequence[str], licence: str) -> dict[str, Any]:
     """Return the `config.json` of the converted model, but for this package's facts.
 
     Class names and preprocessing are those given, else what the file or its publication says, else its source's usual.
@@ -60,7 +60,7 @@ def config_of(file: SourceFile, plan: Plan, class_names: Sequence[str], licence:
     elif preprocessing is not None and not plan.is_for_cifar:
         cfg |= {**asdict(preprocessing), "crop_mode": "center"}
     # timm's entry for the architecture is that of other weights.
-    cfg = {**dict.fromkeys(OTHER_WEIGHTS_FACTS), **cfg}
+    cfg = {**dict.fromkeys(FACTS_OF_ONE_WEIGHT_SET), **cfg}
     config = timm_config(plan.network, pretrained_cfg=cfg, model_args=plan.model_args, label_names=label_names)
     config["pretrained_cfg"].pop("license", None)  # the config beside the file may speak of other weights
     if licence:
@@ -76,7 +76,7 @@ def _known_preprocessing(file: SourceFile) -> Preprocessing | None:
     return Preprocessing(**{name: getattr(file.published, name) for name in PREPROCESSING})
 
 
-def assumptions(file: SourceFile, plan: Plan, config: Mapping[str, Any]) -> str:
+def assumptions(file: SourceFile, plan: ConversionPlan, config: Mapping[str, Any]) -> str:
     """Return, as text, what nobody says of the file, and what was assumed instead."""
     texts = [file.settings.assumed, plan.assumed]
     if _known_preprocessing(file) is None and file.known is None:
@@ -104,7 +104,7 @@ def untrained(fresh: Sequence[str]) -> str:
     return f"{' and '.join(parts)} {verb} new and untrained: fine-tune before use" if parts else ""
 
 
-def provenance_of(file: SourceFile, plan: Plan, licence: str, assumed: str) -> dict[str, str]:
+def provenance_of(file: SourceFile, plan: ConversionPlan, licence: str, assumed: str) -> dict[str, str]:
     """Return where the weights come from, as text; nothing in it depends on the time or the machine."""
     known = file.known
     texts = {
@@ -126,7 +126,7 @@ def provenance_of(file: SourceFile, plan: Plan, licence: str, assumed: str) -> d
     return {name: text for name, text in texts.items() if text}
 
 
-def facts_of(file: SourceFile, plan: Plan, provenance: Mapping[str, str]) -> dict[str, Any]:
+def facts_of(file: SourceFile, plan: ConversionPlan, provenance: Mapping[str, str]) -> dict[str, Any]:
     """Return what the card says of the weights, besides their proof and their hash."""
     notes = [f"{untrained(plan.fresh)}."] if plan.fresh else []
     if "assumed" in provenance:
@@ -153,7 +153,7 @@ def facts_of(file: SourceFile, plan: Plan, provenance: Mapping[str, str]) -> dic
     }
 
 
-def proof_line(difference: float | None, plan: Plan) -> str:
+def proof_line(difference: float | None, plan: ConversionPlan) -> str:
     """Return the card's sentence on the comparison with the source's own network."""
     if difference is None:
         return "The converted network was not compared with the source's own."

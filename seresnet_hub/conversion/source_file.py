@@ -82,8 +82,8 @@ def read_source_file(src: str, source: str | None) -> SourceFile:
     known = next((weights for weights in WEIGHTS if checkpoint.sha256.startswith(weights.sha256_prefix)), None)
     return SourceFile(
         name=path.name, address=address, repo_id=repo_id, checkpoint=checkpoint, tensors=tensors, source=found,
-        settings=found.settings(checkpoint.entries, path.name) if found.settings else Settings(), config=config,
-        known=known, published=published_file(checkpoint.sha256) if known is None else None,
+        settings=found.read_settings(checkpoint.entries, path.name) if found.read_settings else Settings(),
+        config=config, known=known, published=published_file(checkpoint.sha256) if known is None else None,
     )  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def _download(url: str, path: Path) -> None:
 
 
 def _check_name_against_hash(name: str, checkpoint: Checkpoint) -> None:
-    """OpenMMLab's file names end with a date and the first digits of the sha256: errors where they are other digits."""
+    """Raise `InputError` if the digits in the file's name, as OpenMMLab writes them, are not the hash's."""
     promised = re.search(r"_\d{8}-([0-9a-f]{8})\.pth$", name)
     if promised and not checkpoint.sha256.startswith(promised.group(1)):
         raise InputError(

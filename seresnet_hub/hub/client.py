@@ -26,7 +26,7 @@ def head_of(api: HfApi, repo_id: str, revision: str, *, once: bool = False) -> s
     info = patiently(
         lambda: api.model_info(repo_id, revision=revision),
         f"asking for {repo_id}",
-        passing=(RepositoryNotFoundError, RevisionNotFoundError),
+        let_through=(RepositoryNotFoundError, RevisionNotFoundError),
         once=once,
     )
     return check_commit(info.sha, repo_id)

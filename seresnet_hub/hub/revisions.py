@@ -1,4 +1,4 @@
-"""Check the names of branches and tags before anything is sent, by the rules that git has for them.
+"""Check the names of branches, tags and other revisions before anything is sent, by the rules that git has for them.
 
 Source: git-check-ref-format(1) of git 2.39.
 """
@@ -23,12 +23,29 @@ def tag_name(given: str) -> str:
     return _checked("tag", given.removeprefix("refs/tags/"), given)
 
 
+def require_revision(given: str) -> None:
+    """Raise `InputError` unless the text may be a commit id, a branch, a tag, or a full name such as `refs/pr/1`."""
+    if problem := _problem(given):
+        raise InputError(f"{_shown(given)} is no name of a commit, a branch or a tag: {problem}")
+
+
 def _checked(kind: str, name: str, given: str) -> str:
-    problem = _problem(name)
-    if problem:
-        shown = given if len(given) <= 60 else given[:60] + "…"
-        raise InputError(f"{shown!r} cannot be the name of a {kind}: {problem}")
+    if problem := _other_meaning(name) or _problem(name):
+        raise InputError(f"{_shown(given)} cannot be the name of a {kind}: {problem}")
     return name
+
+
+def _shown(given: str) -> str:
+    return repr(given if len(given) <= 60 else given[:60] + "…")
+
+
+def _other_meaning(name: str) -> str:
+    """Return why git would take the name for another revision than a branch or a tag, "" where it would not."""
+    if name.startswith("refs/"):
+        return "leave out refs/ and what kind it is"
+    if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name):
+        return "it looks like a commit id"
+    return "git has its own meaning for it" if name in ("@", "HEAD") else ""
 
 
 def _problem(name: str) -> str:
@@ -36,12 +53,8 @@ def _problem(name: str) -> str:
         return "it is empty"
     if len(name.encode("utf-8", "surrogatepass")) > LONGEST:
         return f"it has more than {LONGEST} bytes"
-    if name.startswith("refs/"):
-        return "leave out refs/ and what kind it is"
-    if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name):
-        return "it looks like a commit id"
-    if name in ("@", "HEAD"):
-        return "git has its own meaning for it"
+    if name == "@":
+        return "git forbids it"
     if (found := FORBIDDEN.search(name)) or not name.isprintable():
         return f"git forbids {found.group()!r} in it" if found else "it has characters that cannot be printed"
     if name.startswith(("-", "/")) or name.endswith(("/", ".")):

@@ -30,8 +30,8 @@ def load(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Modu
     """Create the model that `name` means, in eval mode, from weights whose every byte was checked, never from a pickle.
 
     `name` is a timm name, a model folder (`DIR`, `local-dir:DIR`, or a `Path`), `NS/NAME[@rev]` or
-    `hf-hub:NS/NAME[@rev]`, or mmpretrain's name of weights that this package has; where there is a folder NS/NAME, it
-    is meant, and only `hf-hub:` asks the Hub. `kwargs` are timm's. The tensors are exactly those of the network that
+    `hf-hub:NS/NAME[@rev]`, or mmpretrain's name of weights that this package has. An existing folder NS/NAME wins;
+    write `hf-hub:NS/NAME` for the Hub. `kwargs` are timm's. The tensors are exactly those of the network that
     the config describes: only where `num_classes`, `in_chans` or `features_only` ask for it, timm makes a new
     classifier, adapts the stem, or leaves the classifier out. Damaged files in the cache are fetched once more. Without
     a network, what is in the cache is used. Errors: `InputError`.
