@@ -8,11 +8,12 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from seresnet_hub.checkpoints.key_maps import find_source
 from seresnet_hub.checkpoints.reader import read_checkpoint
 from seresnet_hub.checkpoints.renaming import rename
+from seresnet_hub.checkpoints.safetensors_headers import read_header
 from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.files.atomic_writing import read_json, replacing, sha256_of
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, WEIGHTS_NAME
@@ -76,7 +77,8 @@ def fetch(weights: Weights) -> Path:
         repository = f"{namespace}/{weights.name}"
         try:
             downloaded = sound(take_snapshot(repository, None, names=(WEIGHTS_NAME,))).paths[WEIGHTS_NAME]
-            _require_fit(load_file(downloaded), weights)
+            shapes = {name: torch.empty(shape, device="meta") for name, (shape, _) in read_header(downloaded).items()}
+            _require_fit(shapes, weights)
             return downloaded
         except Exception as error:  # safetensors raises its own
             tried.append(f"{repository} on the Hub ({message_of(error)})")
