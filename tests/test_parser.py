@@ -43,4 +43,4 @@ def test_texts_that_may_be_anything_pass_the_command_line() -> None:
     assert command("train").parser().parse_args(["--show-recipe"]).show_recipe == ""
     assert command("predict").parser().parse_args(["\udcff.png"]).images == ["\udcff.png"]
     url = "https://example.org/" + "a" * 300
-    assert command("convert").parser().parse_args([url, "--output", "o"]).source_file == url
+    assert command("convert").parser().parse_args([url, "--output", "o"]).src == url

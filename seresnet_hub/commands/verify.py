@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from seresnet_hub.commands import result_or_error as run
-from seresnet_hub.commands.parser import MODEL, command
+from seresnet_hub.commands.parser import command
+from seresnet_hub.models.name_forms import NAME_FORMS
 
 EXAMPLE = "seresnet-hub verify NS/NAME"
 
 
 def parser() -> argparse.ArgumentParser:
     parser = command(__doc__, prog="seresnet-hub verify", example=EXAMPLE)
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("model", metavar="MODEL", help=NAME_FORMS)
     return parser
 
 

@@ -7,37 +7,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from timm.models import PretrainedCfg
-
 from seresnet_hub.cards.card import published_result
 from seresnet_hub.cards.texts import IMAGENET
 from seresnet_hub.checkpoints.file_settings import Preprocessing
-from seresnet_hub.checkpoints.renaming import Source
 from seresnet_hub.conversion.planning import ConversionPlan
 from seresnet_hub.conversion.source_file import SourceFile, as_unicode
 from seresnet_hub.environment import package_version
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import FACTS_KEY, FACTS_OF_ONE_WEIGHT_SET, timm_config
+from seresnet_hub.hub.client import licence_on_the_hub
 from seresnet_hub.models.load import licence_in
-from seresnet_hub.models.published_weights import Weights
 
 UNLISTED = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
 
-def licence_of(
-    given: str | None, source: Source, known: Weights | None, published: PretrainedCfg | None,
-    config: Mapping[str, Any], address: str,
-) -> str:  # fmt: skip
+def licence_of(given: str | None, file: SourceFile) -> str:
     """Return the licence of the weights: the one given by hand, else what somebody has said of this very file, else "".
 
-    That is the record of the published file with its hash, the config beside it, or the address of the code base's own
-    publications; what wrote a file says nothing of who owns it.
+    That is the record of the published file with its hash, the config beside it, the address of the code base's own
+    publications, or the card on the Hub; what wrote a file says nothing of who owns it.
     """
-    stated = (given, known and known.license, published and published.license, licence_in(config))
+    known, published = file.known, file.published
+    stated = (given, known and known.license, published and published.license, licence_in(file.own_config))
     if license := next((str(license) for license in stated if license), ""):
         return license
-    return source.license if address.startswith(source.published_at or ("\n",)) else ""
+    license = file.source.license if file.address.startswith(file.source.published_at) else ""
+    return license or (licence_on_the_hub(file.repo_id) if file.repo_id else "")
 
 
 def config_of(file: SourceFile, plan: ConversionPlan, class_names: Sequence[str], licence: str) -> dict[str, Any]:

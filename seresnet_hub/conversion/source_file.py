@@ -25,7 +25,7 @@ from seresnet_hub.checkpoints.renaming import Source, unwrapped
 from seresnet_hub.conversion.sidecar_files import FOLDER_SUFFIXES, config_beside
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, WEIGHTS_NAME
-from seresnet_hub.hub.snapshots import sound, take_snapshot
+from seresnet_hub.hub.snapshots import take_snapshot
 from seresnet_hub.models.published_weights import WEIGHTS, Weights
 
 DOWNLOAD_CHUNK = 2**20
@@ -122,7 +122,7 @@ def _located(src: str) -> Iterator[tuple[Path, str, str]]:
         # The network may be one that its tensors alone do not show.
         beside = (str(PurePosixPath(name).with_name(CONFIG_NAME)),) if name.endswith(FOLDER_SUFFIXES) else ()
         try:
-            path = sound(take_snapshot(repo_id, None, names=(name,), optional=beside)).paths[name]
+            path = take_snapshot(repo_id, None, names=(name,), optional=beside).paths[name]
         except InputError as error:
             raise InputError(f"cannot get {src} from the Hub: {error}") from error
         yield path, f"https://huggingface.co/{repo_id}/blob/main/{name}", repo_id

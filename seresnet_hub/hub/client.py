@@ -12,9 +12,10 @@ from huggingface_hub.hf_api import RepoFile
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import sha256_of
-from seresnet_hub.hub.download_limits import MOST_FILES, RemoteFile, check_commit
+from seresnet_hub.hub.download_limits import MOST_FILES, RemoteFile
 from seresnet_hub.hub.messages import say
 from seresnet_hub.hub.retries import patiently
+from seresnet_hub.hub.revisions import check_commit
 from seresnet_hub.hub.transport import guarded
 
 LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")

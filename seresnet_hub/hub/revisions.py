@@ -1,4 +1,4 @@
-"""Check the names of branches, tags and other revisions before anything is sent, by the rules that git has for them.
+"""Check names of revisions before anything is sent, by the rules that git has for them, and the ids that the Hub gives.
 
 Source: git-check-ref-format(1) of git 2.39.
 """
@@ -43,7 +43,7 @@ def _other_meaning(name: str) -> str:
     """Return why git would take the name for another revision than a branch or a tag, "" where it would not."""
     if name.startswith("refs/"):
         return "leave out refs/ and what kind it is"
-    if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name):
+    if is_hash(name):
         return "it looks like a commit id"
     return "git has its own meaning for it" if name in ("@", "HEAD") else ""
 
@@ -62,3 +62,15 @@ def _problem(name: str) -> str:
     if any(part.startswith(".") or part.endswith(".lock") for part in name.split("/")):
         return "git forbids parts that start with a dot or end with .lock"
     return ""
+
+
+def is_hash(text: object) -> bool:
+    """Return whether `text` is a git commit's or blob's sha1, or a sha256."""
+    return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) is not None
+
+
+def check_commit(commit: object, repo_id: str) -> str:
+    """Return a commit id as the Hub gave it; errors where it is none: it becomes the name of a folder in the cache."""
+    if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise InputError(f"{repo_id}: the Hub names a commit {str(commit)[:60]!r}, which is no commit id")
+    return commit

@@ -15,13 +15,10 @@ from seresnet_hub.data.read_image import SUFFIXES
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.hub.revisions import require_revision
+from seresnet_hub.models.name_forms import NAME_FORMS
 from seresnet_hub.models.published_weights import WEIGHTS
 
 HUB, FOLDER = "hf-hub", "local-dir"
-KINDS = (
-    f"a timm name (ARCHITECTURE or ARCHITECTURE.TAG), a model folder ({FOLDER}:DIR, or DIR where it exists), "
-    f"{HUB}:NS/NAME[@REVISION] or NS/NAME[@REVISION]"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,7 @@ def parse_name(given: str | Path) -> ModelName:
     if isinstance(given, Path):
         return _folder(str(given))
     if not given.strip():
-        raise InputError(f"model {given!r} is empty: a model is {KINDS}")
+        raise InputError(f"model {given!r} is empty: a model is {NAME_FORMS}")
     kind, rest = _kind(given)
     if kind and not rest.strip():
         raise InputError(f"model {given!r}: a name is missing after {given}")
@@ -61,7 +58,7 @@ def parse_name(given: str | Path) -> ModelName:
     if os.path.isdir(given):
         return _folder(given)
     if "://" in given:
-        raise InputError(f"model {given!r} is an address: a model is {KINDS}; convert a checkpoint first")
+        raise InputError(f"model {given!r} is an address: a model is {NAME_FORMS}; convert a checkpoint first")
     repo_id = given.partition("@")[0]  # a revision may have slashes, as refs/pr/1 has
     if given.startswith((".", "~", os.sep)) or repo_id.count("/") > 1 or repo_id.endswith("/"):
         return _folder(given)
@@ -72,7 +69,7 @@ def parse_name(given: str | Path) -> ModelName:
     if timm.is_model(given.partition(".")[0]):  # and a slash after an "@"
         raise InputError(f"timm has no weights {given!r}")
     if not re.fullmatch(r"[\w.-]+", given):  # older versions of timm find one of its prefixes in " local-dir:x", too
-        raise InputError(f"model {given!r} is no name of a model: a model is {KINDS}")
+        raise InputError(f"model {given!r} is no name of a model: a model is {NAME_FORMS}")
     return ModelName(name=given)  # unknown: timm says so
 
 

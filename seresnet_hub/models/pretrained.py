@@ -17,7 +17,7 @@ from seresnet_hub.checkpoints.safetensors_headers import read_header
 from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.files.atomic_writing import read_json, replacing, sha256_of
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, WEIGHTS_NAME
-from seresnet_hub.hub.snapshots import sound, take_snapshot
+from seresnet_hub.hub.snapshots import take_snapshot
 from seresnet_hub.models.network_for_tensors import builder, require_fit, without_memory
 from seresnet_hub.models.published_weights import OwnWeights, Weights
 
@@ -76,7 +76,7 @@ def fetch(weights: Weights) -> Path:
     if namespace:
         repository = f"{namespace}/{weights.name}"
         try:
-            downloaded = sound(take_snapshot(repository, None, names=(WEIGHTS_NAME,))).paths[WEIGHTS_NAME]
+            downloaded = take_snapshot(repository, None, names=(WEIGHTS_NAME,)).paths[WEIGHTS_NAME]
             shapes = {name: torch.empty(shape, device="meta") for name, (shape, _) in read_header(downloaded).items()}
             _require_fit(shapes, weights)
             return downloaded

@@ -18,11 +18,10 @@ from seresnet_hub.cards.snippets import on_the_hub
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.hub.client import head_of, remote_hashes, size_of
-from seresnet_hub.hub.download_limits import check_commit
 from seresnet_hub.hub.failures import Conflict, explained, status_of
 from seresnet_hub.hub.messages import say
 from seresnet_hub.hub.retries import Overtaken, patiently
-from seresnet_hub.hub.revisions import branch_name, tag_name
+from seresnet_hub.hub.revisions import branch_name, check_commit, tag_name
 from seresnet_hub.models.load import unlike_recorded
 from seresnet_hub.models.names import check_repo_id
 from seresnet_hub.models.strict_loading import load_folder
