@@ -24,6 +24,6 @@ signal.signal(signal.SIGINT, _stop)  # until `seresnet_hub.commands.result_or_er
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command that the arguments begin with (default: those of the command line), and exit."""
-    from seresnet_hub.commands.main import main
+    import seresnet_hub.commands.main
 
-    main(sys.argv[1:] if arguments is None else arguments)
+    seresnet_hub.commands.main.main(sys.argv[1:] if arguments is None else arguments)

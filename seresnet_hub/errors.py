@@ -51,7 +51,10 @@ class LostProcessError(RuntimeError):
 
 
 def of_a_dead_worker(error: RuntimeError) -> InputError | None:
-    """Return what to say where torch's error is that a loader worker died; it raises that wherever the process is."""
+    """Return what to say where the error is torch's that a loader worker died, `None` for any other.
+
+    torch raises it from a signal handler, so anywhere in the code.
+    """
     if "DataLoader worker" not in str(error):
         return None
     return InputError(f"{error}: a loader worker died, perhaps for want of memory; try --set workers=0")

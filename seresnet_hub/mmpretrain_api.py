@@ -10,7 +10,7 @@ from torch import nn
 
 from seresnet_hub.conversion.convert import convert
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference.image_inputs import Picture
+from seresnet_hub.inference.image_inputs import ImageInput
 from seresnet_hub.inference.predict import predict
 from seresnet_hub.models.load import load
 from seresnet_hub.models.names import architecture_of
@@ -38,7 +38,7 @@ def get_model(name: str | Path, pretrained: bool | str | Path = False, **kwargs:
         return load(folder, **kwargs)
 
 
-def inference_model(model: nn.Module | str | Path, image: Picture) -> dict[str, Any]:
+def inference_model(model: nn.Module | str | Path, image: ImageInput) -> dict[str, Any]:
     """Return the most probable class of one image, as mmpretrain's `inference_model` does.
 
     The keys are `pred_label` (class index), `pred_score` (probability in [0, 1]) and `pred_class` (its name).

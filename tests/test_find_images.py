@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from seresnet_hub.data import image_folders
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.find_images import picture_files
+from seresnet_hub.models.names import is_model_name
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +37,14 @@ def test_pictures_of_models_are_left_out() -> None:
     assert {path.parts[0] for path in left_out} == {"runs"}
 
 
+def test_what_training_reads_is_found_too() -> None:
+    for ending in image_folders.ENDINGS:
+        Path(f"photos/cats/3{ending}").write_bytes(b"")
+    found = {path.suffix for path in picture_files("photos")[0]}
+    assert found == image_folders.ENDINGS > {".jfif", ".jpe", ".apng", ".pbm", ".pgm", ".pnm"}
+    assert not any(is_model_name(f"missing{ending}") for ending in image_folders.ENDINGS)
+
+
 @pytest.mark.parametrize("name", ["runs", "runs/begun", "runs/stopped", "runs/report"])
 def test_where_nothing_else_is_there_it_is_an_error(name: str) -> None:
     with pytest.raises(InputError, match=rf"{name}: the images in this folder \({name}/.*png …\) belong to models"):
@@ -56,7 +66,7 @@ def test_the_command_says_what_it_leaves_out(capfd: pytest.CaptureFixture[str]) 
         "photos/cats/1.png", "photos/cats/training/2.png"
     ]  # fmt: skip
     said = capfd.readouterr().err
-    assert ".: 5 images left out (runs/begun/training/log.png …), of models, runs and reports in it" in said
+    assert ".: 5 images that belong to models, runs or reports were left out (runs/begun/training/log.png …)" in said
 
 
 def test_standard_input_without_an_end_is_not_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -15,7 +16,7 @@ import pytest
 import seresnet_hub
 
 # The wings, from the lowest to the highest: each imports modules of its own and of those below it. The modules that lie
-# beside the wings are "", below all of them; `mmpretrain` alone is above.
+# beside the wings are "", below all of them; `mmpretrain_api` alone is above.
 WINGS = [
     "", "files", "recipes", "checkpoints", "hub", "data", "models", "cards", "conversion", "inference", "publishing",
     "training", "commands",
@@ -67,6 +68,23 @@ def test_imports_run_downwards(path: Path) -> None:
 def test_no_module_imports_itself_in_a_circle() -> None:
     graph = {module_of(path): imported(path) for path in MODULES if path.name != "__init__.py"}
     assert list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+# What stands before a dot in docstrings without being a module of the package: libraries, objects, tensors, file names.
+NO_MODULES = {"architecture", "images", "os", "pickle", "recipe", "se", "seresnet101", "timm", "torch", "torchvision"}
+FILE_ENDINGS = {"csv", "json", "png", "py", "safetensors"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_of)
+def test_docstrings_name_functions_that_exist(path: Path) -> None:
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, documented)]
+    texts = "\n".join(ast.get_docstring(node) or "" for node in nodes)
+    for named, name in re.findall(r"`([a-z_][\w.]*)\.(\w+)(?:\(\))?`", texts):
+        if named.split(".")[0] not in NO_MODULES and name not in FILE_ENDINGS:
+            modules = [f"seresnet_hub.{module_of(one)}".removesuffix(".__init__") for one in MODULES]
+            meant = [import_module(module) for module in modules if f".{module}".endswith(f".{named}")]
+            assert any(hasattr(module, name) for module in meant), f"there is no {named}.{name}"
 
 
 @pytest.mark.parametrize("wing", WINGS[1:])

@@ -258,7 +258,7 @@ def test_a_run_by_a_recipe_of_ones_own_is_called_as_the_file(
     assert (code, result["recipe"], result["output"]) == (0, "mine", "runs/mine")
     facts = json.loads(Path("runs/mine/config.json").read_text())["seresnet_hub"]
     assert (facts["recipe"]["name"], facts["recipe"]["epochs"]) == ("mine", "1")
-    assert facts["command"] == "python scripts/train.py --recipe mine.toml --max-steps 1"
+    assert facts["command"] == "seresnet-hub train --recipe mine.toml --max-steps 1"
     card = Path("runs/mine/README.md").read_text()
     assert "by the recipe `mine`" in card
     assert facts["command"] in card

@@ -49,9 +49,7 @@ def test_the_digits_are_learnt_and_named(tmp_path: Path) -> None:
         f"| digits, validation | 360 | 8 | {result['top1']:.2f} | {result['top5']:.2f} | *measured* by the training com"
     )
     assert row in card
-    assert "\npython scripts/train.py --recipe digits --set epochs=4 --set batch_size=32 " in card.replace(
-        " \\\n  ", " "
-    )
+    assert "\nseresnet-hub train --recipe digits --set epochs=4 --set batch_size=32 " in card.replace(" \\\n  ", " ")
     assert measured.class_counts is not None
     for name, (images, right) in enumerate(measured.class_counts.tolist()):
         assert f"\n| {name} | {images} | {100 * right / images:.2f} |\n" in card

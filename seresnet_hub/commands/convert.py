@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from seresnet_hub.commands import result_or_error as run
 from seresnet_hub.commands.parser import command, keywords
 
 EXAMPLE = "seresnet-hub convert my.pth --output my_model"
@@ -44,7 +43,3 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.conversion.convert import convert
 
     return convert(**keywords(options))
-
-
-def start(arguments: Sequence[str]) -> NoReturn:
-    run.start(parser(), main, arguments)

@@ -8,7 +8,9 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
 
+from seresnet_hub.commands.result_or_error import start
 from seresnet_hub.errors import EXIT_BAD_INPUT, printable
+from seresnet_hub.training.signals import end_with_training
 
 COMMANDS = ("train", "validate", "predict", "convert", "push", "verify")
 
@@ -20,7 +22,9 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """
     first = arguments[0] if arguments else ""
     if first in COMMANDS:
-        import_module(f"seresnet_hub.commands.{first}").start(arguments[1:])
+        command = import_module(f"seresnet_hub.commands.{first}")
+        end_with_training()
+        start(command.parser(), command.main, arguments[1:], getattr(command, "exit_code", lambda *_: 0))
     if first in ("-h", "--help"):
         print(overview())
         sys.exit(0)

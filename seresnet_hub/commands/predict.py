@@ -6,9 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from seresnet_hub.commands import result_or_error as run
 from seresnet_hub.commands.parser import Parser, command
 from seresnet_hub.commands.speed_options import add_speed_options, prepared
 from seresnet_hub.models.name_forms import NAME_FORMS
@@ -60,7 +59,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
             continue
         found, left_out = picture_files(given)
         if left_out:
-            tell(f"{given}: {len(left_out)} images left out ({left_out[0]} …), of models, runs and reports in it")
+            which = f"{len(left_out)} images that belong to models, runs or reports"
+            tell(f"{given}: {which} were left out ({left_out[0]} …)")
         names += map(str, found)
         pictures += found
     if any(picture == b"" for picture in pictures):
@@ -80,22 +80,16 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     results = predict(model, pictures, topk=options.topk, unreadable=note)
     if not any(results):
         raise InputError(f"none of the {len(names)} pictures can be read")
-    names, results = [
-        list(kept) for kept in zip(*((n, r) for n, r in zip(names, results, strict=True) if r), strict=True)
-    ]
+    kept = [(name, classes) for name, classes in zip(names, results, strict=True) if classes]
     known = set(class_names(model) or ())
-    folders = [Path(name).parent.name for name in names]
+    folders = [Path(name).parent.name for name, _ in kept]
     if known.issuperset(folders):
-        right = sum(classes[0]["name"] == folder for classes, folder in zip(results, folders, strict=True))
-        tell(f"{right} of {len(names)} pictures show what the folder they are in is called")
-    predictions = [{"image": name, "classes": classes} for name, classes in zip(names, results, strict=True)]
+        right = sum(classes[0]["name"] == folder for (_, classes), folder in zip(kept, folders, strict=True))
+        tell(f"{right} of {len(kept)} pictures show what the folder they are in is called")
+    predictions = [{"image": name, "classes": classes} for name, classes in kept]
     return {"model": model_name, "predictions": predictions, "unreadable": unreadable}
 
 
 def exit_code(options: argparse.Namespace, result: dict[str, Any]) -> int:
     """Return 1 where some of the pictures could not be read."""
     return int(bool(result["unreadable"]))
-
-
-def start(arguments: Sequence[str]) -> NoReturn:
-    run.start(parser(), main, arguments, exit_code)

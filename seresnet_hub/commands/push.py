@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from seresnet_hub.commands import result_or_error as run
 from seresnet_hub.commands.parser import command, keywords
 
 EXAMPLE = "seresnet-hub push runs/mine --repo-id NS/NAME --dry-run"
@@ -33,7 +32,3 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.publishing.push import push
 
     return push(**keywords(options))
-
-
-def start(arguments: Sequence[str]) -> NoReturn:
-    run.start(parser(), main, arguments)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from seresnet_hub.commands import result_or_error as run
 from seresnet_hub.commands.parser import command
 
 EXAMPLE = "seresnet-hub train --recipe finetune --data photos --output runs/mine"
@@ -85,14 +84,3 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 def exit_code(options: argparse.Namespace, result: dict[str, Any]) -> int:
     stopped_by_a_signal = bool(result.get("stopped"))
     return int(options.stopped_exit_code) if stopped_by_a_signal else 0
-
-
-def _train_and_end(arguments: Sequence[str]) -> dict[str, Any]:
-    from seresnet_hub.training.signals import end_with_training
-
-    end_with_training()
-    return main(arguments)
-
-
-def start(arguments: Sequence[str]) -> NoReturn:
-    run.start(parser(), _train_and_end, arguments, exit_code)

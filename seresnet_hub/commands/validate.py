@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from seresnet_hub.commands import result_or_error as run
 from seresnet_hub.commands.parser import command
 from seresnet_hub.commands.speed_options import add_speed_options, prepared
 from seresnet_hub.models.name_forms import NAME_FORMS
@@ -88,7 +87,3 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         result["report"] = str(options.report)
         result["worst_classes"] = worst_classes(accuracy.confusion, names)
     return result
-
-
-def start(arguments: Sequence[str]) -> NoReturn:
-    run.start(parser(), main, arguments)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from seresnet_hub.commands import result_or_error as run
 from seresnet_hub.commands.parser import command
 from seresnet_hub.models.name_forms import NAME_FORMS
 
@@ -27,7 +26,3 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.publishing.verify import verify
 
     return verify(options.model)
-
-
-def start(arguments: Sequence[str]) -> NoReturn:
-    run.start(parser(), main, arguments)

@@ -1,1 +1,1 @@
-"""Convert checkpoints of other code bases into model folders, with proof."""
+"""Convert checkpoints of other code bases into model folders, with proof; `convert` calls the others in order."""

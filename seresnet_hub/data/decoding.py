@@ -32,7 +32,7 @@ XMP = b"http://ns.adobe.com/xap/1.0/\0"  # how a segment of EXIF's kind begins t
 LARGEST = 2**26  # pixels; Pillow judges larger pictures
 
 
-Picture = Image.Image | torch.Tensor  # decoded: 8-bit RGB, or uint8 (3, height, width)
+DecodedImage = Image.Image | torch.Tensor  # decoded: 8-bit RGB, or uint8 (3, height, width)
 PLAIN_SIDE = 64  # of an ordinary picture, in pixels
 
 
@@ -64,7 +64,7 @@ class Decoder:
         """Decode a picture and `apply` the transform to it."""
         return self.apply(self.decode(data), out)
 
-    def decode(self, data: Buffer) -> Picture:
+    def decode(self, data: Buffer) -> DecodedImage:
         """Return the picture, all of it read. Errors: `InputError` where `data` is no whole image."""
         if self._crops or self._resizes:
             pixels = _decode_plain_jpeg(data)
@@ -72,7 +72,7 @@ class Decoder:
                 return pixels
         return read_image(data)
 
-    def apply(self, picture: Picture, out: torch.Tensor) -> bool:
+    def apply(self, picture: DecodedImage, out: torch.Tensor) -> bool:
         """Write a transformed picture into `out`, uint8 `(3, height, width)`; true where it is still to be mirrored.
 
         Errors: `TransformError` where the transform fails, `InputError` where it fails for this picture's shape.

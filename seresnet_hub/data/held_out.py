@@ -103,9 +103,9 @@ def allowed_damage(model: nn.Module, split: Split) -> float:
 
 
 def learnt_before(start: Mapping[str, Any], part: Split, *, share: float, seed: int) -> str:
-    """Return in one sentence that the starting weights may have been trained on images of `part`, or nothing.
+    """Return a warning, or "", if the weights may have learnt images of `part`.
 
-    `start` is timm's config of the weights. Their own held-out images were others where data, share or seed differ.
+    They held out other images if data, share or seed differ. `start` is timm's config of the weights.
     """
     record = _record_in(start)
     if record is None or part.subset is None:

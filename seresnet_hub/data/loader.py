@@ -19,14 +19,15 @@ from torch.utils.data import DataLoader
 
 from seresnet_hub.data.damaged_images import require_few_damaged
 from seresnet_hub.data.decoding import Decoder, DecoderName
-from seresnet_hub.data.loader_settings import LoaderSpec
+from seresnet_hub.data.loader_spec import LoaderSpec
 from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.plan import Order, Plan
-from seresnet_hub.data.shards import require_unchanged
+from seresnet_hub.data.read_retries import reading
+from seresnet_hub.data.shards import require_unchanged, shard_states
 from seresnet_hub.data.shared_batches import SharedBatches
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import Transform, training_transform
-from seresnet_hub.data.units import require_same_shards, shards_now
+from seresnet_hub.data.units import require_same_shards
 from seresnet_hub.data.worker import Request, RowDecoder, WorkerRows
 from seresnet_hub.data.worker_pool import WorkerPool
 from seresnet_hub.errors import InputError, PrintableLog
@@ -97,7 +98,9 @@ class Loader:
         self._start = self._next = state["batch"]
 
     def __iter__(self) -> Iterator[Batch]:
-        require_unchanged(self.split.source, self.split.shards, shards_now(self.split))
+        source, files = self.split.source, self.split.files
+        shards_now = reading(f"look at the shards of {source}", partial(shard_states, files))
+        require_unchanged(source, self.split.shards, shards_now)
         self._next = self._start
         self.skipped.clear()
         if not len(self):
@@ -176,8 +179,8 @@ def _requests(spec: LoaderSpec, shared: SharedBatches | None, start: int) -> Ite
     """Yield the requests to the workers in order; torch's loader asks for one when it needs it."""
     for batch in range(start, spec.plan.steps):
         slot = shared.reserve() if shared is not None else None
-        for worker in range(spec.readers):
-            yield Request(batch, worker, slot)
+        for reader in range(spec.readers):
+            yield Request(batch, reader, slot)
 
 
 def _unchanged(rows: Any) -> Any:

@@ -52,11 +52,10 @@ class Reader(NamedTuple):
 class Window(NamedTuple):
     """The rows that one reader takes out of a window of a lane: arrays of equal length, row by row.
 
-    `units` are all units that make up the window, `first_batch` is the batch where it begins.
+    `first_batch` is the batch where the window begins.
     """
 
     first_batch: int
-    units: tuple[int, ...]
     batch: np.ndarray
     place: np.ndarray
     unit: np.ndarray
@@ -186,10 +185,7 @@ class Plan:
             if not mine.any():
                 continue
             unit, row = self._shuffled(pieces, lane, number)
-            yield Window(
-                max(int(batch[0]), start), tuple(piece.unit for piece in pieces),
-                batch[mine], place[mine], unit[mine], row[mine],
-            )  # fmt: skip
+            yield Window(max(int(batch[0]), start), batch[mine], place[mine], unit[mine], row[mine])
 
     @property
     def _window_rows(self) -> int:

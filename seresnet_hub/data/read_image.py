@@ -26,6 +26,7 @@ from seresnet_hub.errors import InputError
 
 # Pillow's names; its JPEG reader opens files of several JPEG pictures (MPF) too.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# How files of these formats are called; in folders, files of other names are no pictures.
 ENDINGS = frozenset(
     {".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
      ".webp"}
@@ -42,8 +43,6 @@ MOST_SEGMENTS = 100_000
 # The markers that a length follows, and the one that ends the picture (ITU T.81, table B.1).
 MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")
 START_OF_SCAN, END_OF_PICTURE = b"\xda", b"\xd9"
-# How files are called that are looked for in folders of pictures.
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 

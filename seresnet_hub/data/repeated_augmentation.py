@@ -36,8 +36,8 @@ def dealt(
     """Return this process's part of batch `number`, given what its loader made; all processes have to call it.
 
     The rows are in an order in which mixing the part with itself turned round (as timm does) mixes no image with its
-    own copy, and no two copies of an image with the same other image. That is left only where a part has too few
-    images, such as two images of three copies each. The order depends on the part and `seed` alone.
+    own copy, and no two copies of an image with the same other image. Only a part of too few images breaks this rule,
+    such as two images of three copies each. The order depends on the part and `seed` alone.
     """
     if repeats == 1:
         return batch

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from timm.data import auto_augment as timms_augmentation
 from timm.data import create_transform, resolve_model_data_config
-from timm.data.constants import IMAGENET_DEFAULT_MEAN
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import nn
 from torchvision import transforms
@@ -72,22 +71,21 @@ def training_transform(
     horizontal_flip: float,
     auto_augment: str | None = None,
     color_jitter: float = 0.0,
-    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
 ) -> Transform:
     """Return the training transform, stopped before normalisation: picture to uint8 `(3, height, width)`.
 
     `crop="resized"` is timm's RandomResizedCrop over `scale` of the area; `crop="pad"` resizes to the input size, pads
     by `crop_padding` black pixels on each side and crops back (arXiv 1512.03385, section 4.2). `auto_augment` is a text
-    in timm's language ("rand-m9-mstd0.5", "original", "3a"), its gaps filled with `mean`, or "ta_wide", torchvision's
-    TrivialAugment with black gaps as in its training reference; `color_jitter` is a strength, which is left out beside
-    any of them but "3a". Errors: `InputError` where `auto_augment` is none of these.
+    in timm's language ("rand-m9-mstd0.5", "original", "3a"), its gaps filled with ImageNet's mean, or "ta_wide",
+    torchvision's TrivialAugment with black gaps as in its training reference; `color_jitter` is a strength, left out
+    beside any of them but "3a". Errors: `InputError` where `auto_augment` is none of these.
     """
     trivial = auto_augment == TRIVIAL_AUGMENT
     try:
         timms: Transform = create_transform(
             tuple(input_size), is_training=True, scale=scale, hflip=horizontal_flip,
             color_jitter=None if trivial else color_jitter or None, auto_augment=None if trivial else auto_augment,
-            interpolation=interpolation, mean=tuple(mean), normalize=False,
+            interpolation=interpolation, normalize=False,
         )  # fmt: skip
     except (AssertionError, KeyError, ValueError) as error:  # what timm raises at a text that it cannot read
         if auto_augment is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +13,7 @@ import pyarrow
 from datasets import IterableDataset
 
 from seresnet_hub.data.read_retries import reading
-from seresnet_hub.data.shards import Shard, kept_file, kept_shards, require_unchanged, shard_states
+from seresnet_hub.data.shards import kept_file, kept_shards, require_unchanged
 from seresnet_hub.data.split import Split
 from seresnet_hub.errors import InputError
 
@@ -25,11 +24,6 @@ class Row(NamedTuple):
     number: int
     image: dict[str, Any] | None
     label: Any
-
-
-def shards_now(split: Split) -> tuple[Shard, ...]:
-    """Return the states of a split's shards as they are now. Errors: `InputError` where they are out of reach."""
-    return reading(f"look at the shards of {split.source}", partial(shard_states, split.files))
 
 
 def require_same_shards(split: Split, fingerprint: int) -> None:
@@ -133,7 +127,7 @@ def _images(chunk: Any) -> list[dict[str, Any] | None]:
 
 
 def _label(split: Split, row: Row) -> Any:
-    """Return a row's label as `Split` has it, the data set's own where it is none that could be looked up."""
+    """Return a row's label in the model's numbering; unchanged where it is no class number."""
     if split.right_classes is not None and split.right_classes.file_pattern is not None:
         path = (row.image or {}).get("path") or ""
         found = re.search(split.right_classes.file_pattern, path)

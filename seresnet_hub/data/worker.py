@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from seresnet_hub.data.decoding import Picture, TransformError
-from seresnet_hub.data.loader_settings import LoaderSpec
+from seresnet_hub.data.decoding import DecodedImage, TransformError
+from seresnet_hub.data.loader_spec import LoaderSpec
 from seresnet_hub.data.plan import Plan, Reader, Window
 from seresnet_hub.data.read_image import UnavailableError
 from seresnet_hub.data.shared_batches import SharedBatches
@@ -22,10 +22,10 @@ from seresnet_hub.errors import InputError
 
 
 class Request(NamedTuple):
-    """What a worker is asked for: its rows of a batch, written into a slot of the shared batches, or else returned."""
+    """What a worker is asked for: a reader's rows of a batch, written into a slot of the shared batches or returned."""
 
     batch: int
-    worker: int
+    reader: int
     slot: int | None
 
 
@@ -100,10 +100,10 @@ class RowDecoder(Dataset[WorkerRows | InputError]):
     def __getitem__(self, request: Request) -> WorkerRows | InputError:
         spec = self._spec
         try:
-            reader = self._readers.get(request.worker)
+            reader = self._readers.get(request.reader)
             if reader is None or reader.next_batch != request.batch:
-                reader = RowReader(spec.split, spec.plan, spec.reader(request.worker), request.batch)
-                self._readers[request.worker] = reader
+                reader = RowReader(spec.split, spec.plan, spec.reader(request.reader), request.batch)
+                self._readers[request.reader] = reader
             with streams_kept():
                 return self._decoded(request, reader.next_rows())
         except InputError as error:
@@ -113,7 +113,7 @@ class RowDecoder(Dataset[WorkerRows | InputError]):
 
     def _decoded(self, request: Request, rows: list[tuple[int, Row]]) -> WorkerRows:
         spec, repeats, order = self._spec, self._spec.repeats, self._spec.plan.order
-        low, high = spec.plan.places(request.batch, spec.reader(request.worker))
+        low, high = spec.plan.places(request.batch, spec.reader(request.reader))
         count = (high - low) * repeats
         if self._shared is not None and request.slot is not None:
             first = (low - spec.plan.places(request.batch, Reader(spec.rank, spec.world_size))[0]) * repeats
@@ -146,7 +146,7 @@ class RowDecoder(Dataset[WorkerRows | InputError]):
                 done.labels[copies], done.mask[copies] = label, True
         return done
 
-    def _picture(self, row: Row) -> Picture:
+    def _picture(self, row: Row) -> DecodedImage:
         """Read and decode. Errors: `InputError`, and its kind `UnavailableError` where it is out of reach."""
         data, path = (row.image.get("bytes"), row.image.get("path")) if row.image else (None, None)
         if data is None and path is None:

@@ -53,7 +53,8 @@ def staging(directory: Path, names: Sequence[str]) -> Iterator[Path]:
     with errors_named(directory):
         exists = directory.is_dir()  # an error where the name is too long
     if not exists:
-        with filling(directory) as temporary:
+        with replacing(directory) as temporary:
+            temporary.mkdir()
             yield temporary
         return
     # Inside, since the folder may be a file system of its own.

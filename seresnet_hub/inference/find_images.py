@@ -6,7 +6,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from seresnet_hub.data.read_image import SUFFIXES
+from seresnet_hub.data.read_image import ENDINGS
 from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.files.locks import LOCK_NAME, STATES_FOLDER
 from seresnet_hub.files.model_folder import (
@@ -43,9 +43,9 @@ def image_files(path: str | Path) -> list[Path]:
     if not os.path.isdir(path):
         return [Path(path)]
     inside = (Path(folder, name) for folder, _, names in os.walk(path, onerror=say) for name in names)
-    found = sorted(file for file in inside if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = sorted(file for file in inside if file.suffix.lower() in ENDINGS and file.is_file())
     if not found:
-        raise InputError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
+        raise InputError(f"{path}: no images in this folder ({', '.join(sorted(ENDINGS))})")
     return found
 
 

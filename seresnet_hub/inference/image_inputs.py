@@ -13,11 +13,11 @@ from seresnet_hub.data.read_image import read_image
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.download_image import fetch_picture
 
-Picture = str | Path | bytes | Image.Image | np.ndarray
+ImageInput = str | Path | bytes | Image.Image | np.ndarray
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-def listed(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
+def listed(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
     """Return one picture as a list of it, and several as they are; the first axis of an array of four counts pictures.
 
     Errors: `InputError` where there are none.
@@ -31,7 +31,7 @@ def listed(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
     return list(images) if isinstance(images, np.ndarray) else images
 
 
-def read_picture(picture: Picture) -> Image.Image:
+def read_picture(picture: ImageInput) -> Image.Image:
     """Return the picture as 8-bit RGB (see `read_image`).
 
     A text with "://" is an address of http or https. An array is uint8: `(height, width, 3)` in RGB order, or grey

@@ -12,7 +12,7 @@ from torch import nn
 from seresnet_hub.data.class_names import class_names
 from seresnet_hub.data.transforms import Transform, model_transform, normalize, require_resizable
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference.image_inputs import Picture, listed, read_picture
+from seresnet_hub.inference.image_inputs import ImageInput, listed, read_picture
 from seresnet_hub.models.create import eval_mode
 from seresnet_hub.models.load import load
 
@@ -21,7 +21,7 @@ BATCH_SIZE = 32
 
 def predict(
     model: nn.Module | str | Path,
-    images: Picture | Sequence[Picture],
+    images: ImageInput | Sequence[ImageInput],
     topk: int = 5,
     *,
     unreadable: Callable[[int, InputError], None] | None = None,
@@ -62,7 +62,7 @@ def predict(
 
 
 def extract_features(
-    model: nn.Module | str | Path, images: Picture | Sequence[Picture], stage: int | None = None
+    model: nn.Module | str | Path, images: ImageInput | Sequence[ImageInput], stage: int | None = None
 ) -> torch.Tensor:
     """Return pooled features `(batch, channels)`, or with `stage` the map `(batch, channels, height, width)`.
 
@@ -86,7 +86,7 @@ def extract_features(
 
 def _in_batches(
     model: nn.Module,
-    images: Picture | Sequence[Picture],
+    images: ImageInput | Sequence[ImageInput],
     forward: Any,
     unreadable: Callable[[int, InputError], None] | None = None,
 ) -> tuple[list[torch.Tensor], list[int]]:
@@ -103,7 +103,7 @@ def _in_batches(
             read: list[torch.Tensor] = []
             for number, picture in enumerate(pictures[start : start + BATCH_SIZE], start):
                 try:
-                    read.append(_load(picture, transform))
+                    read.append(_prepared(picture, transform))
                 except InputError as error:
                     if unreadable is None:
                         raise
@@ -120,7 +120,7 @@ def _in_batches(
         return outputs, left_out
 
 
-def _load(picture: Picture, transform: Transform) -> torch.Tensor:
+def _prepared(picture: ImageInput, transform: Transform) -> torch.Tensor:
     image = read_picture(picture)
     try:
         require_resizable(transform, image.size)

@@ -11,7 +11,7 @@ import timm
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from seresnet_hub.data.read_image import SUFFIXES
+from seresnet_hub.data.read_image import ENDINGS
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.hub.revisions import require_revision
@@ -108,7 +108,7 @@ def is_model_name(given: str) -> bool:
         return True
     if os.path.isdir(given):
         return is_model_folder(given) or _timms_name(given) is not None
-    return not (os.path.exists(given) or Path(given).suffix.lower() in SUFFIXES)
+    return not (os.path.exists(given) or Path(given).suffix.lower() in ENDINGS)
 
 
 def require_model_folder(directory: Path) -> None:

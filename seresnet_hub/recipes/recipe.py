@@ -103,7 +103,7 @@ class Recipe:
     save_every: Annotated[int, POSITIVE,
         "epochs between two checkpoints to resume from; after the last epoch there is always one"] = 1
     eval_precision: Annotated[Literal["no", "bf16", "fp16"],
-        "autocast in the measurements during training; no: float32, as validate.py measures"] = "no"
+        "autocast in the measurements during training; no: float32, as `validate` measures"] = "no"
     compile: Annotated[bool, "true: torch.compile; batches smaller than the others run uncompiled"] = False
     inductor: Annotated[tuple[str, ...],
         "settings of Inductor, torch's compiler, key=value,key=value; needs compile=true. Worth trying on a GPU: "

@@ -85,8 +85,8 @@ class Learner:
     def step(self, batch: Batch, step: int) -> torch.Tensor:
         """Learn from this process's part of a batch, in the step number `step` of the run, which begins with 0.
 
-        Returns the sum of its images' losses over the number of images on all processes, a scalar on the device, for
-        which nothing waits.
+        Returns this process's summed loss divided by the images of all processes: a scalar left on the device, so
+        nothing waits for it.
         """
         # Drop-outs draw from the step's own stream, so a resumed run draws what the uninterrupted one drew.
         torch.manual_seed(seed_from(self._recipe.seed, step, self._processes.rank))

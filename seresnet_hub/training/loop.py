@@ -38,7 +38,7 @@ LOOK_STEPS = 20
 class Loop:
     """Train a `learner` from where `progress` is until its last step is measured, or a signal stops it.
 
-    `facts_of` is `outputs.facts_of_run` with what is the same for the whole run; `tracked` says whether there are
+    `facts_of` is `run_folder.facts_of_run` with what is the same for the whole run; `tracked` says whether there are
     trackers, `has_checkpoint` whether `output` holds something to resume from. Afterwards `accuracy` is that of the
     last epoch, if this process measured it, and `stopped` says whether a signal came.
     """
@@ -95,7 +95,7 @@ class Loop:
             # Alone, a signal is looked for after every step; several processes have to agree on the step.
             signalled = world_size == 1 and self.interruption.name is not None
             if ends or saves or signalled or progress.step % LOOK_STEPS == 0:
-                self._look(epoch, ends=ends, saves=saves)
+                self._check_and_save(epoch, ends=ends, saves=saves)
             if self.stopped or progress.ended:
                 break
         if progress.skipped:
@@ -111,7 +111,7 @@ class Loop:
         # A model folder without a checkpoint beside it is no run that could go on.
         return not self.has_checkpoint and self.progress.is_due(self.recipe.eval_every)
 
-    def _look(self, epoch: int, *, ends: bool, saves: bool) -> None:
+    def _check_and_save(self, epoch: int, *, ends: bool, saves: bool) -> None:
         """Wait for the device, check the losses, look for a signal, and save where that is due."""
         progress, learner = self.progress, self.learner
         progress.read_losses(self.processes)

@@ -69,7 +69,7 @@ class Processes:
         if self.count == 1 and "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:
             self.say(
                 "warning: the launcher was asked for more processes but started only this one; "
-                "on CPUs start them with: accelerate launch --multi_gpu --num_processes N scripts/train.py"
+                "on CPUs start them with: accelerate launch --multi_gpu --num_processes N -m seresnet_hub train"
             )
 
     def from_main(self, ask: Callable[[], Answer]) -> Answer:
@@ -130,9 +130,9 @@ def require_launcher(environment: Mapping[str, str]) -> None:
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
     if tasks.isdecimal() and int(tasks) > 1 and not {"WORLD_SIZE", "RANK"} & environment.keys():
         raise InputError(
-            f"srun started {tasks} processes that are not joined: let it start one launcher on each node, as "
-            "scripts/cluster/slurm.sh does (srun --ntasks-per-node=1 torchrun … scripts/train.py …); where each task "
-            "is a run of its own, with an --output of its own, set WORLD_SIZE=1"
+            f"srun started {tasks} processes that are not joined: let it start one launcher on each node (srun "
+            "--ntasks-per-node=1 torchrun … -m seresnet_hub train …, as the repository's scripts/cluster/slurm.sh "
+            "does); where each task is a run of its own, with an --output of its own, set WORLD_SIZE=1"
         )
 
 

@@ -18,8 +18,8 @@ Row = dict[str, float]  # what is known of an epoch, with the accuracies where i
 class Progress:
     """Count the steps of a run that ends with `last_step`, and keep the loss of each.
 
-    `seen` counts images since the run began, `trained` those of this process's start, and `skipped` undecodable rows
-    since the epoch was gone on with; all three are exact after `read_losses`. `losses` has the mean over each step's
+    `seen` counts images since the run began, `trained` those since this process started, `skipped` the undecodable rows
+    since it took up the current epoch; all three are exact after `read_losses`. `losses` has the mean over each step's
     batch, `history` a row an epoch.
     """
 

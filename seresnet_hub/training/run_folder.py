@@ -152,8 +152,8 @@ def _per_class(accuracy: Accuracy) -> dict[str, dict[str, list[int]]]:
 
 def _command(recipe: Recipe, data: str | None, max_steps: int | None, world_size: int) -> str:
     """Return the command that trains `recipe` again: its name, and each field that differs from the table's."""
-    launcher = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(world_size)]
-    words = [*(launcher if world_size > 1 else ["python"]), "scripts/train.py", "--recipe"]
+    launcher = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(world_size), "-m", "seresnet_hub"]
+    words = [*(launcher if world_size > 1 else ["seresnet-hub"]), "train", "--recipe"]
     words += [recipe.name if recipe.name in RECIPES else f"{recipe.name}.toml"]
     words += ["--data", data] if data else []
     words += ["--max-steps", str(max_steps)] if max_steps else []

@@ -85,7 +85,7 @@ def _kept(output: Path) -> str | None:
 
 
 def _is_partial(path: Path) -> bool:
-    """Return whether a file or folder is what `folder.replacing` leaves where a run was killed."""
+    """Return whether a file or folder is what `files.atomic_writing.replacing` leaves where a run was killed."""
     match = PARTIAL.fullmatch(path.name)
     return match is not None and _is_of_a_run(match["name"])
 

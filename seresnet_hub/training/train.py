@@ -58,12 +58,12 @@ def train(
 
     After each epoch (of every `eval_every`) `output` gets `model.safetensors`, `config.json` and `README.md` for timm,
     `summary.csv` and `curves.png`; its folder `best` the same of the best epoch; and `training/` the checkpoints that
-    `resume` needs to go on. Where there is none yet, `resume` begins. With a moving average, these are the averaged
-    weights, and `raw` and `best_raw` hold the others. `max_steps` ends the run early, counted from its very start;
-    SIGTERM and SIGUSR1 save a checkpoint and end it, as `stopped` in the result says. `trackers` are names that
-    Accelerate knows. The result's speed is that of the steady run (`throughput.Clock`), and `profile` a JSON file that
-    says where the device's time goes (`profiling.Profile`). Runs on every process that the launcher started; only the
-    main one needs `output`, which no other run may use meanwhile, and profiles.
+    `resume` needs to go on. Without a checkpoint, `resume` starts a new run. With a moving average, the saved weights
+    are the averaged ones, and `raw` and `best_raw` hold the others. `max_steps` ends the run early, counted from its
+    very start; SIGTERM and SIGUSR1 save a checkpoint and end it, as `stopped` in the result says. `trackers` are names
+    that Accelerate knows. The result's speed is that of the steady run (`throughput.Clock`), and `profile` a JSON file
+    that says where the device's time goes (`profiling.Profile`). Runs on every process that the launcher started; only
+    the main one needs `output`, which no other run may use meanwhile, and profiles.
     Errors: `InputError` on a bad argument or data set, before anything is written, and where the loss is no longer
     finite; `LostProcessError` where another process is gone.
     """
@@ -127,7 +127,7 @@ def train(
             origin = origin_of(recipe.weights) if recipe.weights else None
             model = initial_model(recipe, num_classes)
         if origin is not None and not (recipe.license or origin.license):
-            say(f"warning: {recipe.weights} name no licence, so push.py will refuse the result: add --set license=ID")
+            say(f"warning: {recipe.weights} name no licence, so seresnet-hub push will refuse it: add --set license=ID")
         learner = Learner(
             model, recipe, processes, num_classes=num_classes, plan=plan, device_type=device_type,
             compile_options=compile_options,

@@ -35,9 +35,9 @@ class LoaderSpec:
         """The readers among which this rank divides its places of a batch: the workers in use, or its own process."""
         return self.plan.workers_in_use(self.world_size, self.workers) if self.workers else 1
 
-    def reader(self, worker: int) -> Reader:
-        """Return a worker's number among the readers of all ranks."""
-        return Reader(self.rank * self.readers + worker, self.world_size * self.readers)
+    def reader(self, number: int) -> Reader:
+        """Return one of this rank's readers as one among those of all ranks."""
+        return Reader(self.rank * self.readers + number, self.world_size * self.readers)
 
     def rows(self, batch: int) -> int:
         """Return the length of every rank's part of a batch, padding included."""
