@@ -262,3 +262,15 @@ def test_odd_output_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             convert(path, target)
     with pytest.raises(InputError, match="no such file"):
         convert("a" * 5000, tmp_path / "out")
+
+
+def test_weights_of_double_precision_stay_what_they_are(tmp_path: Path) -> None:
+    """Protects the proof from rounding: it compares the tensors of the file, and so does what is written."""
+    state = {
+        name: tensor.double() * (1 + 1e-9) if tensor.is_floating_point() else tensor
+        for name, tensor in timm.create_model("seresnet20_cifar").state_dict().items()
+    }
+    result = convert(saved(state, tmp_path / "double.pth"), tmp_path / "out")
+    assert result["max_abs_diff"] < 1e-12
+    with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as written:
+        assert torch.equal(written.get_tensor("conv1.weight"), state["conv1.weight"])

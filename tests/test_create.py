@@ -254,7 +254,7 @@ import importlib, timm, seresnet_hub
 names = seresnet_hub.list_models()
 before = {name: timm.models.model_entrypoint(name) for name in names}
 listed = timm.list_pretrained("seresnet*")
-for module in ("variants", "weights", "blocks", "registry", "pretrained", "create"):
+for module in ("variants", "published_weights", "blocks", "registry", "pretrained", "create"):
     importlib.reload(importlib.import_module(f"seresnet_hub.models.{module}"))
 importlib.reload(seresnet_hub)
 assert {name: timm.models.model_entrypoint(name) for name in names} == before

@@ -42,8 +42,8 @@ def read(path: Path) -> str:
     checkpoint = read_checkpoint(path)
     raw = unwrapped(checkpoint.tensors)
     kind = find_source(raw)
-    if kind.settings:
-        kind.settings(checkpoint.entries, path.name)
+    if kind.read_settings:
+        kind.read_settings(checkpoint.entries, path.name)
     rename(kind, raw)
     return f"{len(checkpoint.sha256)} digits, {len(raw)} tensors of {kind.name}"
 

@@ -24,8 +24,8 @@ WINGS = [
 ABOVE = {"mmpretrain_api"}
 # What scripts need before they import anything heavy, and what other programs may read for its figures alone.
 FACTS = {
-    "errors", "models.variants", "models.published_weights", "recipes.field_types", "recipes.recipe",
-    "recipes.toml_files",
+    "errors", "models.variants", "models.published_weights", "models.name_forms", "recipes.field_types",
+    "recipes.recipe", "recipes.toml_files",
     "commands.main", "commands.parser", "commands.result_or_error", "commands.terminal",
     "training.process_watcher", "checkpoints.reading_budget", "cards.texts", "files.durability",
     "files.leftovers", "files.locks",

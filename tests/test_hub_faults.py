@@ -224,7 +224,7 @@ def test_a_commit_that_somebody_else_has_built_on_is_found(
         pause.abandon()
         assert pushed.result(60)["commit"] == ours
     assert [commit.oid for commit in hub.history(REPO)[:2]] == [theirs, ours]
-    assert f"is at {theirs[:12]} since: somebody else pushed on top of {ours[:12]}" in capsys.readouterr().err
+    assert f"is now at {theirs[:12]}: somebody else pushed on top of {ours[:12]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("action", [Status(503), Drop(), Garble()], ids=str)

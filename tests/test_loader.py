@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import WriteSplit, encode, numbered_picture, numbers_in
 from PIL import Image
+from torchvision.transforms import Compose, Resize
 
 from seresnet_hub.data.loader import Batch, Loader, loader
 from seresnet_hub.data.loader import evaluation_loader as any_evaluation_loader
@@ -325,3 +326,10 @@ def test_recipes_lose_none_of_the_real_photographs(imagenet_sample: Path, name: 
         assert not batches.skipped
         assert len(seen) == 600
         assert len(set(seen)) == 600 // asked.repeated_augmentation
+
+
+def test_a_transform_without_a_tensor_at_its_end_is_no_damaged_picture(numbers: str) -> None:
+    """Whatever share of the pictures may be damaged: the error is the transform's own."""
+    loader = evaluation_loader(numbers, "train", Compose([Resize(8)]), batch_size=8, num_classes=10, corrupt_share=1.0)
+    with pytest.raises(TypeError, match="must be Tensor"):
+        next(iter(loader))

@@ -12,7 +12,7 @@ import timm
 import torch
 from references import networks
 
-from seresnet_hub.checkpoints.reader import read_tensors
+from seresnet_hub.checkpoints.reader import read_checkpoint
 from seresnet_hub.conversion.convert import convert
 from seresnet_hub.conversion.run_in_float64 import float64_outputs
 from seresnet_hub.errors import InputError
@@ -43,7 +43,7 @@ def test_damaged_bytes_are_read_or_refused(tmp_path: Path, data: st.DataObject) 
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path / "a.pth"
     path.write_bytes(content)
-    tensors, error = outcome(lambda: read_tensors(path))
+    tensors, error = outcome(lambda: read_checkpoint(path).tensors)
     assert "a.pth" in str(error) if error else all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
 
 

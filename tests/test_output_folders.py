@@ -17,7 +17,7 @@ import torch
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.locks import LOCK_NAME, only_writer
-from seresnet_hub.inference import evaluate as evaluation
+from seresnet_hub.inference import report
 from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.training import checkpoint
 from seresnet_hub.training import start_or_resume as starting
@@ -117,11 +117,11 @@ def test_a_clock_that_stands_still_ends_no_run(tmp_path: Path, numbers: str, mon
 
 
 def test_two_reports_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "only_writer", partial(only_writer, patience=0.4))
+    monkeypatch.setattr(report, "only_writer", partial(only_writer, patience=0.4))
     confusion = np.array([[3, 1], [0, 4]])
-    evaluation.write_report(tmp_path / "report", confusion)
+    report.write_report(tmp_path / "report", confusion)
     before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
     with only_writer(tmp_path / "report"), pytest.raises(InputError, match="report is in use by another process"):
-        evaluation.write_report(tmp_path / "report", confusion.T)
+        report.write_report(tmp_path / "report", confusion.T)
     assert {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()} == before
-    evaluation.write_report(tmp_path / "report", confusion.T)
+    report.write_report(tmp_path / "report", confusion.T)

@@ -99,6 +99,15 @@ def test_the_model_option_is_checked(tmp_path: Path) -> None:
     assert convert(path, tmp_path / "out", model="seresnet18")["architecture"] == "seresnet18"
 
 
+@pytest.mark.parametrize("name", ["seresnet50", "seresnet50.mm_in1k", "seresnet50_8xb32_in1k"])
+def test_the_model_option_keeps_what_the_tensors_show(tmp_path: Path, name: str) -> None:
+    """Protects files of other depths, under whichever name of the architecture a person types."""
+    original = networks.randomise(networks.mmpretrain(SHORT, bottleneck=True))
+    path = saved({"state_dict": original.checkpoint("backbone.")}, tmp_path / "a.pth")
+    result = convert(path, tmp_path / "out", model=name)
+    assert (result["architecture"], result["model_args"]) == ("seresnet50", {"layers": [1, 1, 1, 1]})
+
+
 def test_unmapped_and_missing_names_are_listed_with_the_closest(tmp_path: Path) -> None:
     """Protects the message a person needs to repair a file."""
     state = networks.randomise(networks.mmpretrain(SHORT, bottleneck=False)).checkpoint("backbone.")

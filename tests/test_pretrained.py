@@ -22,7 +22,7 @@ from torch import nn
 from seresnet_hub.errors import InputError
 from seresnet_hub.models import create as models
 from seresnet_hub.models import pretrained
-from seresnet_hub.models.names import resolve_name
+from seresnet_hub.models.names import parse_name
 from seresnet_hub.models.published_weights import WEIGHTS, Weights
 
 
@@ -145,7 +145,7 @@ def test_without_a_network_the_error_says_what_was_tried(name: str, monkeypatch:
         models.create(name)
     assert "If you have the original file, put it at" in str(e.value)
     with pytest.raises(InputError):  # a head of one's own must not hide that nothing was loaded
-        timm.create_model(resolve_name(name), pretrained=True, num_classes=3)
+        timm.create_model(parse_name(name).name, pretrained=True, num_classes=3)
 
 
 def test_a_missing_file_on_the_server_is_an_error(server: tuple[str, Path]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from seresnet_hub.checkpoints.key_maps import SOURCES
+from seresnet_hub.checkpoints.renaming import Source
 from seresnet_hub.conversion import source_file
 from seresnet_hub.conversion.convert import convert
 from seresnet_hub.conversion.provenance import licence_of
@@ -68,11 +70,16 @@ def test_published_files_are_known_by_hash_or_address() -> None:
     assert (known.architecture, known.tag, known.license) == ("seresnet50", "ra2_in1k", "apache-2.0")
     assert published_file("0" * 64) is None
     kinds = {kind.name: kind for kind in SOURCES}
-    assert licence_of(None, kinds["timm"], None, known, {}, "x.pth") == "apache-2.0"
-    assert licence_of(None, kinds["mmpretrain"], WEIGHTS[0], None, {}, "x.pth") == "apache-2.0"
+
+    def licence(kind: Source, address: str, **facts: object) -> str:
+        usual = {"known": None, "published": None, "own_config": {}, "repo_id": ""}
+        return licence_of(None, SimpleNamespace(source=kind, address=address, **(usual | facts)))  # type: ignore[arg-type]
+
+    assert licence(kinds["timm"], "x.pth", published=known) == "apache-2.0"
+    assert licence(kinds["mmpretrain"], "x.pth", known=WEIGHTS[0]) == "apache-2.0"
     at_home = "https://github.com/osmr/imgclsmob/releases/download/v0.0.1/seresnet50b-0560-2f7bc1ed.pth.zip"
-    assert licence_of(None, kinds["pytorchcv"], None, None, {}, at_home) == "mit"
-    assert [licence_of(None, kind, None, None, {}, "http://elsewhere/x.pth") for kind in SOURCES] == [""] * len(SOURCES)
+    assert licence(kinds["pytorchcv"], at_home) == "mit"
+    assert [licence(kind, "http://elsewhere/x.pth") for kind in SOURCES] == [""] * len(SOURCES)
 
 
 def test_a_published_file_is_prepared_as_its_authors_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from seresnet_hub.checkpoints.reader import read_checkpoint, read_tensors
+from seresnet_hub.checkpoints.reader import read_checkpoint
 from seresnet_hub.conversion.convert import convert
 from seresnet_hub.errors import InputError
 
@@ -59,7 +59,7 @@ def test_torch_files_are_read_as_torch_reads_them(tmp_path: Path, legacy: bool, 
     parameter = torch.nn.Parameter(torch.ones(2))
     content = collections.OrderedDict({**example_tensors(), "parameter": parameter})
     torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
-    expected, found = torch.load(path, weights_only=False), read_tensors(path)
+    expected, found = torch.load(path, weights_only=False), read_checkpoint(path).tensors
     assert list(found) == list(expected)
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype, name
@@ -84,9 +84,9 @@ def test_arrays_are_read_as_numpy_wrote_them(tmp_path: Path, protocol: int) -> N
     path.write_bytes(pickle.dumps(arrays, protocol=protocol))
     if protocol == 0:  # a text pickle has no mark of its own, and PaddlePaddle does not write any
         with pytest.raises(InputError, match="no PyTorch, safetensors or"):
-            read_tensors(path)
+            read_checkpoint(path)
         return
-    found = read_tensors(path)
+    found = read_checkpoint(path).tensors
     assert all(np.array_equal(found[name].numpy(), array) for name, array in arrays.items())
 
 
@@ -374,7 +374,7 @@ def test_sizes_that_fit_are_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr("archive/data/0", np.ones(4, "f4").tobytes())
     (tmp_path / "a.pth").write_bytes(buffer.getvalue())
-    assert torch.equal(read_tensors(tmp_path / "a.pth")["w"], torch.ones(2, 2))
+    assert torch.equal(read_checkpoint(tmp_path / "a.pth").tensors["w"], torch.ones(2, 2))
 
 
 def test_zip_bombs_are_refused(tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_truncated_files_are_refused(tmp_path: Path, kind: str) -> None:
     else:
         torch.save(tensors, whole, _use_new_zipfile_serialization=kind == "zip")
     content = whole.read_bytes()
-    assert read_tensors(whole)
+    assert read_checkpoint(whole).tensors
     for length in range(0, len(content), max(1, len(content) // 150)):
         path.write_bytes(content[:length])
         with pytest.raises(InputError, match=r"cut\.pth"):
@@ -502,7 +502,7 @@ def test_a_safetensors_header_is_utf_8(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(SafetensorError):
         load_file(path)
     with pytest.raises(InputError, match=r"a\.safetensors"):
-        read_tensors(path)
+        read_checkpoint(path)
 
 
 def test_checkpoints_are_read_where_files_cannot_be_opened_without_waiting(
@@ -511,4 +511,4 @@ def test_checkpoints_are_read_where_files_cannot_be_opened_without_waiting(
     """Protects Windows, which has no such flag."""
     torch.save({"w": torch.ones(2)}, tmp_path / "a.pth")
     monkeypatch.delattr(os, "O_NONBLOCK")
-    assert read_tensors(tmp_path / "a.pth")["w"].tolist() == [1.0, 1.0]
+    assert read_checkpoint(tmp_path / "a.pth").tensors["w"].tolist() == [1.0, 1.0]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from seresnet_hub.errors import InputError
 from seresnet_hub.hub import retries
 from seresnet_hub.hub.client import head_of
-from seresnet_hub.hub.failures import FAILING_PATIENCE, TOO_MANY_PATIENCE
+from seresnet_hub.hub.failures import FAILING_PATIENCE, TOO_MANY_PATIENCE, causes_of, is_unreadable
 from seresnet_hub.hub.messages import say
 from seresnet_hub.hub.retries import patiently
 from seresnet_hub.publishing.push import push
@@ -178,3 +178,10 @@ def test_a_connection_that_is_always_cut_ends(hub: HubServer, pauses: list[float
     with pytest.raises(InputError, match="asking for someone/model: .*is there a network"):
         head_of(HfApi(), REPO, "main")
     assert sum(pauses) <= FAILING_PATIENCE
+
+
+def test_a_circle_of_causes_has_an_end() -> None:
+    first, second = OSError("first"), OSError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert list(causes_of(first)) == [first, second]
+    assert not is_unreadable(first)

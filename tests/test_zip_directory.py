@@ -12,7 +12,7 @@ import pytest
 import torch
 from checkpoint_seeds import mmengine, timm
 
-from seresnet_hub.checkpoints.reader import read_checkpoint, read_tensors
+from seresnet_hub.checkpoints.reader import read_checkpoint
 from seresnet_hub.checkpoints.zip_directory import members_of
 from seresnet_hub.errors import InputError
 
@@ -63,7 +63,7 @@ def test_files_without_checksums_are_read(tmp_path: Path) -> None:
     finally:
         torch.serialization.set_crc32_options(True)
     assert not any(member.checksum for member in members_of(memoryview(content)).values())
-    assert torch.equal(read_tensors(tmp_path / "a.pth")["b"], torch.ones(3))
+    assert torch.equal(read_checkpoint(tmp_path / "a.pth").tensors["b"], torch.ones(3))
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "arrays"])

@@ -51,7 +51,7 @@ _SINGLE = [bytes([value]) for value in range(256)]
 _LINE_PIECE = 256
 
 
-class Window:
+class ByteStream:
     """The part of a buffer from `start` to `stop` as the file object that `pickletools` reads.
 
     With `views`, long runs of bytes are views of the buffer instead of copies: its bytes must then stay in place.
@@ -93,7 +93,7 @@ class Window:
         return b"".join(pieces)
 
 
-def unpickled(stream: Window, account: Account, storage: Callable[[Any], Any] | None = None) -> Any:
+def unpickled(stream: ByteStream, account: Account, storage: Callable[[Any], Any] | None = None) -> Any:
     """Return what the pickle at the stream's position describes, and leave the stream behind it.
 
     `storage` says what a persistent id stands for; without it, there may be none. Errors: `Refused` says why.
@@ -114,7 +114,7 @@ class Machine:
         self._memo: list[Any] = []
         self._kept = 0
 
-    def read(self, stream: Window) -> Any:
+    def read(self, stream: ByteStream) -> Any:
         """Return the value of the pickle that starts at the stream's position, and leave the stream behind it."""
         left, numbers_left = self._account.left("instructions"), self._account.left("numbers")
         taken = numbers = 0

@@ -65,16 +65,19 @@ class Checkpoint:
         return self.digest.result()
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, sha256_prefix: str = "") -> Checkpoint:
     """Return the tensors and the plain contents of a checkpoint file, on the CPU; nothing in the file is executed.
 
     The file is read once, so what is hashed is what is used; a zip's bytes are compared with its checksums. Memory
     stays under three times the file's size and 1 GB. Errors: `InputError` names the file and says what is wrong with
     it: missing, changing, truncated, damaged, with bytes behind its end, too large, beyond `reading_budget`, of another
-    kind, executable, not finite.
+    kind, executable, not finite; before anything in it is looked at, where its sha256 does not begin with
+    `sha256_prefix`.
     """
     try:
         buffer, digest = _bytes_of(path)
+        if sha256_prefix and not digest.result().startswith(sha256_prefix):
+            raise Refused(f"it has sha256 {digest.result()[:16]}…, not {sha256_prefix}…: delete it")
         if bytes(buffer[:4].numpy()) != LOCAL_MAGIC:
             digest.result()  # bytes of the legacy format are moved within the buffer
         return read_bytes(buffer, digest)
@@ -100,14 +103,6 @@ def read_bytes(buffer: torch.Tensor, digest: Future[str]) -> Checkpoint:
     return Checkpoint(
         digest=digest, tensors=tensors, entries=entries, passed_over=passed_over, metadata=contents.metadata
     )
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a checkpoint's state dict, on the CPU; nothing in the file is executed.
-
-    Errors: as for `read_checkpoint`.
-    """
-    return read_checkpoint(path).tensors
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -214,7 +209,7 @@ def _materialised(
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Return whether all values are finite: their sum is only if they are, and else the least and the largest tell."""
+    """Return whether all values are finite: a finite sum proves it; if it overflows, minimum and maximum decide."""
     if not tensor.numel() or torch.isfinite(tensor.sum()):
         return True
     return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(tensor))

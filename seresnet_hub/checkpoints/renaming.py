@@ -35,7 +35,7 @@ WRAPPERS = ("module.", "_orig_mod.")
 class Source:
     """One code base: `names` renames its tensors, and `mark` is a name that it alone uses.
 
-    `finish` completes what single names cannot say. `settings` reads the file's other entries, given its name, and
+    `finish` completes what single names cannot say. `read_settings` reads the file's other entries, given its name, and
     refuses what timm's network would compute differently.
     """
 
@@ -45,7 +45,7 @@ class Source:
     names: Mapping[str, Target]
     preprocessing: Preprocessing | None = USUAL_PREPROCESSING
     finish: Callable[[Tensors], Tensors] | None = None
-    settings: Callable[[Mapping[str, Any], str], Settings] | None = None
+    read_settings: Callable[[Mapping[str, Any], str], Settings] | None = None
     legacy: bool = False  # its networks are timm's `legacy_*`
     lacks_se: bool = False  # its networks become an initialisation, with new SE units
     license: str = ""  # of the code, and of the files that its authors publish at `published_at`

@@ -1,4 +1,8 @@
-"""Read what a safetensors file says of its tensors, before any of them is."""
+"""Read what a safetensors file says of its tensors, before any of them is.
+
+This is for the weights of a model folder, which the library itself loads next: its reading of the header counts. The
+files of strangers that are converted are read by `safetensors_file`, within a budget and over bytes already hashed.
+"""
 
 from __future__ import annotations
 

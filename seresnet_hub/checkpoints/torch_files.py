@@ -17,7 +17,7 @@ import torch
 
 from seresnet_hub.checkpoints import zip_directory
 from seresnet_hub.checkpoints.dtypes import NUMPY_TYPES
-from seresnet_hub.checkpoints.pickle_machine import Window, unpickled
+from seresnet_hub.checkpoints.pickle_machine import ByteStream, unpickled
 from seresnet_hub.checkpoints.pickle_values import (
     Array,
     LongBytes,
@@ -105,7 +105,7 @@ def read_zip(view: memoryview, buffer: torch.Tensor, account: Account) -> Conten
     checker = ThreadPoolExecutor(1)  # beside the hashing of the whole file, which takes longer
     checks = checker.submit(zip_directory.check, view, list(members.values()))
     checker.shutdown(wait=False)
-    stream = Window(view, start, start + size)
+    stream = ByteStream(view, start, start + size)
     value = unpickled(stream, account, storage_of)
     if stream.tell() != start + size:
         raise Refused(f"there are {start + size - stream.tell()} bytes behind its pickle: {CUT}")
@@ -117,14 +117,14 @@ CUT = "it is damaged, or hides something; get it again, or its weights as safete
 
 def read_pickles(view: memoryview, buffer: torch.Tensor, account: Account) -> Contents:
     """Read PyTorch's legacy format (five pickles, then the storages), or a single pickle of arrays."""
-    stream = Window(view, 0, len(view))
+    stream = ByteStream(view, 0, len(view))
     first = unpickled(stream, account, storage_of)
     if first != LEGACY_MAGIC:
         if stream.tell() != len(view):
             raise Refused(f"there are {len(view) - stream.tell()} bytes behind its pickle: {CUT}")
         return Contents(value=first, tensor=_no_storage)
     # The bytes below are moved, so that no view of them may be kept.
-    stream = Window(view, stream.tell(), len(view), views=False)
+    stream = ByteStream(view, stream.tell(), len(view), views=False)
     if unpickled(stream, account) != LEGACY_VERSION:
         raise Refused("it is of an unknown legacy version")
     system = unpickled(stream, account)

@@ -10,9 +10,6 @@ from typing import Any, NoReturn
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes, on the file systems in use
 JSON_HELP = "print the result as one line of JSON, as in a pipe"
-MODEL = (
-    "a timm name, a model folder (DIR or local-dir:DIR), or a Hub repository (NS/NAME[@rev] or hf-hub:NS/NAME[@rev])"
-)
 
 
 class Parser(argparse.ArgumentParser):

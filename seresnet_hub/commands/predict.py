@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seresnet_hub.commands.parser import MODEL, Parser, command
+from seresnet_hub.commands.parser import Parser, command
 from seresnet_hub.commands.speed_options import add_speed_options, prepared
+from seresnet_hub.models.name_forms import NAME_FORMS
 
 EXAMPLE = "seresnet-hub predict runs/mine photos --topk 3"
 
@@ -20,7 +21,7 @@ def parser() -> Parser:
     parser.usage = "%(prog)s [MODEL] IMAGE [IMAGE ...] [options]"
     parser.add_argument(
         "images", metavar="[MODEL] IMAGE", nargs="+",
-        help=f"{MODEL} (default: a small CIFAR-10 network that comes with the package); then picture files, "
+        help=f"{NAME_FORMS} (default: a small CIFAR-10 network that comes with the package); then picture files, "
         "folders of them, or - for standard input",
     )  # fmt: skip
     answer = parser.add_argument_group("the answer")

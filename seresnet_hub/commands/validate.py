@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seresnet_hub.commands.parser import MODEL, command
+from seresnet_hub.commands.parser import command
 from seresnet_hub.commands.speed_options import add_speed_options, prepared
+from seresnet_hub.models.name_forms import NAME_FORMS
 
 EXAMPLE = "seresnet-hub validate runs/mine --data photos --split held-out"
 
@@ -16,7 +17,7 @@ EXAMPLE = "seresnet-hub validate runs/mine --data photos --split held-out"
 def parser() -> argparse.ArgumentParser:
     parser = command(__doc__, prog="seresnet-hub validate", example=EXAMPLE)
     parser.usage = "%(prog)s MODEL --data DIR_OR_HUB_ID [options]"
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("model", metavar="MODEL", help=NAME_FORMS)
     images = parser.add_argument_group("the images")
     images.add_argument("--data", required=True, metavar="DIR_OR_HUB_ID", help="data set with images and labels")
     images.add_argument(

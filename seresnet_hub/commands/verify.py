@@ -9,14 +9,15 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from seresnet_hub.commands.parser import MODEL, command
+from seresnet_hub.commands.parser import command
+from seresnet_hub.models.name_forms import NAME_FORMS
 
 EXAMPLE = "seresnet-hub verify NS/NAME"
 
 
 def parser() -> argparse.ArgumentParser:
     parser = command(__doc__, prog="seresnet-hub verify", example=EXAMPLE)
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("model", metavar="MODEL", help=NAME_FORMS)
     return parser
 
 

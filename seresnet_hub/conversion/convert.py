@@ -13,7 +13,7 @@ from seresnet_hub.conversion.sidecar_files import read_labels
 from seresnet_hub.conversion.source_file import read_source_file
 from seresnet_hub.conversion.writing import require_writable, write_converted
 from seresnet_hub.files.model_folder import FACTS_KEY
-from seresnet_hub.hub.client import licence_on_the_hub, require_licence_id
+from seresnet_hub.hub.client import require_licence_id
 from seresnet_hub.hub.messages import say
 
 
@@ -48,9 +48,7 @@ def convert(
     plan = plan_network(file, model=model, num_classes=num_classes)
 
     # What is said of the weights, in the config, in their header and on the card.
-    licence = licence_of(license, file.source, file.known, file.published, file.own_config, file.address)
-    if not licence and file.repo_id:
-        licence = licence_on_the_hub(file.repo_id)
+    licence = licence_of(license, file)
     config = config_of(file, plan, class_names, licence)
     assumed = assumptions(file, plan, config)
     provenance = provenance_of(file, plan, licence, assumed)

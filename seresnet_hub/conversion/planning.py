@@ -39,7 +39,7 @@ ASSUMED_PLAIN = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ConversionPlan:
     """What a checkpoint becomes.
 
     `network` is the architecture over `tensors`, which it shares. `dropped` names the source's tensors that were left
@@ -74,7 +74,7 @@ class Plan:
         return any(".se." in name for name in self.fresh)
 
 
-def plan_network(file: SourceFile, *, model: str | None, num_classes: int | None) -> Plan:
+def plan_network(file: SourceFile, *, model: str | None, num_classes: int | None) -> ConversionPlan:
     """Return what the file becomes; `model` and `num_classes` are a person's wishes, as for `convert`.
 
     Errors: `InputError` says why no network of timm's has these tensors.
@@ -92,7 +92,7 @@ def plan_network(file: SourceFile, *, model: str | None, num_classes: int | None
         model_args = {**model_args, "in_chans": channels}
     network, sizes = _network_over(tensors, architecture, model_args, classes)
     names_nothing = model is None and stated is None and file.published is None
-    return Plan(
+    return ConversionPlan(
         network=network,
         sizes=sizes,
         architecture=architecture,
@@ -102,7 +102,7 @@ def plan_network(file: SourceFile, *, model: str | None, num_classes: int | None
         dropped=(*sorted((*dropped, *left_out)), *(f"{name}/*" for name in file.checkpoint.passed_over)),
         fresh=(*fresh, *drawn),
         padded=tuple(padded),
-        assumed=ASSUMED_PLAIN if names_nothing and file.source.settings is None else "",
+        assumed=ASSUMED_PLAIN if names_nothing and file.source.read_settings is None else "",
     )
 
 
@@ -154,7 +154,7 @@ def _choose_architecture(
             found, arguments = find_architecture(tensors)
         except InputError:
             return architecture, {}
-        return architecture, arguments if found == model else {}
+        return architecture, arguments if found == architecture else {}
     if file.source.name == "timm" and stated is not None:
         return stated
     if file.source.legacy:
@@ -201,9 +201,9 @@ def _network_over(
 
 
 def _set_classes(tensors: Tensors, legacy: bool, wanted: int | None) -> tuple[int, list[str], list[str]]:
-    """Return the number of classes, after putting a new classifier in if `wanted` is not the file's number.
+    """Put a new classifier in if `wanted` is not the file's number of classes.
 
-    With it, the names of the tensors that were taken out and put in.
+    Returns (classes, tensors removed, tensors added).
     """
     head = LEGACY_CLASSIFIER if legacy else CLASSIFIER
     names = weight, bias = f"{head}.weight", f"{head}.bias"

@@ -16,7 +16,7 @@ from seresnet_hub.checkpoints.architecture_from_shapes import (
     Shape,
 )
 from seresnet_hub.checkpoints.renaming import Source
-from seresnet_hub.conversion.planning import Plan
+from seresnet_hub.conversion.planning import ConversionPlan
 from seresnet_hub.conversion.reference_networks import LAYOUTS, Outputs, Reference
 from seresnet_hub.conversion.run_in_float64 import float64_outputs, in_float64
 from seresnet_hub.errors import InputError
@@ -25,7 +25,7 @@ from seresnet_hub.errors import InputError
 TOLERANCE = 1e-10
 
 
-def prove(source: Source, tensors: Mapping[str, torch.Tensor], plan: Plan) -> float | None:
+def prove(source: Source, tensors: Mapping[str, torch.Tensor], plan: ConversionPlan) -> float | None:
     """Return the largest difference between the plan's network and the source's own, whose `tensors` are given.
 
     Stage features and logits are compared, in float64; new SE units are left out. None where the source has no network
@@ -90,7 +90,7 @@ def _blocks_equal(network: nn.Module, expected: Outputs, *, without_se: bool) ->
         return expected.logits is None or is_equal(network.forward_head(x), expected.logits)  # type: ignore[operator]
 
 
-def _has_reference(plan: Plan) -> bool:
+def _has_reference(plan: ConversionPlan) -> bool:
     """Return whether the references know the network: a usual SE-ResNet, and no option that its shapes do not show."""
     tables = (RATIO_ARCHITECTURES, LEGACY_ARCHITECTURES, CIFAR_ARCHITECTURES)
     known = {*ARCHITECTURES, *(name for table in tables for name in table.values())}

@@ -7,40 +7,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from timm.models import PretrainedCfg
-
 from seresnet_hub.cards.card import published_result
 from seresnet_hub.cards.texts import IMAGENET
 from seresnet_hub.checkpoints.file_settings import Preprocessing
-from seresnet_hub.checkpoints.renaming import Source
-from seresnet_hub.conversion.planning import Plan
+from seresnet_hub.conversion.planning import ConversionPlan
 from seresnet_hub.conversion.source_file import SourceFile, as_unicode
 from seresnet_hub.environment import package_version
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.model_folder import FACTS_KEY, OTHER_WEIGHTS_FACTS, timm_config
+from seresnet_hub.files.model_folder import FACTS_KEY, FACTS_OF_ONE_WEIGHT_SET, timm_config
+from seresnet_hub.hub.client import licence_on_the_hub
 from seresnet_hub.models.load import licence_in
-from seresnet_hub.models.published_weights import Weights
 
 UNLISTED = ("initialised", "padded_with_zeros")  # provenance that is too long for a card
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
 
-def licence_of(
-    given: str | None, source: Source, known: Weights | None, published: PretrainedCfg | None,
-    config: Mapping[str, Any], address: str,
-) -> str:  # fmt: skip
+def licence_of(given: str | None, file: SourceFile) -> str:
     """Return the licence of the weights: the one given by hand, else what somebody has said of this very file, else "".
 
-    That is the record of the published file with its hash, the config beside it, or the address of the code base's own
-    publications; what wrote a file says nothing of who owns it.
+    That is the record of the published file with its hash, the config beside it, the address of the code base's own
+    publications, or the card on the Hub; what wrote a file says nothing of who owns it.
     """
-    stated = (given, known and known.license, published and published.license, licence_in(config))
+    known, published = file.known, file.published
+    stated = (given, known and known.license, published and published.license, licence_in(file.own_config))
     if license := next((str(license) for license in stated if license), ""):
         return license
-    return source.license if address.startswith(source.published_at or ("\n",)) else ""
+    license = file.source.license if file.address.startswith(file.source.published_at) else ""
+    return license or (licence_on_the_hub(file.repo_id) if file.repo_id else "")
 
 
-def config_of(file: SourceFile, plan: Plan, class_names: Sequence[str], licence: str) -> dict[str, Any]:
+def config_of(file: SourceFile, plan: ConversionPlan, class_names: Sequence[str], licence: str) -> dict[str, Any]:
     """Return the `config.json` of the converted model, but for this package's facts.
 
     Class names and preprocessing are those given, else what the file or its publication says, else its source's usual.
@@ -60,7 +56,7 @@ def config_of(file: SourceFile, plan: Plan, class_names: Sequence[str], licence:
     elif preprocessing is not None and not plan.is_for_cifar:
         cfg |= {**asdict(preprocessing), "crop_mode": "center"}
     # timm's entry for the architecture is that of other weights.
-    cfg = {**dict.fromkeys(OTHER_WEIGHTS_FACTS), **cfg}
+    cfg = {**dict.fromkeys(FACTS_OF_ONE_WEIGHT_SET), **cfg}
     config = timm_config(plan.network, pretrained_cfg=cfg, model_args=plan.model_args, label_names=label_names)
     config["pretrained_cfg"].pop("license", None)  # the config beside the file may speak of other weights
     if licence:
@@ -76,7 +72,7 @@ def _known_preprocessing(file: SourceFile) -> Preprocessing | None:
     return Preprocessing(**{name: getattr(file.published, name) for name in PREPROCESSING})
 
 
-def assumptions(file: SourceFile, plan: Plan, config: Mapping[str, Any]) -> str:
+def assumptions(file: SourceFile, plan: ConversionPlan, config: Mapping[str, Any]) -> str:
     """Return, as text, what nobody says of the file, and what was assumed instead."""
     texts = [file.settings.assumed, plan.assumed]
     if _known_preprocessing(file) is None and file.known is None:
@@ -104,7 +100,7 @@ def untrained(fresh: Sequence[str]) -> str:
     return f"{' and '.join(parts)} {verb} new and untrained: fine-tune before use" if parts else ""
 
 
-def provenance_of(file: SourceFile, plan: Plan, licence: str, assumed: str) -> dict[str, str]:
+def provenance_of(file: SourceFile, plan: ConversionPlan, licence: str, assumed: str) -> dict[str, str]:
     """Return where the weights come from, as text; nothing in it depends on the time or the machine."""
     known = file.known
     texts = {
@@ -126,7 +122,7 @@ def provenance_of(file: SourceFile, plan: Plan, licence: str, assumed: str) -> d
     return {name: text for name, text in texts.items() if text}
 
 
-def facts_of(file: SourceFile, plan: Plan, provenance: Mapping[str, str]) -> dict[str, Any]:
+def facts_of(file: SourceFile, plan: ConversionPlan, provenance: Mapping[str, str]) -> dict[str, Any]:
     """Return what the card says of the weights, besides their proof and their hash."""
     notes = [f"{untrained(plan.fresh)}."] if plan.fresh else []
     if "assumed" in provenance:
@@ -153,7 +149,7 @@ def facts_of(file: SourceFile, plan: Plan, provenance: Mapping[str, str]) -> dic
     }
 
 
-def proof_line(difference: float | None, plan: Plan) -> str:
+def proof_line(difference: float | None, plan: ConversionPlan) -> str:
     """Return the card's sentence on the comparison with the source's own network."""
     if difference is None:
         return "The converted network was not compared with the source's own."

@@ -25,7 +25,7 @@ from seresnet_hub.checkpoints.renaming import Source, unwrapped
 from seresnet_hub.conversion.sidecar_files import FOLDER_SUFFIXES, config_beside
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, WEIGHTS_NAME
-from seresnet_hub.hub.snapshots import sound, take_snapshot
+from seresnet_hub.hub.snapshots import take_snapshot
 from seresnet_hub.models.published_weights import WEIGHTS, Weights
 
 DOWNLOAD_CHUNK = 2**20
@@ -82,8 +82,8 @@ def read_source_file(src: str, source: str | None) -> SourceFile:
     known = next((weights for weights in WEIGHTS if checkpoint.sha256.startswith(weights.sha256_prefix)), None)
     return SourceFile(
         name=path.name, address=address, repo_id=repo_id, checkpoint=checkpoint, tensors=tensors, source=found,
-        settings=found.settings(checkpoint.entries, path.name) if found.settings else Settings(), config=config,
-        known=known, published=published_file(checkpoint.sha256) if known is None else None,
+        settings=found.read_settings(checkpoint.entries, path.name) if found.read_settings else Settings(),
+        config=config, known=known, published=published_file(checkpoint.sha256) if known is None else None,
     )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def _located(src: str) -> Iterator[tuple[Path, str, str]]:
         # The network may be one that its tensors alone do not show.
         beside = (str(PurePosixPath(name).with_name(CONFIG_NAME)),) if name.endswith(FOLDER_SUFFIXES) else ()
         try:
-            path = sound(take_snapshot(repo_id, None, names=(name,), optional=beside)).paths[name]
+            path = take_snapshot(repo_id, None, names=(name,), optional=beside).paths[name]
         except InputError as error:
             raise InputError(f"cannot get {src} from the Hub: {error}") from error
         yield path, f"https://huggingface.co/{repo_id}/blob/main/{name}", repo_id
@@ -152,7 +152,7 @@ def _download(url: str, path: Path) -> None:
 
 
 def _check_name_against_hash(name: str, checkpoint: Checkpoint) -> None:
-    """OpenMMLab's file names end with a date and the first digits of the sha256: errors where they are other digits."""
+    """Raise `InputError` if the digits in the file's name, as OpenMMLab writes them, are not the hash's."""
     promised = re.search(r"_\d{8}-([0-9a-f]{8})\.pth$", name)
     if promised and not checkpoint.sha256.startswith(promised.group(1)):
         raise InputError(

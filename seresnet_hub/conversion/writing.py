@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from seresnet_hub.cards.card import card_of, render
-from seresnet_hub.conversion.planning import Plan
+from seresnet_hub.conversion.planning import ConversionPlan
 from seresnet_hub.conversion.provenance import proof_line
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import staging
@@ -41,7 +41,7 @@ def require_writable(target: Path, *, force: bool) -> None:
 
 
 def write_converted(
-    target: Path, plan: Plan, config: Mapping[str, Any], provenance: Mapping[str, str],
+    target: Path, plan: ConversionPlan, config: Mapping[str, Any], provenance: Mapping[str, str],
     proof: Callable[[], float | None],
 ) -> tuple[str, float | None]:  # fmt: skip
     """Write the model folder `target`, whole or not at all; return the weights' sha256 and the proof's result.

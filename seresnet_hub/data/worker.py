@@ -138,7 +138,7 @@ class RowDecoder(Dataset[WorkerRows | InputError]):
                 raise InputError(f"{self._name(row)}: {error}") from error
             except TransformError as error:
                 raise InputError(f"{self._name(row)}: {error}; the picture itself is whole") from error
-            except (InputError, OSError, TypeError, ValueError) as error:
+            except InputError as error:
                 images[copies] = 0  # masked, but batch statistics see them
                 done.mirror[copies] = False
                 done.undecodable.append(f"{self._name(row)}: {error}")
@@ -147,11 +147,14 @@ class RowDecoder(Dataset[WorkerRows | InputError]):
         return done
 
     def _picture(self, row: Row) -> DecodedImage:
-        """Read and decode. Errors: `UnavailableError` where a file may not be read or is out of reach."""
+        """Read and decode. Errors: `InputError`, and its kind `UnavailableError` where it is out of reach."""
         data, path = (row.image.get("bytes"), row.image.get("path")) if row.image else (None, None)
         if data is None and path is None:
             raise InputError("there is no image in this row")
-        return self._spec.decoder.decode(self._spec.split.row_files.read(cast(str, path)) if data is None else data)
+        try:
+            return self._spec.decoder.decode(self._spec.split.row_files.read(cast(str, path)) if data is None else data)
+        except (OSError, TypeError, ValueError) as error:
+            raise InputError(error) from error
 
     def _name(self, row: Row) -> str:
         path = row.image.get("path") if row.image else None

@@ -26,8 +26,8 @@ SUMMARY_NAME = "summary.csv"
 CURVES_NAME = "curves.png"
 PER_CLASS_NAME, CONFUSION_NAME, PICTURE_NAME = "per_class.csv", "confusion.csv", "confusion.png"  # of a report
 FACTS_KEY = "seresnet_hub"  # in config.json: what timm does not write, and does not read
-# What timm's config says of the weights it names, and not of other weights of the same architecture.
-OTHER_WEIGHTS_FACTS = frozenset(
+# Fields of timm's config that are true of one set of weights only.
+FACTS_OF_ONE_WEIGHT_SET = frozenset(
     {"url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "custom_load", "license", "description",
      "origin_url", "paper_name", "paper_ids", "notes", "test_input_size", "test_crop_pct", "test_pool_size",
      "label_names", "label_descriptions", "label_offset"}

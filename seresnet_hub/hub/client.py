@@ -12,9 +12,10 @@ from huggingface_hub.hf_api import RepoFile
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import sha256_of
-from seresnet_hub.hub.download_limits import MOST_FILES, RemoteFile, check_commit
+from seresnet_hub.hub.download_limits import MOST_FILES, RemoteFile
 from seresnet_hub.hub.messages import say
 from seresnet_hub.hub.retries import patiently
+from seresnet_hub.hub.revisions import check_commit
 from seresnet_hub.hub.transport import guarded
 
 LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -26,7 +27,7 @@ def head_of(api: HfApi, repo_id: str, revision: str, *, once: bool = False) -> s
     info = patiently(
         lambda: api.model_info(repo_id, revision=revision),
         f"asking for {repo_id}",
-        passing=(RepositoryNotFoundError, RevisionNotFoundError),
+        let_through=(RepositoryNotFoundError, RevisionNotFoundError),
         once=once,
     )
     return check_commit(info.sha, repo_id)

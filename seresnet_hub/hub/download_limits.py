@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.hub.revisions import is_hash
 
 # Bytes. The Hub's listing says how large each file is; a file that says nothing true is stopped at these sizes too.
 LARGEST_WEIGHTS = 20 * 10**9  # seresnet152 has 0.27e9, with the state of an optimizer three times as many
@@ -63,15 +63,3 @@ def _problem(name: str, file: RemoteFile) -> str:
     if file.size > most_bytes(name):
         return f"has {file.size:,} bytes, more than the {most_bytes(name):,} that such a file may have"
     return ""
-
-
-def is_hash(text: object) -> bool:
-    """Return whether `text` is a git commit's or blob's sha1, or a sha256."""
-    return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) is not None
-
-
-def check_commit(commit: object, repo_id: str) -> str:
-    """Return a commit id as the Hub gave it; errors where it is none: it becomes the name of a folder in the cache."""
-    if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise InputError(f"{repo_id}: the Hub names a commit {str(commit)[:60]!r}, which is no commit id")
-    return commit

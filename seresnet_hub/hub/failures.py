@@ -37,10 +37,13 @@ class Conflict(OSError):
     """A reason to wait and try again that the client has no error for."""
 
 
-def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+def causes_of(error: BaseException | None, *, named: bool = False) -> Iterator[BaseException]:
+    """Yield the error and what led to it, each once; with `named`, only what `raise … from` names."""
+    seen: set[int] = set()  # causes may lead back to an error that they caused
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if named else error.__context__)
 
 
 def status_of(error: BaseException) -> int | None:
@@ -82,14 +85,11 @@ def is_unreadable(error: BaseException) -> bool:
     """
     if status_of(error) is not None:
         return False
-    named: BaseException | None = error
-    while named is not None:
-        if isinstance(named, (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError)):
-            return True
-        if isinstance(named, OSError) and str(named).startswith("Consistency check failed"):
-            return True
-        named = named.__cause__
-    return False
+    return any(
+        isinstance(cause, (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError))
+        or (isinstance(cause, OSError) and str(cause).startswith("Consistency check failed"))
+        for cause in causes_of(error, named=True)
+    )
 
 
 def no_network(error: BaseException) -> bool:

@@ -58,17 +58,15 @@ def patiently(
     what: str,
     *,
     happened: Callable[[], Answer | None] | None = None,
-    passing: tuple[type[Exception], ...] = (),
+    let_through: tuple[type[Exception], ...] = (),
     once: bool = False,
     most_bytes: int = LARGEST_ANSWER,
 ) -> Answer:
-    """Return what `work` does, trying again after errors that pass; `happened` finds out whether a try succeeded.
+    """Return `work()`, trying again after transient errors; `happened` finds out whether a try succeeded.
 
-    With `once`, errors that pass are raised as they are, to have another way taken. `most_bytes` is the most that an
-    answer may hold.
-
-    Errors: `InputError` in plain words, but for the types in `passing`; with `happened`, `HfHubHTTPError` of status 412
-    too.
+    With `once`, a transient error is raised at once, so that the caller can fall back to the cache. `most_bytes` is the
+    most that an answer may hold. Errors: `InputError` in plain words; the types in `let_through` and, with `happened`,
+    `HfHubHTTPError` of status 412 as they are.
     """
     patience = Patience()
     while True:
@@ -82,7 +80,7 @@ def patiently(
             failure: Exception = error
         except Exception as error:
             overtaken = happened is not None and failures.status_of(error) == 412
-            if overtaken or isinstance(error, passing) or (once and failures.may_pass(error)):
+            if overtaken or isinstance(error, let_through) or (once and failures.may_pass(error)):
                 raise
             failure = error
         patience.spent += min(time.monotonic() - start, LONGEST_USUAL_WAIT)

@@ -1,4 +1,4 @@
-"""Check the names of branches and tags before anything is sent, by the rules that git has for them.
+"""Check names of revisions before anything is sent, by the rules that git has for them, and the ids that the Hub gives.
 
 Source: git-check-ref-format(1) of git 2.39.
 """
@@ -23,12 +23,29 @@ def tag_name(given: str) -> str:
     return _checked("tag", given.removeprefix("refs/tags/"), given)
 
 
+def require_revision(given: str) -> None:
+    """Raise `InputError` unless the text may be a commit id, a branch, a tag, or a full name such as `refs/pr/1`."""
+    if problem := _problem(given):
+        raise InputError(f"{_shown(given)} is no name of a commit, a branch or a tag: {problem}")
+
+
 def _checked(kind: str, name: str, given: str) -> str:
-    problem = _problem(name)
-    if problem:
-        shown = given if len(given) <= 60 else given[:60] + "…"
-        raise InputError(f"{shown!r} cannot be the name of a {kind}: {problem}")
+    if problem := _other_meaning(name) or _problem(name):
+        raise InputError(f"{_shown(given)} cannot be the name of a {kind}: {problem}")
     return name
+
+
+def _shown(given: str) -> str:
+    return repr(given if len(given) <= 60 else given[:60] + "…")
+
+
+def _other_meaning(name: str) -> str:
+    """Return why git would take the name for another revision than a branch or a tag, "" where it would not."""
+    if name.startswith("refs/"):
+        return "leave out refs/ and what kind it is"
+    if is_hash(name):
+        return "it looks like a commit id"
+    return "git has its own meaning for it" if name in ("@", "HEAD") else ""
 
 
 def _problem(name: str) -> str:
@@ -36,12 +53,8 @@ def _problem(name: str) -> str:
         return "it is empty"
     if len(name.encode("utf-8", "surrogatepass")) > LONGEST:
         return f"it has more than {LONGEST} bytes"
-    if name.startswith("refs/"):
-        return "leave out refs/ and what kind it is"
-    if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name):
-        return "it looks like a commit id"
-    if name in ("@", "HEAD"):
-        return "git has its own meaning for it"
+    if name == "@":
+        return "git forbids it"
     if (found := FORBIDDEN.search(name)) or not name.isprintable():
         return f"git forbids {found.group()!r} in it" if found else "it has characters that cannot be printed"
     if name.startswith(("-", "/")) or name.endswith(("/", ".")):
@@ -49,3 +62,15 @@ def _problem(name: str) -> str:
     if any(part.startswith(".") or part.endswith(".lock") for part in name.split("/")):
         return "git forbids parts that start with a dot or end with .lock"
     return ""
+
+
+def is_hash(text: object) -> bool:
+    """Return whether `text` is a git commit's or blob's sha1, or a sha256."""
+    return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) is not None
+
+
+def check_commit(commit: object, repo_id: str) -> str:
+    """Return a commit id as the Hub gave it; errors where it is none: it becomes the name of a folder in the cache."""
+    if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise InputError(f"{repo_id}: the Hub names a commit {str(commit)[:60]!r}, which is no commit id")
+    return commit

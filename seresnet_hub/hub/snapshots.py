@@ -12,10 +12,11 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.hub.client import hash_like, head_of, remote_files
-from seresnet_hub.hub.download_limits import check_listing, is_hash, most_bytes
+from seresnet_hub.hub.download_limits import check_listing, most_bytes
 from seresnet_hub.hub.failures import explained, status_of
 from seresnet_hub.hub.messages import say
 from seresnet_hub.hub.retries import patiently
+from seresnet_hub.hub.revisions import is_hash
 
 CACHE_ALONE = "only the files in the cache are looked at; the repository may have others"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
@@ -44,15 +45,35 @@ class Snapshot:
 
 
 def take_snapshot(
-    repo_id: str, revision: str | None, *, names: tuple[str, ...] | None, optional: tuple[str, ...] = ()
+    repo_id: str,
+    revision: str | None,
+    *,
+    names: tuple[str, ...] | None,
+    optional: tuple[str, ...] = (),
+    check: bool = True,
 ) -> Snapshot:
-    """Return the wanted files (None: all but pickles) of a repository from the cache, fetching those that lack.
+    """Return the wanted files (None: all but pickles) of a repository from the cache, fetching the missing ones.
 
-    With them come the `optional` ones that the repository has.
-    Where the cache holds them, it serves while the Hub fails or is out of reach, or HF_HUB_OFFLINE is set; as nobody
-    says then what the repository has, all files are those that the cache holds. `sound` compares them either way.
-    Errors: `InputError`, also where a file is larger than `download_limits` allows, before anything is fetched.
+    With them come the `optional` ones that the repository has. Where the cache holds them, it serves while the Hub
+    fails or is out of reach, or HF_HUB_OFFLINE is set; then "all files" means all that the cache holds. With `check`,
+    damaged files are fetched once more. Errors: `InputError`, also where a file is damaged again, or larger than
+    `download_limits` allows, before anything is fetched.
     """
+    snapshot = _taken(repo_id, revision, names, optional)
+    wrong = snapshot.wrong() if check else []
+    for name in wrong:
+        say(f"{snapshot.paths[name]} is damaged: fetching it again")
+        size = snapshot.sizes.get(name, most_bytes(name))
+        _download(repo_id, name, snapshot.commit, size, again=True)
+    if wrong and (still := snapshot.wrong()):
+        raise InputError(
+            f"{', '.join(still)} of {repo_id} arrive with other bytes than the Hub says they have: nothing was loaded; "
+            "try again later, or from another network"
+        )
+    return snapshot
+
+
+def _taken(repo_id: str, revision: str | None, names: tuple[str, ...] | None, optional: tuple[str, ...]) -> Snapshot:
     revision = revision or constants.DEFAULT_REVISION
     cached = _cached(repo_id, revision, names, optional)
     if constants.HF_HUB_OFFLINE and cached is not None:
@@ -138,18 +159,3 @@ def _cached(repo_id: str, revision: str, names: tuple[str, ...] | None, optional
         return None  # a file system without links keeps no hashes
     paths = {name: found[name] for name in wanted}
     return Snapshot(repo_id=repo_id, commit=folder.name, paths=paths, hashes=hashes)
-
-
-def sound(snapshot: Snapshot) -> Snapshot:
-    """Return the snapshot, with damaged files fetched once more; errors where they are damaged again."""
-    wrong = snapshot.wrong()
-    for name in wrong:
-        say(f"{snapshot.paths[name]} is damaged: fetching it again")
-        size = snapshot.sizes.get(name, most_bytes(name))
-        _download(snapshot.repo_id, name, snapshot.commit, size, again=True)
-    if wrong and (still := snapshot.wrong()):
-        raise InputError(
-            f"{', '.join(still)} of {snapshot.repo_id} arrive with other bytes than the Hub says they have: nothing "
-            f"was loaded; try again later, or from another network"
-        )
-    return snapshot

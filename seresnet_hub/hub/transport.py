@@ -22,7 +22,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.hub.download_limits import LARGEST_ANSWER, MOST_REQUESTS, check_commit, is_hash
+from seresnet_hub.hub.download_limits import LARGEST_ANSWER, MOST_REQUESTS
+from seresnet_hub.hub.revisions import check_commit, is_hash
 
 # Status codes that may pass.
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})

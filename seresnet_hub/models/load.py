@@ -14,7 +14,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, FACTS_KEY, SUMMARY_NAME, WEIGHTS_NAME
 from seresnet_hub.hub.client import licence_on_the_hub
-from seresnet_hub.hub.snapshots import sound, take_snapshot
+from seresnet_hub.hub.snapshots import take_snapshot
 from seresnet_hub.models.config_checks import checked_config
 from seresnet_hub.models.create import create
 from seresnet_hub.models.names import ModelName, parse_name, require_model_folder
@@ -30,8 +30,8 @@ def load(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Modu
     """Create the model that `name` means, in eval mode, from weights whose every byte was checked, never from a pickle.
 
     `name` is a timm name, a model folder (`DIR`, `local-dir:DIR`, or a `Path`), `NS/NAME[@rev]` or
-    `hf-hub:NS/NAME[@rev]`, or mmpretrain's name of weights that this package has; where there is a folder NS/NAME, it
-    is meant, and only `hf-hub:` asks the Hub. `kwargs` are timm's. The tensors are exactly those of the network that
+    `hf-hub:NS/NAME[@rev]`, or mmpretrain's name of weights that this package has. An existing folder NS/NAME wins;
+    write `hf-hub:NS/NAME` for the Hub. `kwargs` are timm's. The tensors are exactly those of the network that
     the config describes: only where `num_classes`, `in_chans` or `features_only` ask for it, timm makes a new
     classifier, adapts the stem, or leaves the classifier out. Damaged files in the cache are fetched once more. Without
     a network, what is in the cache is used. Errors: `InputError`.
@@ -46,7 +46,7 @@ def load(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Modu
             raise InputError(f"{path} is missing, damaged or exchanged: {CONFIG_NAME} records its sha256")
         return load_folder(meant.folder, meant.folder, kwargs)
     if meant.repo_id:
-        snapshot = sound(take_snapshot(meant.repo_id, meant.revision, names=MODEL_FILES))
+        snapshot = take_snapshot(meant.repo_id, meant.revision, names=MODEL_FILES)
         model = load_folder(snapshot.paths[CONFIG_NAME].parent, meant.name, kwargs)
         model.pretrained_cfg = {**model.pretrained_cfg, "hf_hub_id": snapshot.repo_id, "source": "hf-hub"}  # type: ignore[dict-item, assignment]
         return model
@@ -57,7 +57,7 @@ def load(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Modu
         return load_weights(meant.name, Path(cfg.file), kwargs)
     if not cfg.hf_hub_id:
         raise InputError(f"the weights of {meant.name} are published as a pickle only ({cfg.url}): convert them first")
-    snapshot = sound(take_snapshot(cfg.hf_hub_id, None, names=(WEIGHTS_NAME,)))
+    snapshot = take_snapshot(cfg.hf_hub_id, None, names=(WEIGHTS_NAME,))
     return load_weights(meant.name, snapshot.paths[WEIGHTS_NAME], kwargs)
 
 
@@ -65,7 +65,7 @@ def _untrained(meant: ModelName, kwargs: Mapping[str, Any]) -> nn.Module:
     """Return the network that the name means with random weights; a stranger's config is checked all the same."""
     directory = meant.folder
     if meant.repo_id:
-        directory = sound(take_snapshot(meant.repo_id, meant.revision, names=(CONFIG_NAME,))).paths[CONFIG_NAME].parent
+        directory = take_snapshot(meant.repo_id, meant.revision, names=(CONFIG_NAME,)).paths[CONFIG_NAME].parent
     if directory is None:
         return create(meant.name, pretrained=False, **kwargs)
     return untrained_folder(directory, meant.name, kwargs)
@@ -90,7 +90,7 @@ def origin_of(name: str | Path) -> Origin:
     """Return where the weights that `load` takes under this name come from; errors as for `load`."""
     meant = parse_name(name)
     if meant.repo_id:
-        snapshot = sound(take_snapshot(meant.repo_id, meant.revision, names=MODEL_FILES))
+        snapshot = take_snapshot(meant.repo_id, meant.revision, names=MODEL_FILES)
         license = licence_in(checked_config(snapshot.paths[CONFIG_NAME]))
         return Origin(meant.name, meant.repo_id, license or licence_on_the_hub(meant.repo_id, meant.revision))
     if meant.folder is not None:

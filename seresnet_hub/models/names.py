@@ -14,16 +14,11 @@ from huggingface_hub.utils import validate_repo_id
 from seresnet_hub.data.read_image import ENDINGS
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
+from seresnet_hub.hub.revisions import require_revision
+from seresnet_hub.models.name_forms import NAME_FORMS
 from seresnet_hub.models.published_weights import WEIGHTS
 
 HUB, FOLDER = "hf-hub", "local-dir"
-# What git refuses in the name of a branch or a tag (git-check-ref-format): the cache has a file of this name, too.
-NO_REVISION = re.compile(r"[\s~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(?:/|$)|^[/.-]|[/.]$|^@$")
-LONGEST_REVISION = 200
-KINDS = (
-    f"a timm name (ARCHITECTURE or ARCHITECTURE.TAG), a model folder ({FOLDER}:DIR, or DIR where it exists), "
-    f"{HUB}:NS/NAME[@REVISION] or NS/NAME[@REVISION]"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +45,7 @@ def parse_name(given: str | Path) -> ModelName:
     if isinstance(given, Path):
         return _folder(str(given))
     if not given.strip():
-        raise InputError(f"model {given!r} is empty: a model is {KINDS}")
+        raise InputError(f"model {given!r} is empty: a model is {NAME_FORMS}")
     kind, rest = _kind(given)
     if kind and not rest.strip():
         raise InputError(f"model {given!r}: a name is missing after {given}")
@@ -63,7 +58,7 @@ def parse_name(given: str | Path) -> ModelName:
     if os.path.isdir(given):
         return _folder(given)
     if "://" in given:
-        raise InputError(f"model {given!r} is an address: a model is {KINDS}; convert a checkpoint first")
+        raise InputError(f"model {given!r} is an address: a model is {NAME_FORMS}; convert a checkpoint first")
     repo_id = given.partition("@")[0]  # a revision may have slashes, as refs/pr/1 has
     if given.startswith((".", "~", os.sep)) or repo_id.count("/") > 1 or repo_id.endswith("/"):
         return _folder(given)
@@ -74,7 +69,7 @@ def parse_name(given: str | Path) -> ModelName:
     if timm.is_model(given.partition(".")[0]):  # and a slash after an "@"
         raise InputError(f"timm has no weights {given!r}")
     if not re.fullmatch(r"[\w.-]+", given):  # older versions of timm find one of its prefixes in " local-dir:x", too
-        raise InputError(f"model {given!r} is no name of a model: a model is {KINDS}")
+        raise InputError(f"model {given!r} is no name of a model: a model is {NAME_FORMS}")
     return ModelName(name=given)  # unknown: timm says so
 
 
@@ -96,11 +91,6 @@ def _kind(given: str) -> tuple[str, str]:
     return (kind, rest) if kind in (HUB, FOLDER) else ("", given)
 
 
-def resolve_name(name: str) -> str:
-    """Return timm's name for `name`: mmpretrain's model names become `architecture.tag`, others stay as they are."""
-    return next((weights.name for weights in WEIGHTS if weights.source_name == name), name)
-
-
 def is_model_folder(path: str | Path) -> bool:
     """Return whether the folder is meant for a model: it has the weights or the config of one."""
     return any(os.path.isfile(os.path.join(path, name)) for name in (CONFIG_NAME, WEIGHTS_NAME))
@@ -109,8 +99,8 @@ def is_model_folder(path: str | Path) -> bool:
 def is_model_name(given: str) -> bool:
     """Return whether an argument names a model where it may as well be a picture or a folder of pictures.
 
-    Of what exists, folders with a model's files do, and what has the name of a model of timm's; of what does not, all
-    but the names of picture files.
+    An existing folder counts if it holds a model or is called like a timm model; an existing file never does; any other
+    text counts unless it ends like a picture.
     """
     if given == "-":  # standard input
         return False
@@ -150,7 +140,7 @@ def _repository(given: str) -> ModelName:
     repo_id, _, revision = given.partition("@")
     check_repo_id(repo_id)
     if revision:
-        check_revision(revision)
+        require_revision(revision)  # the cache has a file of this name
     name = f"{HUB}:{repo_id}@{revision}" if revision else f"{HUB}:{repo_id}"
     return ModelName(name=name, repo_id=repo_id, revision=revision or None)
 
@@ -165,18 +155,12 @@ def check_repo_id(repo_id: str) -> None:
         raise InputError(f"{repo_id!r} is no name of a repository: {error}") from error
 
 
-def check_revision(revision: str) -> None:
-    """Raise `InputError` unless the text may be a commit, a branch or a tag of a repository."""
-    if NO_REVISION.search(revision) or not revision.isprintable() or len(revision) > LONGEST_REVISION:
-        raise InputError(f"{revision!r} is no name of a commit, a branch or a tag")
-
-
 def _timms_name(given: str) -> str | None:
     """Return timm's name where `given` is one, or mmpretrain's.
 
     Errors: `InputError` where only the architecture is known, and there is no folder of that name.
     """
-    name = resolve_name(given)
+    name = next((weights.name for weights in WEIGHTS if weights.source_name == given), given)
     architecture, _, tag = name.partition(".")
     if "/" in name or not timm.is_model(architecture):
         return None

@@ -50,14 +50,13 @@ def require_fit(tensors: Tensors, network: nn.Module, name: str) -> None:
 
 
 def over_tensors(tensors: Tensors, empty: nn.Module, build: Build) -> nn.Module:
-    """Return the network over the tensors, in eval mode; tensors of its own types are shared with it, not copied.
+    """Return the network over the tensors, in eval mode: it shares them, of whatever types they are.
 
     `empty` is the network without memory, and `build` makes it for real: where it has constants that no file has, such
     as a blur kernel.
     """
-    wanted = empty.state_dict()
-    constants = (buffer for name, buffer in empty.named_buffers() if name not in wanted)
+    in_files = empty.state_dict().keys()
+    constants = (buffer for name, buffer in empty.named_buffers() if name not in in_files)
     network = build(pretrained=False) if any(buffer.is_meta for buffer in constants) else empty
-    own = {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()}
-    network.load_state_dict(own, strict=True, assign=True)
+    network.load_state_dict(tensors, strict=True, assign=True)
     return network.eval()

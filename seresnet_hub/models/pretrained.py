@@ -8,15 +8,16 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from seresnet_hub.checkpoints.key_maps import find_source
-from seresnet_hub.checkpoints.reader import read_tensors
+from seresnet_hub.checkpoints.reader import read_checkpoint
 from seresnet_hub.checkpoints.renaming import rename
+from seresnet_hub.checkpoints.safetensors_headers import read_header
 from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.files.atomic_writing import read_json, replacing, sha256_of
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, WEIGHTS_NAME
-from seresnet_hub.hub.snapshots import sound, take_snapshot
+from seresnet_hub.hub.snapshots import take_snapshot
 from seresnet_hub.models.network_for_tensors import builder, require_fit, without_memory
 from seresnet_hub.models.published_weights import OwnWeights, Weights
 
@@ -75,43 +76,35 @@ def fetch(weights: Weights) -> Path:
     if namespace:
         repository = f"{namespace}/{weights.name}"
         try:
-            downloaded = sound(take_snapshot(repository, None, names=(WEIGHTS_NAME,))).paths[WEIGHTS_NAME]
-            _require_fit(load_file(downloaded), weights)
+            downloaded = take_snapshot(repository, None, names=(WEIGHTS_NAME,)).paths[WEIGHTS_NAME]
+            shapes = {name: torch.empty(shape, device="meta") for name, (shape, _) in read_header(downloaded).items()}
+            _require_fit(shapes, weights)
             return downloaded
         except Exception as error:  # safetensors raises its own
             tried.append(f"{repository} on the Hub ({message_of(error)})")
     cached = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[-1])
     try:
-        original = _verified_original(weights, cached)
+        if not cached.is_file():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(weights.url, str(cached), hash_prefix=weights.sha256_prefix)
+        original = read_checkpoint(cached, sha256_prefix=weights.sha256_prefix)
     except Exception as error:  # urllib, the socket and the disk each raise their own
         tried.append(f"{weights.url} ({message_of(error)})")
         raise InputError(
             f"cannot get the weights {weights.name}: tried {' and '.join(tried)}. If you have the original file, "
             f"put it at {cached}"
         ) from error
-    tensors = read_tensors(original)
     try:
-        converted, _ = rename(find_source(tensors, "mmpretrain"), tensors)
+        converted, _ = rename(find_source(original.tensors, "mmpretrain"), original.tensors)
         _require_fit(converted, weights)
     except InputError as error:
-        raise InputError(f"{original} from {weights.url}: {error}") from error
+        raise InputError(f"{cached} from {weights.url}: {error}") from error
     # Converted anew by each process, so that only bytes whose hash was just checked are ever loaded.
     target = cached.with_suffix(".safetensors")
-    metadata = {"format": "pt", "source_url": weights.url, "source_sha256": sha256_of(original)}
+    metadata = {"format": "pt", "source_url": weights.url, "source_sha256": original.sha256}
     with replacing(target) as temporary:
         save_file({name: converted[name].contiguous() for name in sorted(converted)}, temporary, metadata=metadata)
     return target
-
-
-def _verified_original(weights: Weights, cached: Path) -> Path:
-    if cached.is_file():
-        found = sha256_of(cached)
-        if not found.startswith(weights.sha256_prefix):
-            raise InputError(f"{cached} has sha256 {found[:16]}…, not {weights.sha256_prefix}…: delete it")
-        return cached
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    torch.hub.download_url_to_file(weights.url, str(cached), hash_prefix=weights.sha256_prefix)
-    return cached
 
 
 def _require_fit(tensors: Mapping[str, torch.Tensor], weights: Weights) -> None:

@@ -85,7 +85,8 @@ def _load(build: Build, weights: Path, origin: object, kwargs: Mapping[str, Any]
     if kwargs:
         return _as_asked(build, origin, tensors, empty, kwargs)
     if not copy:
-        return over_tensors(tensors, empty, build)
+        own_types = {name: tensor.dtype for name, tensor in empty.state_dict().items()}
+        return over_tensors({name: tensor.to(own_types[name]) for name, tensor in tensors.items()}, empty, build)
     model = build(pretrained=False)
     model.load_state_dict(tensors, strict=True)
     return model.eval()

@@ -18,16 +18,15 @@ from seresnet_hub.cards.snippets import on_the_hub
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.hub.client import head_of, remote_hashes, size_of
-from seresnet_hub.hub.download_limits import check_commit
 from seresnet_hub.hub.failures import Conflict, explained, status_of
 from seresnet_hub.hub.messages import say
 from seresnet_hub.hub.retries import Overtaken, patiently
-from seresnet_hub.hub.revisions import branch_name, tag_name
+from seresnet_hub.hub.revisions import branch_name, check_commit, tag_name
 from seresnet_hub.models.load import unlike_recorded
 from seresnet_hub.models.names import check_repo_id
 from seresnet_hub.models.strict_loading import load_folder
 from seresnet_hub.models.trial_forward import check_runs
-from seresnet_hub.publishing.pushed_files import PushedFiles, read_pushed_files
+from seresnet_hub.publishing.files_to_push import FilesToPush, files_to_push
 
 
 def push(
@@ -43,7 +42,7 @@ def push(
 ) -> dict[str, Any]:
     """Put the model folder `directory` into the Hub repository `repo_id` in one commit, and return what changed.
 
-    The folder is checked first, and each file in it: `pushed_files` says how. `private` counts where the repository
+    The folder is checked first, and each file in it: `files_to_push` says how. `private` counts where the repository
     is new; `pr` opens a pull request; `dry_run` changes nothing, and without a login checks the folder alone:
     `changed` is then None. Bytes that are there already make no commit. Errors: `InputError` says what happened and
     what to do; the repository is then as it was, or, where only the tag failed, has the whole commit.
@@ -86,17 +85,17 @@ def push(
     return result | {"url": f"{api.endpoint}/{repo_id}/tree/{result['commit']}"}
 
 
-def checked_files(directory: Path, repo_id: str) -> PushedFiles:
+def checked_files(directory: Path, repo_id: str) -> FilesToPush:
     """Return the files to push after showing that they are a model that loads and a card that says what is needed."""
     check_repo_id(repo_id)
-    read = read_pushed_files(directory)
+    read = files_to_push(directory)
     model = load_folder(directory, directory, {}, copy=False)
     if name := next(unlike_recorded(directory, {WEIGHTS_NAME: read.sha256}), None):
         raise InputError(f"{directory / name} is not the file that {CONFIG_NAME} describes: its sha256 differs")
     check_runs(model, directory)
-    text = _checked_card(directory / CARD_NAME, read.texts[CARD_NAME])
+    text = _checked_card(directory / CARD_NAME, read.small_files[CARD_NAME])
     read.require_unchanged()
-    return replace(read, texts={**read.texts, CARD_NAME: on_the_hub(text, repo_id).encode()})
+    return replace(read, small_files={**read.small_files, CARD_NAME: on_the_hub(text, repo_id).encode()})
 
 
 def _checked_card(path: Path, content: bytes) -> str:
@@ -155,7 +154,7 @@ class _Upload:
 
     api: HfApi
     repo_id: str
-    pushed: PushedFiles
+    pushed: FilesToPush
     changed: list[str]
     message: str
     parent: str
@@ -166,7 +165,7 @@ class _Upload:
         Where somebody else has committed the same bytes meanwhile, their commit is returned.
         """
         api, repo_id, parent = self.api, self.repo_id, self.parent
-        operations = self._operations(revision)
+        operations = self._uploaded_operations(revision)
 
         def commit() -> str:
             made = api.create_commit(
@@ -182,7 +181,7 @@ class _Upload:
                 if self._is_at(since):
                     if since != now:
                         meanwhile = f"somebody else pushed on top of {since[:12]}"
-                        say(f"{repo_id} ({revision}) is at {now[:12]} since: {meanwhile}")
+                        say(f"{repo_id} ({revision}) is now at {now[:12]}: {meanwhile}")
                     return since
             raise Overtaken(
                 f"somebody else pushed to {repo_id} ({revision}) meanwhile: it is at {now[:12]}, and nothing of this "
@@ -220,13 +219,13 @@ class _Upload:
         if already:
             say(f"this pull request is open already: {already['url']}")
             return {**already, "changed": []}
-        operations = self._operations(None)
+        operations = self._uploaded_operations(None)
         return patiently(commit, f"opening a pull request in {repo_id}", happened=opened)
 
     def _is_at(self, commit: str) -> bool:
         return not self.pushed.unlike(remote_hashes(self.api, self.repo_id, commit))
 
-    def _operations(self, revision: str | None) -> list[CommitOperationAdd]:
+    def _uploaded_operations(self, revision: str | None) -> list[CommitOperationAdd]:
         """Return what a commit adds, after sending the contents that the Hub keeps out of git, one after the other.
 
         Without `revision` it is for a pull request. Sending changes nothing: a commit does.

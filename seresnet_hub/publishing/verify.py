@@ -10,7 +10,8 @@ from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.hub.messages import say
 from seresnet_hub.hub.snapshots import Snapshot, take_snapshot
 from seresnet_hub.models.load import origin_of, recorded_hashes
-from seresnet_hub.models.names import KINDS, parse_name, require_model_folder
+from seresnet_hub.models.name_forms import NAME_FORMS
+from seresnet_hub.models.names import parse_name, require_model_folder
 from seresnet_hub.models.strict_loading import load_folder
 from seresnet_hub.models.trial_forward import check_runs
 
@@ -29,8 +30,8 @@ def verify(name: str | Path) -> dict[str, Any]:
     else:
         repo_id = meant.repo_id or origin_of(meant.name).repo_id
         if not repo_id:
-            raise InputError(f"{name!r} has no files to verify: name a repository or a folder, {KINDS}")
-        snapshot = take_snapshot(repo_id, meant.revision, names=None)
+            raise InputError(f"{name!r} has no files to verify: name a repository or a folder, {NAME_FORMS}")
+        snapshot = take_snapshot(repo_id, meant.revision, names=None, check=False)
     wrong = snapshot.wrong()
     for file in wrong:
         say(f"{snapshot.paths[file]} is not what it must be ({snapshot.hashes[file]}): delete it and fetch it again")

@@ -11,7 +11,7 @@ from torch import nn
 
 from seresnet_hub.data.plan import Plan
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.model_folder import OTHER_WEIGHTS_FACTS
+from seresnet_hub.files.model_folder import FACTS_OF_ONE_WEIGHT_SET
 from seresnet_hub.models.create import create
 from seresnet_hub.models.load import load
 from seresnet_hub.models.names import architecture_of
@@ -111,7 +111,7 @@ def _config(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     if pool:
         pool = tuple(max(1, side * size // given["input_size"][-1]) for side in pool)
     return {
-        **{key: value for key, value in given.items() if key not in OTHER_WEIGHTS_FACTS},
+        **{key: value for key, value in given.items() if key not in FACTS_OF_ONE_WEIGHT_SET},
         "num_classes": model.num_classes,
         "input_size": (3, size, size),
         "pool_size": pool,

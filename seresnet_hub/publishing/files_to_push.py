@@ -21,7 +21,7 @@ from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME,
 from seresnet_hub.hub.client import hash_like
 from seresnet_hub.hub.download_limits import LARGEST_TEXT, LARGEST_WEIGHTS
 
-# The columns of `run_folder.write_summary`, in training's words.
+# The columns of `training.run_folder.write_summary`, in training's words.
 SUMMARY_COLUMNS = frozenset(
     {"step", "epoch", "learning_rate", "train_loss"}
     | {f"{raw}{figure}" for raw in ("", "raw_") for figure in ("eval_loss", "top1", "top5")}
@@ -33,18 +33,18 @@ PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PushedFiles:
+class FilesToPush:
     """The files of a folder that go to the Hub: the bytes of all but the weights, and of these where they lie."""
 
     directory: Path
     weights: Path
     sha256: str  # of the weights, when they were first read
-    texts: Mapping[str, bytes]
+    small_files: Mapping[str, bytes]
 
     @property
     def files(self) -> dict[str, Path | bytes]:
         """What is uploaded, by name."""
-        return {WEIGHTS_NAME: self.weights, **self.texts}
+        return {WEIGHTS_NAME: self.weights, **self.small_files}
 
     def unlike(self, remote: Mapping[str, str]) -> list[str]:
         """Return the names of the files that are not there with the hashes `remote`, the Hub's."""
@@ -57,9 +57,9 @@ class PushedFiles:
 
     def require_unchanged(self) -> None:
         """Raise `InputError` unless the folder still holds what was read: then this is what was checked since."""
-        again = _texts(self.directory)
-        for name in {**self.texts, **again}:
-            if again.get(name) != self.texts.get(name):
+        again = _small_files(self.directory)
+        for name in {**self.small_files, **again}:
+            if again.get(name) != self.small_files.get(name):
                 raise self._changed(name)
 
     def require_hash(self, uploaded: str) -> None:
@@ -71,7 +71,7 @@ class PushedFiles:
         return InputError(f"{self.directory / name} has changed while it was being checked: nothing was pushed")
 
 
-def read_pushed_files(directory: Path) -> PushedFiles:
+def files_to_push(directory: Path) -> FilesToPush:
     """Return the folder's model, config and card, with the table and picture of its training where it has them.
 
     Errors: `InputError` where one is missing, lies outside the folder, is no regular file, is too large, or is
@@ -87,23 +87,23 @@ def read_pushed_files(directory: Path) -> PushedFiles:
         digest = sha256_of(weights)
     except OSError as error:
         raise InputError(f"cannot read {weights}: {error.strerror}") from error
-    return PushedFiles(directory=directory, weights=weights, sha256=digest, texts=_texts(directory))
+    return FilesToPush(directory=directory, weights=weights, sha256=digest, small_files=_small_files(directory))
 
 
-def _texts(directory: Path) -> dict[str, bytes]:
+def _small_files(directory: Path) -> dict[str, bytes]:
     """Return the bytes of all files but the weights, by name."""
     checks: dict[str, Callable[[bytes], str]] = {
         CONFIG_NAME: lambda _: "", CARD_NAME: lambda _: "", SUMMARY_NAME: _not_summary, CURVES_NAME: _not_png,
     }  # fmt: skip
-    texts = {}
+    small_files = {}
     for name, problem_of in checks.items():
         if not os.path.lexists(directory / name):
             continue
         content = _content(_inside(directory, name), LARGEST_TEXT)
         if problem := problem_of(content):
             raise InputError(f"{directory / name} {problem}: it is not pushed; delete it, or make it again")
-        texts[name] = content
-    return texts
+        small_files[name] = content
+    return small_files
 
 
 def _inside(directory: Path, name: str) -> Path:
@@ -140,7 +140,7 @@ def _content(path: Path, most: int) -> bytes:
 
 
 def _not_summary(content: bytes) -> str:
-    """Return what is wrong with a table that `run_folder.write_summary` wrote: numbers alone, in the columns it has."""
+    """Return what is wrong with a table of `training.run_folder.write_summary`: numbers alone, in its columns."""
     try:
         columns, *rows = csv.reader(io.StringIO(content.decode("ascii"), newline=""), strict=True)
     except (ValueError, csv.Error):

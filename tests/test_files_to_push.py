@@ -17,9 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 from seresnet_hub.errors import InputError
 from seresnet_hub.models.trial_forward import check_runs
 from seresnet_hub.plots import draw_curves
-from seresnet_hub.publishing import pushed_files
+from seresnet_hub.publishing.files_to_push import files_to_push
 from seresnet_hub.publishing.push import push, ready_repository
-from seresnet_hub.publishing.pushed_files import read_pushed_files
 from seresnet_hub.training.progress import Row
 from seresnet_hub.training.run_folder import write_summary
 
@@ -124,23 +123,23 @@ def test_another_file_is_no_picture(hub: HubServer, trained: Path, damage: Calla
 def test_pillows_own_pictures_are_judged_by_what_is_in_them(trained: Path) -> None:
     for mode in ("L", "RGB", "RGBA", "P", "1"):
         Image.new(mode, (5, 4)).save(trained / "curves.png", dpi=(110, 110))
-        read_pushed_files(trained)
+        files_to_push(trained)
     notes = PngInfo()
     notes.add_text("Author", SECRET)
     Image.new("L", (5, 4)).save(trained / "curves.png", pnginfo=notes)
     with pytest.raises(InputError, match="something beside the picture"):
-        read_pushed_files(trained)
+        files_to_push(trained)
 
 
 def test_a_file_too_large_is_not_read_whole(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (trained / "README.md").open("r+b") as file:
         file.truncate(10**12)
     with pytest.raises(InputError, match="README.md has more than the 10,000,000 bytes"):
-        read_pushed_files(trained)
+        files_to_push(trained)
     write_folder(trained)
-    monkeypatch.setattr(pushed_files, "LARGEST_WEIGHTS", 1000)
+    monkeypatch.setattr("seresnet_hub.publishing.files_to_push.LARGEST_WEIGHTS", 1000)
     with pytest.raises(InputError, match="more than the 1,000 bytes"):
-        read_pushed_files(trained)
+        files_to_push(trained)
 
 
 @pytest.mark.parametrize("name", ["summary.csv", "curves.png", "README.md", "config.json"])
