@@ -157,3 +157,10 @@ def test_files_that_are_named_exist(page: str) -> None:
     if page == "seresnet_hub/README.md":
         for name in re.findall(r"`(\w+/(?:\w+\.py)?)`", text_of(page).partition("## Modules")[0]):
             assert (ROOT / name).exists() or (ROOT / "seresnet_hub" / name).exists(), name
+
+
+def test_the_map_names_files_that_exist() -> None:
+    package = ROOT / "seresnet_hub"
+    named = re.findall(r"`(\w+/(?:\w+\.py)?)`", (package / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 40
+    assert [name for name in named if not ((package / name).exists() or (ROOT / name).exists())] == []
