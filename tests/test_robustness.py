@@ -19,6 +19,7 @@ import torch
 from conftest import WriteSplit, numbered_picture, numbers_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from warm_python import children
 
 from seresnet_hub.data.loader import Batch, loader
 from seresnet_hub.data.open_split import open_split
@@ -176,7 +177,7 @@ def test_a_killed_worker_ends_the_run_clearly(write_split: WriteSplit) -> None:
     split = open_split(str(write_split([[200] * 10])), "train")
     batches = iter(loader(split, None, RECIPE, workers=2))
     next(batches)
-    os.kill(psutil.Process().children()[0].pid, signal.SIGKILL)
+    os.kill(children()[0].pid, signal.SIGKILL)
     start = time.monotonic()
     with pytest.raises(InputError, match="a loader worker died"):
         for _ in batches:
@@ -219,7 +220,7 @@ def test_a_workers_sigterm_is_the_main_processes_to_answer(write_split: WriteSpl
     """A scheduler signals every process; however long the main one takes to save, its workers serve on, and then go."""
     batches = iter(loader(str(write_split([[200] * 10])), "train", RECIPE, workers=2))
     next(batches)
-    workers = psutil.Process().children()
+    workers = children()
     assert len(workers) == 2
     for worker in workers * 2:
         worker.send_signal(signal.SIGTERM)
@@ -333,4 +334,4 @@ def test_memory_stays_flat_over_fifty_epochs(write_split: WriteSplit) -> None:
         files.append(psutil.Process().num_fds())
     assert held[-1] - held[9] < 20  # MiB
     assert files[-1] <= files[9] + 2
-    assert not psutil.Process().children()
+    assert not children()

@@ -13,6 +13,7 @@ from dataclasses import replace
 import psutil
 import pytest
 from conftest import WriteSplit, numbered_picture
+from warm_python import children
 
 from seresnet_hub.data import worker_pool as module
 from seresnet_hub.data.loader import loader
@@ -32,7 +33,7 @@ def test_a_stopped_worker_is_named_and_then_given_up(
     monkeypatch.setattr(module, "LONGEST_STOPPED", 1.0)
     stream = iter(loader(str(write_split([[200] * 10])), "train", RECIPE, workers=2))
     next(stream)
-    workers = psutil.Process().children()
+    workers = children()
     workers[0].send_signal(signal.SIGSTOP)
     start = time.monotonic()
     with (
@@ -51,7 +52,7 @@ def test_a_worker_that_goes_on_is_waited_for(write_split: WriteSplit, monkeypatc
     monkeypatch.setattr(module, "LOOK_EVERY", 0.2)
     stream = iter(loader(str(write_split([[200] * 10])), "train", RECIPE, workers=2))
     next(stream)
-    worker = psutil.Process().children()[0]
+    worker = children()[0]
     worker.send_signal(signal.SIGSTOP)
     waker = subprocess.Popen(["sh", "-c", f"sleep 1.5; kill -CONT {worker.pid}"])
     assert sum(1 for _ in stream) == 166

@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 # Not huggingface_hub and what imports it: it reads its settings from the environment, and only once.
 PRELOADED = [
     *("torch", "torchvision", "numpy", "pandas", "pyarrow.parquet"),
@@ -66,6 +68,12 @@ def run_python(
     if check:
         done.check_returncode()
     return done
+
+
+def children() -> list[psutil.Process]:
+    """Return this process's children, without the server of warm processes and what belongs to it."""
+    servers = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
+    return [one for one in psutil.Process().children() if not any(name in " ".join(one.cmdline()) for name in servers)]
 
 
 def _run(words: list[str], env: Mapping[str, str], cwd: str, streams: Sequence[Path]) -> None:
