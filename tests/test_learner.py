@@ -155,7 +155,7 @@ def test_the_sizes_of_pieces_are_those_of_torchs_chunks(images: int, pieces: int
 
 
 def test_blocks_for_training_need_something_to_gain(tmp_path: Path, numbers: str) -> None:
-    refused("se_blocks=True: it gains something where compile=True alone", replace(SMALL, se_blocks=True),
+    refused("se_blocks=true has no effect without compile=true: set both", replace(SMALL, se_blocks=True),
             data=numbers, output=tmp_path / "out")  # fmt: skip
     plain = replace(SMALL, model="resnet20_cifar", se_blocks=True, compile=True)
     refused("resnet20_cifar has no block of timm's with an SE unit", plain, data=numbers, output=tmp_path / "out")

@@ -71,10 +71,10 @@ class Recipe:
     optimizer: Annotated[str, "timm's name of it; sgd has Nesterov momentum, momentum has not"] = "sgd"
     optimizer_eps: Annotated[float | None, POSITIVE, "the optimizer's epsilon; none: its own"] = None
     learning_rate: Annotated[float, OR_AUTO, POSITIVE,
-        "the largest learning rate, of base_batch_size images where lr_scaling is not none"]
+        "the learning rate after the warm-up, before lr_scaling"]
     lr_scaling: Annotated[Literal["none", "linear", "sqrt"],
-        "how learning_rate changes with batch_size / base_batch_size: not, with it (arXiv 1706.02677), or with its "
-        "square root"] = "none"
+        "none: learning_rate is used as it is; linear: times batch_size / base_batch_size (arXiv 1706.02677); sqrt: "
+        "times the square root of that"] = "none"
     base_batch_size: Annotated[int | None, POSITIVE,
         "the batch size that learning_rate is for; needed with lr_scaling=linear or sqrt"] = None
     momentum: Annotated[float, FRACTION, "momentum of the optimizer; from 0 to 1"] = 0.9

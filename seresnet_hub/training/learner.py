@@ -185,7 +185,7 @@ def _with_training_forms(model: nn.Module, recipe: Recipe) -> nn.Module:
             use_compiled_sync_norms(model)
     if recipe.se_blocks:
         if not recipe.compile:
-            raise InputError("se_blocks=True: it gains something where compile=True alone")
+            raise InputError("se_blocks=true has no effect without compile=true: set both")
         if not use_training_blocks(model):
             raise InputError(f"se_blocks=True: {recipe.model} has no block of timm's with an SE unit")
     return model
