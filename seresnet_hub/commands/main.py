@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
 
 from seresnet_hub.commands.result_or_error import start
 from seresnet_hub.errors import EXIT_BAD_INPUT, printable
+from seresnet_hub.recipes.field_types import closest
 from seresnet_hub.training.signals import end_with_training
 
 COMMANDS = ("train", "validate", "predict", "convert", "push", "verify")
@@ -33,9 +33,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
 
         print(f"seresnet-hub {version()}")
         sys.exit(0)
-    near = get_close_matches(first, COMMANDS, n=1)
-    meant = f"; did you mean {near[0]!r}?" if near else ""
-    problem = f"there is no command {printable(first)!r}{meant}" if first else "name a command"
+    problem = f"there is no command {printable(first)!r}{closest(first, COMMANDS)}" if first else "name a command"
     print(f"seresnet-hub: error: {problem} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
 
