@@ -106,7 +106,6 @@ class Loader:
         if not len(self):
             return
         spec, fingerprint, is_finalizing = self.spec, self.split.fingerprint, sys.is_finalizing
-        _warn_of_idle_workers(spec)
         shared = SharedBatches(AHEAD + 2, (spec.rows(0), *spec.size, 3)) if spec.workers else None
         loader_of = partial(
             DataLoader, RowDecoder(spec, shared), batch_size=None, sampler=_requests(spec, shared, self._start),
@@ -162,17 +161,6 @@ class Loader:
         self.skipped += texts
         named = "; ".join(self.skipped[:20]) + (" …" if len(self.skipped) > 20 else "")
         require_few_damaged(len(self.skipped), self.split, self.spec.corrupt_share, named)
-
-
-def _warn_of_idle_workers(spec: LoaderSpec) -> None:
-    lanes, readers = spec.plan.lanes, spec.world_size * spec.readers
-    if spec.workers > spec.readers or (spec.workers and lanes % readers):
-        shared = ", which read some row groups twice" if lanes % readers else ""
-        log.warning(
-            "%d of %d loader workers are used: the %d lanes of the plan are divided among %d x %d readers%s; "
-            "set lanes to a multiple of ranks x workers",
-            spec.readers, spec.workers, lanes, spec.world_size, spec.readers, shared,
-        )  # fmt: skip
 
 
 def _requests(spec: LoaderSpec, shared: SharedBatches | None, start: int) -> Iterator[Request]:
