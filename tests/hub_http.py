@@ -88,6 +88,8 @@ class Exchange(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with self.server.hub.lock:
+            self.server.hub.connections += 1
 
     def log_message(self, *_: object) -> None:
         pass

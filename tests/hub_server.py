@@ -57,6 +57,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.errors: list[BaseException] = []
+        self.connections = 0  # opened so far
         self.lock = threading.RLock()
         self._http = Server(("127.0.0.1", 0), Handler)
         self._http.hub = self
