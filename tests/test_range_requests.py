@@ -114,6 +114,15 @@ def test_an_expired_address_is_resolved_anew_once(hub: HubServer, file: str, sta
     assert resolved(hub) == 2
 
 
+def test_addresses_that_serve_no_more(hub: HubServer, file: str) -> None:
+    for k in range(3):
+        assert fetch_range(file, k, 20) == CONTENT[k:20]
+        assert fetch_range(file, k, 30) == CONTENT[k:30]
+        hub.traffic.revoke()
+    assert resolved(hub) == 3
+    assert [one.status for one in hub.asked("GET", STORED)] == [206, 206, 403, 206, 206, 403, 206, 206]
+
+
 def test_a_storage_that_refuses_everything_is_named(hub: HubServer, file: str, pauses: list[float]) -> None:
     hub.fault("GET", STORED, Status(403), times=None)
     with pytest.raises(InputError, match=r"train 1.parquet, bytes 0 to 10: localhost:\d+ refuses \(403\)"):
