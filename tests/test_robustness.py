@@ -127,7 +127,7 @@ def test_a_position_is_a_few_integers_and_refuses_changed_shards(write_split: Wr
 
 
 def test_resuming_reads_only_what_is_left(write_split: WriteSplit, monkeypatch: pytest.MonkeyPatch) -> None:
-    from seresnet_hub.data import worker as module
+    from seresnet_hub.data import row_reader as module
 
     split = open_split(str(write_split([[12]] * 24)), "train")
     read: list[int] = []

@@ -1,9 +1,7 @@
-"""What a loader worker does: read its own units, and decode the rows that stand in its own places of each batch."""
+"""What a loader worker does: decode the rows that stand in its own places of each batch."""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -12,12 +10,12 @@ from torch.utils.data import Dataset
 
 from seresnet_hub.data.decoding import DecodedImage, TransformError
 from seresnet_hub.data.loader_spec import LoaderSpec
-from seresnet_hub.data.plan import Plan, Reader, Window
+from seresnet_hub.data.plan import Reader
 from seresnet_hub.data.read_image import UnavailableError
+from seresnet_hub.data.row_reader import RowReader
 from seresnet_hub.data.shared_batches import SharedBatches
-from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import reseed, streams_kept
-from seresnet_hub.data.units import Row, read_unit
+from seresnet_hub.data.units import Row
 from seresnet_hub.errors import InputError
 
 
@@ -43,51 +41,6 @@ class WorkerRows(NamedTuple):
     mirror: np.ndarray
     indices: np.ndarray
     undecodable: list[str]
-
-
-class RowReader:
-    """The undecoded rows of one reader, batch after batch; units are read ahead in threads and dropped when used up."""
-
-    def __init__(self, split: Split, plan: Plan, reader: Reader, start: int) -> None:
-        self._split = split
-        self._windows = plan.windows(reader, start)
-        self._uses = plan.unit_uses(reader, start)
-        self._upcoming: deque[Window] = deque()
-        self._units: dict[int, Future[list[Row]]] = {}
-        self._rows: dict[int, list[tuple[int, Row]]] = defaultdict(list)
-        self._ahead = 4 if split.remote else 1
-        self._threads = ThreadPoolExecutor(self._ahead, thread_name_prefix="reading")
-        self.next_batch = start
-
-    def next_rows(self) -> list[tuple[int, Row]]:
-        """Return the places and rows of the next batch."""
-        self._read_ahead()
-        while self._upcoming and self._upcoming[0].first_batch <= self.next_batch:
-            window = self._upcoming.popleft()
-            self._read_ahead()
-            self._distribute(window)
-        self.next_batch += 1
-        return self._rows.pop(self.next_batch - 1, [])
-
-    def _read_ahead(self) -> None:
-        while len(self._upcoming) <= self._ahead:
-            window = next(self._windows, None)
-            if window is None:
-                return
-            self._upcoming.append(window)
-            for unit in np.unique(window.unit).tolist():
-                if unit not in self._units:
-                    self._units[unit] = self._threads.submit(read_unit, self._split, unit)
-
-    def _distribute(self, window: Window) -> None:
-        units = {unit: self._units[unit].result() for unit in np.unique(window.unit).tolist()}
-        columns = (window.batch, window.place, window.unit, window.row)
-        for batch, place, unit, row in zip(*(column.tolist() for column in columns), strict=True):
-            self._rows[batch].append((place, units[unit][row]))
-        for unit in units:
-            self._uses[unit] -= 1
-            if not self._uses[unit]:
-                del self._units[unit]
 
 
 class RowDecoder(Dataset[WorkerRows | InputError]):
