@@ -122,6 +122,8 @@ class Loader:
                     self._next = number + 1
                     self._count_skipped([text for part in parts for text in part.undecodable])
                     self.split.unit_hashes.save(fingerprint)
+                    if self.split.parquet is not None and spec.rank == 0:
+                        self.split.parquet.cache.say_now_and_then()
                     yield self._joined(number, parts, shared)
                     del parts, part
         finally:
@@ -227,7 +229,7 @@ def loader(
     """
     if open_fields := following(recipe):
         raise InputError(f"recipe {recipe.name!r} leaves {', '.join(open_fields)} open: give them values")
-    opened = source if isinstance(source, Split) else open_split(source, split)
+    opened = source if isinstance(source, Split) else open_split(source, split, cache_gb=recipe.cache_gb)
     spec = LoaderSpec(
         split=opened, plan=epoch_plan(opened, recipe, seed=seed, epoch=epoch),
         decoder=Decoder(transform_of(recipe), recipe.decoder), size=(recipe.input_size,) * 2,

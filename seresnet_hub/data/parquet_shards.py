@@ -37,10 +37,10 @@ MOST_UNREAD = 0.1
 
 @dataclass(frozen=True)
 class Footer:
-    """What a shard says of itself; the footer begins at the byte `start`."""
+    """What a shard of `size` bytes says of itself."""
 
     metadata: pyarrow.parquet.FileMetaData
-    start: int
+    size: int
 
     @property
     def rows(self) -> list[int]:
@@ -49,7 +49,7 @@ class Footer:
 
     @cached_property
     def chunks(self) -> list[list[Chunk]]:
-        """The column chunks of each row group, in the order of their bytes; together they are all before the footer."""
+        """The column chunks of each row group, in the order of their bytes; together they are the whole shard."""
         found = []
         for group in range(self.metadata.num_row_groups):
             for column in range(self.metadata.num_columns):
@@ -62,7 +62,7 @@ class Footer:
         found.sort()
         groups: list[list[Chunk]] = [[] for _ in range(self.metadata.num_row_groups)]
         for k, (start, stop, group, column) in enumerate(found):
-            following = found[k + 1][0] if k + 1 < len(found) else self.start
+            following = found[k + 1][0] if k + 1 < len(found) else self.size
             groups[group].append(Chunk(column, start if k else 0, max(stop, following)))
         return groups
 
@@ -110,11 +110,10 @@ class ParquetShards:
             return held
         path = self.cache.whole(number)
         if path is not None:
-            footer = Footer(pyarrow.parquet.read_metadata(path), 0)
+            metadata = pyarrow.parquet.read_metadata(path)
         else:
-            tail = self._tail(number)
-            metadata = pyarrow.parquet.read_metadata(pyarrow.BufferReader(tail))
-            footer = Footer(metadata, self._shards[number].size - len(tail))
+            metadata = pyarrow.parquet.read_metadata(pyarrow.BufferReader(self._tail(number)))
+        footer = Footer(metadata, self._shards[number].size)
         for old in list(self._held)[: 1 - FOOTERS_HELD]:
             self._held.pop(old, None)
         self._held[number] = footer

@@ -38,7 +38,6 @@ COMMIT, CONTENT_HASH = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}|[0
 FREE_SHARE, FREE_BYTES = 0.1, 10e9
 LEAST_FREE = 1e9  # with a number, too: other programs need the disk as well
 LARGEST_REQUEST = 2**25  # bytes, where one request fetches several row groups; a single one may be larger
-SMALL_REST = 2**20  # bytes: what no row group holds, and is fetched to complete a file
 LOCKS = 4096  # files, so that two row groups seldom have the same
 PATIENCE = 120.0  # seconds in which another process fetches what is wanted, before it is fetched twice
 SECONDS_BETWEEN = 60.0  # two lines that say how much is kept
@@ -68,6 +67,7 @@ class ShardCache:
     def __init__(self, files: Sequence[str], shards: Sequence[Shard], cache_gb: float | None = None) -> None:
         self._files, self._shards = files, shards
         self._places: dict[int, _Place | None] = {}
+        self._looked_at: set[int] = set()
         # Shared with the workers: which shards came with other bytes than the Hub says, and whether the disk is full.
         self._wrong = mmap.mmap(-1, len(files) + 1)
         self._next_line = time.monotonic() + SECONDS_BETWEEN
@@ -196,8 +196,13 @@ class ShardCache:
         place = self._place(number)
         if place is None:
             return memoryview(fetch(*wanted))
+        if number not in self._looked_at:  # its last bytes may have come just before a process was killed
+            self._looked_at.add(number)
+            self.complete(number)
         if (found := place.partial.read(*wanted)) is not None:
             return found
+        if (path := self.whole(number)) is not None:
+            return _read_file(path, wanted)
         if not self._may_keep(number):
             return memoryview(fetch(*wanted))
         with ExitStack() as locks:
@@ -209,12 +214,12 @@ class ShardCache:
             gaps = place.partial.missing(*wanted)
             start, stop = (gaps[0][0], gaps[-1][1]) if gaps else wanted
             for one in following if stop == wanted[1] else ():
-                is_next = one[0] == stop and one[1] - start <= LARGEST_REQUEST
-                if not is_next or place.partial.missing(*one) != [one]:
+                gaps = place.partial.missing(*one)
+                if len(gaps) != 1 or gaps[0][0] != stop or gaps[0][1] - start > LARGEST_REQUEST:
                     break
                 if not locks.enter_context(one_at_a_time(_lock_of(place, one), patience=0)):
                     break
-                stop = one[1]
+                stop = gaps[0][1]
             data = memoryview(fetch(start, stop))
             self._keep(place, start, data, cuts)
         self.complete(number)
@@ -247,15 +252,12 @@ class ShardCache:
         place, size = self._place(number), self._shards[number].size
         if place is None or place.whole is None or not self._may_keep(number):
             return
-        gaps = place.partial.missing(0, size)
-        if sum(stop - start for start, stop in gaps) > SMALL_REST:
+        if place.partial.missing(0, size):
             return
         try:
             with one_at_a_time(_lock_of(place, (0, size)), patience=0) as is_free:
                 if not is_free or self.whole(number) is not None:
                     return
-                for start, stop in gaps:
-                    place.partial.write(start, memoryview(fetch_range(self._files[number], start, stop)), ())
                 if place.partial.is_sound(size):  # else its damaged ranges are fetched again when they are read
                     self._put_in_place(number, place, place.whole)
         except OSError as error:

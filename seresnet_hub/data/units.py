@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
@@ -43,10 +45,16 @@ def require_same_shards(split: Split, fingerprint: int) -> None:
 def labels_of(split: Split) -> np.ndarray:
     """Return the label of each row, in order; reads the label column, of a part of a split nothing."""
     if split.subset is None:
-        labels = [unit_labels(split, unit) for unit in range(len(split.unit_rows))]
+        labels = labels_of_units(split)
     else:
         labels = [unit[rows] for unit, rows in zip(split.subset.labels, split.subset.rows, strict=True)]
     return np.concatenate(labels) if labels else np.array([], np.int64)
+
+
+def labels_of_units(split: Split) -> list[np.ndarray]:
+    """Return the labels of each unit; over a network, many are asked for at once."""
+    with ThreadPoolExecutor(16 if split.streamed else 1) as pool:
+        return list(pool.map(partial(unit_labels, split), range(len(split.unit_rows))))
 
 
 def unit_labels(split: Split, unit: int) -> np.ndarray:
