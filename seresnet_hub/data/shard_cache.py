@@ -211,7 +211,9 @@ class ShardCache:
                 return found
             if (path := self.whole(number)) is not None:
                 return _read_file(path, wanted)
-            gaps = place.partial.missing(*wanted)
+            gaps = place.partial.missing(
+                *wanted
+            )  # none where its bytes are damaged, and another thread has not noticed yet
             start, stop = (gaps[0][0], gaps[-1][1]) if gaps else wanted
             for one in following if stop == wanted[1] else ():
                 gaps = place.partial.missing(*one)
@@ -222,11 +224,10 @@ class ShardCache:
                 stop = gaps[0][1]
             data = memoryview(fetch(start, stop))
             self._keep(place, start, data, cuts)
+            is_all = start <= wanted[0] and wanted[1] <= stop
+            found = data[wanted[0] - start : wanted[1] - start] if is_all else place.partial.read(*wanted)
         self.complete(number)
-        if start > wanted[0] or stop < wanted[1]:  # its other bytes were kept before
-            found = place.partial.read(*wanted)
-            return memoryview(fetch(*wanted)) if found is None else found
-        return data[: wanted[1] - start]
+        return memoryview(fetch(*wanted)) if found is None else found
 
     def _may_keep(self, number: int) -> bool:
         return number < self._kept and not self._wrong[number] and not self._full
