@@ -188,13 +188,8 @@ def test_a_shard_is_fetched_once_and_becomes_a_file_of_the_hubs_cache(
         assert again.row_groups() == [[2] * 6, [2] * 3]
     assert len(remote.requests) == fetched
     for file, content in remote.contents.items():
-        found = try_to_load_from_cache(
-            "someone/pictures",
-            file.partition(f"{COMMIT}/")[2],
-            revision=COMMIT,
-            repo_type="dataset",
-            cache_dir=constants.HF_HUB_CACHE,
-        )
+        name = file.partition(f"{COMMIT}/")[2]
+        found = try_to_load_from_cache("someone/pictures", name, constants.HF_HUB_CACHE, COMMIT, "dataset")
         assert isinstance(found, str)
         assert Path(found).read_bytes() == content
         assert Path(found).resolve().name == hashlib.sha256(content).hexdigest()
