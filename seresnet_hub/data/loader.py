@@ -104,6 +104,8 @@ class Loader:
                 for parts, images in workers.batches(Pass(self.spec, self._start)):
                     self._count_skipped([text for part in parts for text in part.undecodable])
                     self.split.unit_hashes.save(fingerprint)
+                    if self.split.parquet is not None and self.spec.rank == 0:
+                        self.split.parquet.cache.say_now_and_then()
                     self._next += 1
                     yield self._joined(self._next - 1, parts, images)
                     del parts, images
@@ -211,7 +213,7 @@ def loader(
     """
     if open_fields := following(recipe):
         raise InputError(f"recipe {recipe.name!r} leaves {', '.join(open_fields)} open: give them values")
-    opened = source if isinstance(source, Split) else open_split(source, split)
+    opened = source if isinstance(source, Split) else open_split(source, split, cache_gb=recipe.cache_gb)
     spec = training_spec(opened, recipe, rank=rank, world_size=world_size, workers=workers, seed=seed)
     return Loader(spec.of_epoch(epoch), position)
 

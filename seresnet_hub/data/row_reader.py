@@ -22,7 +22,7 @@ class RowReader:
         self._upcoming: deque[Window] = deque()
         self._units: dict[int, Future[list[Row]]] = {}
         self._rows: dict[int, list[tuple[int, Row]]] = defaultdict(list)
-        self._ahead = 4 if split.remote else 1
+        self._ahead = 4 if split.streamed else 1
         self._threads = ThreadPoolExecutor(self._ahead, thread_name_prefix="reading")
         self.next_batch = start
         self.has_begun_all = False  # whether no unit is left that is not being read or was
@@ -47,7 +47,10 @@ class RowReader:
             self._upcoming.append(window)
             for unit in np.unique(window.unit).tolist():
                 if unit not in self._units:
-                    self._units[unit] = self._threads.submit(read_unit, self._split, unit)
+                    self._units[unit] = self._threads.submit(read_unit, self._split, unit, self._is_needed)
+
+    def _is_needed(self, unit: int) -> bool:
+        return unit in self._uses and unit not in self._units
 
     def _distribute(self, window: Window) -> None:
         units = {unit: self._units[unit].result() for unit in np.unique(window.unit).tolist()}
