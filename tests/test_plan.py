@@ -71,6 +71,7 @@ def read_units(plan: Plan, reader: Reader, start: int = 0) -> set[int]:
         assert not now & finished
         read |= now
         finished |= set(window.finished)
+    assert all(plan.needs(unit, reader, start) for unit in read)
     return read
 
 
@@ -105,6 +106,8 @@ def test_a_resumed_reader_leaves_out_what_was_used_up() -> None:
     assert len(read_units(plan, Reader())) == 480
     assert len(read_units(plan, Reader(), plan.steps * 3 // 4)) <= 480 // 4 + 48
     assert not read_units(plan, Reader(), plan.steps)
+    needed = [unit for unit in range(480) if plan.needs(unit, Reader(0, 8), plan.steps // 2)]
+    assert len(needed) <= 480 // 16 + 3 * 2
 
 
 def test_a_unit_that_two_lanes_share_is_needed_at_one_time() -> None:

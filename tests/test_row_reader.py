@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
@@ -43,7 +43,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     readings: Counter[int] = Counter()
     lock = threading.Lock()
 
-    def read_unit(split: Any, unit: int) -> Unit:
+    def read_unit(split: Any, unit: int, needed: Callable[[int], bool]) -> Unit:
         with lock:
             readings[unit] += 1
             return Unit(unit, split.unit_rows[unit])
@@ -53,8 +53,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     return readings
 
 
-def reader_of(plan: Plan, reader: Reader | None = None, start: int = 0, *, remote: bool = False) -> RowReader:
-    split = SimpleNamespace(remote=remote, unit_rows=plan.unit_rows)
+def reader_of(plan: Plan, reader: Reader | None = None, start: int = 0, *, streamed: bool = False) -> RowReader:
+    split = SimpleNamespace(streamed=streamed, unit_rows=plan.unit_rows)
     return RowReader(cast(Split, split), plan, reader or Reader(), start)
 
 
@@ -86,17 +86,17 @@ def test_rows_are_those_of_the_plan_and_units_are_read_once(
     assert not Unit.in_memory.total()
 
 
-@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize(("lanes", "window"), [(24, 16_384), (96, 9600), (128, 12_800)])
-def test_a_reader_holds_a_window_and_little_more(read: Counter[int], lanes: int, window: int, remote: bool) -> None:
+def test_a_reader_holds_a_window_and_little_more(read: Counter[int], lanes: int, window: int, streamed: bool) -> None:
     plan = Plan(unit_rows=(100,) * 800, batch_size=256, lanes=lanes, order=Order(0, 0, window))
-    rows = reader_of(plan, remote=remote)
+    rows = reader_of(plan, streamed=streamed)
     held = []
     for _ in range(plan.steps):
         assert len(rows.next_rows()) <= 256
         held.append(Unit.in_memory.total())
     units_a_lane = -(-window // lanes // 100)
-    ahead = (4 if remote else 1) * units_a_lane + 1
+    ahead = (4 if streamed else 1) * units_a_lane + 1
     # A lane's first window may be longer by less than a row group, and two lanes share its first one.
     assert max(held) <= lanes * (units_a_lane + 1) + ahead
     assert np.mean(held) <= lanes * (units_a_lane + 0.5) + ahead

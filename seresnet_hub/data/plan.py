@@ -170,7 +170,7 @@ class Plan:
         for window in heapq.merge(*lanes, key=lambda window: window.first_batch):
             for piece in window.pieces:
                 if piece.unit not in left:
-                    left[piece.unit] = self._uses(piece, reader, span, start)
+                    left[piece.unit] = self._uses(piece.unit, reader, span, start) if self._is_cut(piece) else 1
                 left[piece.unit] -= 1
                 if not left[piece.unit]:
                     finished.append(piece.unit)
@@ -181,6 +181,10 @@ class Plan:
                 batch, place, at = mine
                 yield Window(window.first_batch, batch, place, unit[at], row[at], tuple(finished))
                 finished.clear()
+
+    def needs(self, unit: int, reader: Reader, start: int = 0) -> bool:
+        """Return whether a reader needs a unit from batch `start` on, or needs others of its windows."""
+        return self._uses(unit, reader, self._span(reader), start) > 0
 
     # ------------------------------------------------------------------ lanes
 
@@ -239,17 +243,15 @@ class Plan:
             if last >= start and (has_full or end > in_full):
                 yield _LaneWindow(max(first, start), lane, number, position, pieces)
 
-    def _uses(self, piece: _Piece, reader: Reader, span: tuple[int, int], start: int) -> int:
-        """Return how many windows may have rows of a piece's unit: one of each lane that the unit is cut into."""
-        if not self._is_cut(piece):
-            return 1
+    def _uses(self, unit: int, reader: Reader, span: tuple[int, int], start: int) -> int:
+        """Return how many windows may have rows of a unit: one at most of each lane that it is cut into."""
         units, starts = self._units
-        position = int(np.flatnonzero(units == piece.unit)[0])
+        position = int(np.flatnonzero(units == unit)[0])
         lanes = (
             self._lane_windows(lane, reader, span, start) for lane in range(self.lanes)
             if _overlap((self._lane_start(lane), self._lane_start(lane + 1)), starts[position : position + 2].tolist())
         )  # fmt: skip
-        return sum(any(piece.unit in (p.unit for p in window.pieces) for window in windows) for windows in lanes)
+        return sum(any(unit in (piece.unit for piece in window.pieces) for window in windows) for windows in lanes)
 
     def _rows_of(self, window: _LaneWindow, reader: Reader, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a reader's rows of a window from batch `start` on: batch, place, and number within the window."""
