@@ -331,7 +331,7 @@ def test_a_card_says_in_which_precision_its_accuracy_was_measured(tmp_path: Path
 
 @pytest.mark.parametrize(("cache_gb", "workers", "times"), [(0, 12, 1.5), (0, 8, None), (None, 12, None)])
 def test_fetching_a_unit_several_times_is_said(cache_gb: float | None, workers: int, times: float | None) -> None:
-    """Workers that share lanes fetch the same units; where these are kept on the disk, or workers divide, they do not."""
+    """Workers that share lanes fetch the same units, unless these are kept on the disk."""
     recipe = replace(SMALL, cache_gb=cache_gb, workers=workers)
     plan = Plan(unit_rows=(100,) * 2000, batch_size=256, lanes=128, order=None)
     split = SimpleNamespace(source="far/away", streamed=True, parquet=object())
