@@ -1,4 +1,4 @@
-"""Read the row groups of parquet shards, local and remote ones, of which the footer and the wanted bytes are fetched."""
+"""Read the row groups of parquet shards; of remote ones, the footer and the bytes that are wanted are fetched."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ ENDING = 8  # bytes after the footer: its length, and "PAR1"
 FOOTERS_HELD = 4  # parsed ones, in each process: one may take a megabyte, and parsing it half a millisecond
 # A row group is fetched as a whole where the columns that nobody reads are at most this share of it.
 MOST_UNREAD = 0.1
+MOST_TOGETHER = 16  # row groups in one request: for each, a lock is an open file
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class ParquetShards:
                     start = spans.pop()[0] if spans and spans[-1][1] == chunk.start else chunk.start
                     spans.append((start, chunk.stop))
             return [(span[0], self.cache.read(number, span)) for span in spans]
-        following = list(takewhile(needed, range(group + 1, len(chunks))))
+        following = list(takewhile(needed, range(group + 1, min(group + MOST_TOGETHER, len(chunks)))))
         cuts = [chunk.start for later in (group, *following) for chunk in chunks[later]]
         spans = [(chunks[later][0].start, chunks[later][-1].stop) for later in (group, *following)]
         return [(first, self.cache.read(number, spans[0], cuts=cuts, following=spans[1:]))]
