@@ -132,10 +132,11 @@ class ParquetShards:
 
         Of a remote shard that is kept, the row groups that follow and are `needed` later may be fetched as well.
         """
-        footer, source = self.footer(number), self.cache.whole(number)
-        if source is None:
+        footer, path = self.footer(number), self.cache.whole(number)
+        if path is None:
             parts = self._fetched(number, group, footer.chunks, set(features), needed)
-            source = _Source(self._shards[number].size, parts, partial(self.cache.read, number))
+            remote = _Source(self._shards[number].size, parts, partial(self.cache.read, number))
+        source = path or remote
         with pyarrow.parquet.ParquetFile(source, metadata=footer.metadata, pre_buffer=False) as file:
             table = file.read_row_group(group, columns=list(features), use_threads=False)
         return table if table.schema.equals(features.arrow_schema) else table_cast(table, features.arrow_schema)
@@ -199,7 +200,7 @@ class _Source(io.RawIOBase):
     ) -> None:
         self._size, self._parts, self._fetch, self._at = size, parts, fetch, 0
 
-    def read(self, size: int = -1) -> memoryview:  # type: ignore[override]  # pyarrow takes it, and copies nothing
+    def read(self, size: int = -1) -> memoryview:  # pyarrow takes it, and copies nothing
         start, stop = self._at, self._size if size < 0 else min(self._at + size, self._size)
         self._at = stop
         for first, data in self._parts:
