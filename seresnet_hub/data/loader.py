@@ -230,7 +230,8 @@ def loader(
     opened = source if isinstance(source, Split) else open_split(source, split)
     spec = LoaderSpec(
         split=opened, plan=epoch_plan(opened, recipe, seed=seed, epoch=epoch),
-        decoder=Decoder(transform_of(recipe), recipe.decoder), size=(recipe.input_size,) * 2,
+        decoder=Decoder(transform_of(recipe), recipe.decoder, recipe.repeated_augmentation),
+        size=(recipe.input_size,) * 2,
         num_classes=recipe.num_classes or (len(opened.class_names) if opened.class_names else None),
         rank=rank, world_size=world_size, workers=workers, repeats=recipe.repeated_augmentation,
         corrupt_share=recipe.corrupt_share,
