@@ -30,7 +30,7 @@ Buffer = bytes | memoryview
 # there is none, every picture goes the exact way.
 DECODE_JPEG: Any = getattr(torch.ops.image, "decode_jpeg", None)
 # Markers of a JPEG file (ITU T.81, table B.1): frames of the usual codings, and two applications' own segments.
-FRAMES, EXIF, PAGES = frozenset({0xC0, 0xC1, 0xC2}), 0xE1, 0xE2
+FRAMES, PROGRESSIVE, SCAN, EXIF, PAGES = frozenset({0xC0, 0xC1, 0xC2}), 0xC2, 0xDA, 0xE1, 0xE2
 XMP = b"http://ns.adobe.com/xap/1.0/\0"  # how a segment of EXIF's kind begins that holds this instead
 LARGEST = 2**26  # pixels; Pillow judges larger pictures
 
@@ -190,16 +190,19 @@ def _size_of_plain_jpeg(data: Buffer) -> tuple[int, int] | None:
 
     `None` where it is anything else.
     """
-    at = 2
+    at, frame, components, size, plain = 2, 0, 0, (0, 0), False
     if data[:3] != b"\xff\xd8\xff":
         return None
     while at + 10 < len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in FRAMES:
-            height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
-            pixels = height * width
-            plain = data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < pixels <= LARGEST
-            return (height, width) if plain and not takes_too_long(data, pixels) else None
+            size = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+            frame, components = marker, data[at + 9]
+            plain = data[at + 4] == 8 and components in (1, 3) and 0 < size[0] * size[1] <= LARGEST
+        if marker == SCAN:
+            # Of a sequential file whose first scan has all components, libjpeg reads no other.
+            is_alone = frame != PROGRESSIVE and data[at + 4] == components
+            return size if plain and (is_alone or not takes_too_long(data, size[0] * size[1])) else None
         if marker == EXIF and _may_say_rotated(bytes(data[at + 4 : at + 2 + length])) and _is_rotated(data):
             return None
         if marker == PAGES and data[at + 4 : at + 8] == b"MPF\0":  # several pictures in one file
