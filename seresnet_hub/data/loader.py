@@ -174,7 +174,8 @@ def training_spec(
     """Return what `loader` reads in the first epoch; the others are `LoaderSpec.of_epoch` of it."""
     return LoaderSpec(
         split=split, plan=epoch_plan(split, recipe, seed=seed, epoch=0),
-        decoder=Decoder(transform_of(recipe), recipe.decoder), size=(recipe.input_size,) * 2,
+        decoder=Decoder(transform_of(recipe), recipe.decoder, recipe.repeated_augmentation),
+        size=(recipe.input_size,) * 2,
         num_classes=recipe.num_classes or (len(split.class_names) if split.class_names else None),
         rank=rank, world_size=world_size, workers=workers, repeats=recipe.repeated_augmentation,
         corrupt_share=recipe.corrupt_share,
