@@ -6,7 +6,9 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,18 @@ def test_a_worker_that_finds_a_pause_waits_in_silence(
     fetch_range(ADDRESS, 0, 10)
     assert sum(clock.pauses) >= 100
     assert not caplog.records
+
+
+def test_threads_that_wait_together_say_it_once(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared_pause._begin("a.host", 100.0)
+    together = threading.Barrier(3, action=lambda: clock.sleep(120.0))
+    monkeypatch.setattr(time, "sleep", lambda _: together.wait(10))
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(shared_pause.within_limits, "https://a.host/b", lambda: "asked") for _ in range(3)]
+        assert [one.result() for one in waiting] == ["asked"] * 3
+    assert len(caplog.records) == 2
 
 
 @pytest.mark.parametrize(
