@@ -18,7 +18,7 @@ from seresnet_hub.recipes.recipe import Recipe
 from seresnet_hub.training.checkpoint_checks import require_whole
 
 # Fields that may differ between machines: these, and the names of local folders.
-OF_A_MACHINE = frozenset({"data", "weights", "workers", "license", "keep_states"})
+OF_A_MACHINE = frozenset({"data", "weights", "workers", "license", "keep_states", "cache_gb"})
 # Fields that do not change what is learnt, but for rounding.
 NOT_LEARNT = OF_A_MACHINE | {
     *("checkpoint_steps", "eval_every", "save_every", "eval_precision", "corrupt_share"),

@@ -95,8 +95,9 @@ def train(
             start = start_of(recipe)
         with processes.main_first():  # where a format does not say its number of rows, this reads all of it
             train_split, eval_split = open_splits(
-                source, recipe.train_split, recipe.eval_split, holdout=recipe.holdout, seed=recipe.seed
-            )
+                source, recipe.train_split, recipe.eval_split, holdout=recipe.holdout, seed=recipe.seed,
+                cache_gb=recipe.cache_gb,
+            )  # fmt: skip
         num_classes = _num_classes(recipe, train_split)
         asked, (recipe, chosen) = recipe, resolved(recipe, start, images=train_split.rows)
         if chosen:
@@ -109,6 +110,8 @@ def train(
             f"{train_split.rows:,} training and {eval_split.rows:,} {eval_split.name} images of {num_classes} classes, "
             f"{plan.steps} steps an epoch, {last_step:,} steps"
         )
+        if train_split.remote and train_split.parquet is not None:
+            say(f"of the training data, {train_split.parquet.cache.summary()}")
         if eval_split.subset is None and eval_split.name == train_split.name:
             say("warning: what is measured here are the training images, so the accuracy says nothing of others")
         chance = chance_of(eval_split)
