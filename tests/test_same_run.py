@@ -78,3 +78,9 @@ def test_a_run_is_not_made_shorter_than_it_is(tmp_path: Path, numbers: str) -> N
     refused("max_steps=3: the run in .* is at step 5 already", data=numbers, output=tmp_path / "run", resume=True,
             max_steps=3)  # fmt: skip
     assert training.train(SMALL, data=numbers, output=tmp_path / "run", resume=True, max_steps=6)["steps"] == 6
+
+
+def test_what_is_kept_of_the_data_may_change_at_resume(tmp_path: Path, numbers: str) -> None:
+    training.train(SMALL, data=numbers, output=tmp_path / "run", max_steps=1)
+    limited = replace(SMALL, cache_gb=1.0)
+    assert training.train(limited, data=numbers, output=tmp_path / "run", resume=True, max_steps=2)["steps"] == 2

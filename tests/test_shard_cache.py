@@ -442,3 +442,50 @@ def test_a_name_that_leads_elsewhere_is_not_put_into_the_hubs_cache(serve: Serve
     remote.contents = dict.fromkeys(remote.files, content)
     read_all(remote.opened(), remote)
     assert not Path(constants.HF_HUB_CACHE).exists()
+
+
+def test_how_far_it_is_is_said_until_all_is_there(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote = serve(parquet_bytes(4))
+    monkeypatch.setattr(shard_cache, "SECONDS_BETWEEN", 0.0)
+    opened = remote.opened()
+    for group in (0, 1, 2, 3, 3):
+        opened.read(0, group, FEATURES)
+        opened.cache.say_now_and_then()
+    assert (
+        capsys.readouterr().err.count("of the data set are on this machine") == 3
+    )  # the last group came with the footer
+    remote.opened().cache.say_now_and_then()
+    assert not capsys.readouterr().err
+
+
+def test_local_shards_are_neither_kept_nor_counted(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = parquet_bytes(4)
+    remote = serve(content)
+    monkeypatch.setattr(shard_cache, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, 0))
+    (tmp_path / "a.parquet").write_bytes(content)
+    remote.files, remote.contents = [str(tmp_path / "a.parquet")], {str(tmp_path / "a.parquet"): content}
+    opened = remote.opened(500)
+    read_all(opened, remote)
+    opened.cache.say_now_and_then()
+    assert opened.cache.is_whole
+    assert not remote.requests
+    assert not capsys.readouterr().err
+
+
+def test_a_worker_that_waits_for_another_is_not_held_up_for_ever(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the one that fetches was stopped: after a while it fetches for itself."""
+    remote = serve(parquet_bytes(4))
+    opened = remote.opened()
+    group = opened.footer(0).chunks[0]
+    place = opened.cache._place(0)
+    assert place is not None
+    monkeypatch.setattr(shard_cache, "PATIENCE", 0.4)
+    with shard_cache.one_at_a_time(shard_cache._lock_of(place, (group[0].start, group[-1].stop))) as is_free:
+        assert is_free
+        read_all(opened, remote)
+    assert remote.bytes == remote.shards[0].size

@@ -37,7 +37,8 @@ def open_splits(
     """Open the split to train on and the one to measure on.
 
     `evaluation=None` is validation, else test, else the share `holdout` of the training images (see `hold_out`), which
-    are then not trained on. At most `cache_gb` of both together are kept (see `open_split`). Errors: as for `open_split`; `InputError` where there is nothing to measure on.
+    are then not trained on. At most `cache_gb` of both together are kept (see `open_split`). Errors: as for
+    `open_split`; `InputError` where there is nothing to measure on.
     """
     training = open_split(source, train, cache_gb=cache_gb)
     named = evaluation or next((name for name in ("validation", "test") if name in training.siblings), None)

@@ -1,4 +1,4 @@
-"""Read the row groups of parquet shards, local and remote ones, of which the footer and the wanted bytes are fetched."""
+"""Read the row groups of parquet shards; of remote ones, the footer and the bytes that are wanted are fetched."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ ENDING = 8  # bytes after the footer: its length, and "PAR1"
 FOOTERS_HELD = 4  # parsed ones, in each process: one may take a megabyte, and parsing it half a millisecond
 # A row group is fetched as a whole where the columns that nobody reads are at most this share of it.
 MOST_UNREAD = 0.1
+MOST_TOGETHER = 16  # row groups in one request: for each, a lock is an open file
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,11 @@ class ParquetShards:
 
         Of a remote shard that is kept, the row groups that follow and are `needed` later may be fetched as well.
         """
-        footer, source = self.footer(number), self.cache.whole(number)
-        if source is None:
+        footer, path = self.footer(number), self.cache.whole(number)
+        if path is None:
             parts = self._fetched(number, group, footer.chunks, set(features), needed)
-            source = _Source(self._shards[number].size, parts, partial(self.cache.read, number))
+            remote = _Source(self._shards[number].size, parts, partial(self.cache.read, number))
+        source = path or remote
         with pyarrow.parquet.ParquetFile(source, metadata=footer.metadata, pre_buffer=False) as file:
             table = file.read_row_group(group, columns=list(features), use_threads=False)
         return table if table.schema.equals(features.arrow_schema) else table_cast(table, features.arrow_schema)
@@ -152,7 +154,7 @@ class ParquetShards:
                     start = spans.pop()[0] if spans and spans[-1][1] == chunk.start else chunk.start
                     spans.append((start, chunk.stop))
             return [(span[0], self.cache.read(number, span)) for span in spans]
-        following = list(takewhile(needed, range(group + 1, len(chunks))))
+        following = list(takewhile(needed, range(group + 1, min(group + MOST_TOGETHER, len(chunks)))))
         cuts = [chunk.start for later in (group, *following) for chunk in chunks[later]]
         spans = [(chunks[later][0].start, chunks[later][-1].stop) for later in (group, *following)]
         return [(first, self.cache.read(number, spans[0], cuts=cuts, following=spans[1:]))]
@@ -198,7 +200,7 @@ class _Source(io.RawIOBase):
     ) -> None:
         self._size, self._parts, self._fetch, self._at = size, parts, fetch, 0
 
-    def read(self, size: int = -1) -> memoryview:  # type: ignore[override]  # pyarrow takes it, and copies nothing
+    def read(self, size: int = -1) -> memoryview:  # pyarrow takes it, and copies nothing
         start, stop = self._at, self._size if size < 0 else min(self._at + size, self._size)
         self._at = stop
         for first, data in self._parts:

@@ -9,6 +9,7 @@ stays what is read. All processes of the machine share what is kept, and what on
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import os
 import re
@@ -70,11 +71,11 @@ class ShardCache:
         self._looked_at: set[int] = set()
         # Shared with the workers: which shards came with other bytes than the Hub says, and whether the disk is full.
         self._wrong = mmap.mmap(-1, len(files) + 1)
-        self._next_line = time.monotonic() + SECONDS_BETWEEN
         self.size = sum(shard.size for shard in shards)
         self._least_free = LEAST_FREE
-        self._room = self._found_room(cache_gb)
+        self._room = self._found_room(cache_gb) if any("://" in file for file in files) else self.size
         self._kept = self._fitting()
+        self._next_line = time.monotonic() + SECONDS_BETWEEN if self.is_filling else math.inf
 
     # ------------------------------------------------------------------ how much is kept
 
@@ -94,8 +95,8 @@ class ShardCache:
             return had + max(disk.free - self._least_free, 0)
         if min(cache_gb * 1e9, self.size) - had > disk.free:
             raise InputError(
-                f"cache_gb={cache_gb:g}: {self._folder()} has {disk.free / 1e9:.1f} GB free, and {had / 1e9:.1f} GB of the "
-                "data set are there already; set a smaller one, or HF_HUB_CACHE to a folder on another disk"
+                f"cache_gb={cache_gb:g}: {self._folder()} has {disk.free / 1e9:.1f} GB free, and {had / 1e9:.1f} GB "
+                "of the data set are there already; set a smaller one, or HF_HUB_CACHE to a folder on another disk"
             )
         return cache_gb * 1e9
 
@@ -132,11 +133,14 @@ class ShardCache:
 
     def say_now_and_then(self) -> None:
         """Say how much is kept, at most once a minute, until it is all."""
-        if time.monotonic() < self._next_line:
-            return
-        kept, keeps = self.kept_bytes(), sum(shard.size for shard in self._shards[: self._kept])
-        self._next_line = time.monotonic() + SECONDS_BETWEEN if kept < keeps and not self._full else float("inf")
-        say(f"{kept / 1e9:.1f} of {keeps / 1e9:.1f} GB of the data set are kept on this machine")
+        if time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + SECONDS_BETWEEN if self.is_filling else math.inf
+            say(f"{self.kept_bytes() / 1e9:.2f} of {self.size / 1e9:.2f} GB of the data set are on this machine")
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether shards are still to be kept."""
+        return not self._full and any(self.whole(number) is None for number in range(self._kept))
 
     def _folder(self) -> Path:
         place = next((place for k in range(len(self._files)) if (place := self._place(k)) is not None), None)

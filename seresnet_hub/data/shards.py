@@ -1,4 +1,4 @@
-"""The files of a data set: their sizes and hashes, as they are now and as they were before, and what is kept of them."""
+"""The files of a data set: their sizes and hashes, as they are now and as they were, and what is kept of them."""
 
 from __future__ import annotations
 
