@@ -98,7 +98,6 @@ class Loader:
         if not len(self):
             return
         fingerprint, is_finalizing = self.split.fingerprint, sys.is_finalizing
-        _warn_of_idle_workers(self.spec)
         try:
             with LoaderWorkers(self.spec) if self._workers is None else nullcontext(self._workers) as workers:
                 for parts, images in workers.batches(Pass(self.spec, self._start)):
@@ -149,17 +148,6 @@ class Loader:
         require_few_damaged(len(self.skipped), self.split, self.spec.corrupt_share, named)
 
 
-def _warn_of_idle_workers(spec: LoaderSpec) -> None:
-    lanes, readers = spec.plan.lanes, spec.world_size * spec.readers
-    if spec.workers > spec.readers or (spec.workers and lanes % readers):
-        shared = ", which read some row groups twice" if lanes % readers else ""
-        log.warning(
-            "%d of %d loader workers are used: the %d lanes of the plan are divided among %d x %d readers%s; "
-            "set lanes to a multiple of ranks x workers",
-            spec.readers, spec.workers, lanes, spec.world_size, spec.readers, shared,
-        )  # fmt: skip
-
-
 def epoch_plan(split: Split, recipe: Recipe, *, seed: int, epoch: int) -> Plan:
     """Return the plan of a training epoch; with repeated augmentation, of the rows that are each seen several times."""
     repeats = recipe.repeated_augmentation
@@ -186,7 +174,8 @@ def training_spec(
     """Return what `loader` reads in the first epoch; the others are `LoaderSpec.of_epoch` of it."""
     return LoaderSpec(
         split=split, plan=epoch_plan(split, recipe, seed=seed, epoch=0),
-        decoder=Decoder(transform_of(recipe), recipe.decoder), size=(recipe.input_size,) * 2,
+        decoder=Decoder(transform_of(recipe), recipe.decoder, recipe.repeated_augmentation),
+        size=(recipe.input_size,) * 2,
         num_classes=recipe.num_classes or (len(split.class_names) if split.class_names else None),
         rank=rank, world_size=world_size, workers=workers, repeats=recipe.repeated_augmentation,
         corrupt_share=recipe.corrupt_share,
