@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,18 @@ from typing import Any
 import torch
 from _benchmark_options import PEERS
 
-from seresnet_hub.data.decoding import DecoderName
 from seresnet_hub.errors import InputError
 
-OURS = "seresnet_hub"
+OURS, AGAINST = "seresnet_hub", "against"  # this package, and the same in another checkout
 SIZE = 224
 ROWS_PER_SHARD, ROWS_PER_GROUP = 300, 100
+# Ratios of this package to a peer, or of the peer to this package.
+RATIOS = {
+    "ours_times_as_fast": ("images_per_second", 1), "ours_times_less_cpu": ("cpu_seconds_per_image", -1),
+    "ours_share_of_pss": ("peak_pss_bytes", 1), "ours_share_above_imports": ("peak_above_imports_bytes", 1),
+    "ours_share_of_rss": ("peak_rss_bytes", 1),
+}  # fmt: skip
+DECODERS = ("pil", "region")  # this package with another decoder
 # Rows in a shuffle window or in the buffers of all workers: one row group in each of the plan's 24 lanes. timm keeps
 # its default of 4,096 in each worker.
 SHUFFLE = 2400
@@ -39,9 +46,12 @@ def benchmark_loader(options: argparse.Namespace) -> dict[str, Any]:
     Images/s and CPU time count from the first batch on, over the process and its workers.
     Ratios are medians over rounds of (this package / peer) within a round, so that a busy machine weighs on both.
     """
-    if options.rounds < 1:
-        raise InputError(f"--rounds {options.rounds}: at least one is needed")
+    if options.rounds < 1 or options.repeats < 1:
+        raise InputError(f"--rounds {options.rounds}, --repeats {options.repeats}: at least one is needed")
     peers = PEERS if "all" in options.peer else tuple(dict.fromkeys(options.peer))
+    if options.repeats > 1 and (others := set(peers) - set(DECODERS)):
+        raise InputError(f"--repeats {options.repeats}: {', '.join(sorted(others))} augments each image once")
+    peers += (AGAINST,) * bool(options.against)
     names = (OURS, *peers)
     with tempfile.TemporaryDirectory() as scratch:
         _prepare(Path(scratch), options, peers)
@@ -67,31 +77,17 @@ def benchmark_loader(options: argparse.Namespace) -> dict[str, Any]:
             loaders[name]["stall_share"] = round(stalls[name], 4)
         if name in peers:
             pairs = list(zip(measured[OURS], rounds, strict=True))
-            loaders[name]["ours_times_as_fast"] = _ratio(
-                pairs, lambda a, b: a["images_per_second"] / b["images_per_second"]
-            )
-            loaders[name]["ours_times_less_cpu"] = _ratio(
-                pairs, lambda a, b: b["cpu_seconds_per_image"] / a["cpu_seconds_per_image"]
-            )
-            loaders[name]["ours_share_of_pss"] = _ratio(pairs, lambda a, b: a["peak_pss_bytes"] / b["peak_pss_bytes"])
-            loaders[name]["ours_share_above_imports"] = _ratio(
-                pairs, lambda a, b: a["peak_above_imports_bytes"] / b["peak_above_imports_bytes"]
-            )
-            loaders[name]["ours_share_of_rss"] = _ratio(pairs, lambda a, b: a["peak_rss_bytes"] / b["peak_rss_bytes"])
+            for label, (key, power) in RATIOS.items():
+                ratios = [(ours[key] / theirs[key]) ** power for ours, theirs in pairs]
+                loaders[name][label] = round(statistics.median(ratios), 3)
     result = {
         "benchmark": "loader", "images": options.images, "batch_size": options.batch_size, "workers": options.workers,
-        "rounds": options.rounds, "cores": os.cpu_count(), "step_time": options.step_time, "loaders": loaders,
+        "repeats": options.repeats, "rounds": options.rounds, "cores": os.cpu_count(), "step_time": options.step_time,
+        "loaders": loaders,
     }  # fmt: skip
     if options.picture:
         _draw(result, measured, options.picture)
     return result
-
-
-Pairs = list[tuple[dict[str, float], dict[str, float]]]
-
-
-def _ratio(pairs: Pairs, ratio: Callable[[dict[str, float], dict[str, float]], float]) -> float:
-    return round(statistics.median(ratio(ours, theirs) for ours, theirs in pairs), 3)
 
 
 # --- the same images in every format ----------------------------------------------------------------------------------
@@ -176,15 +172,17 @@ def _decode(data: bytes) -> torch.Tensor:
 _decoder: Any = None
 
 
-def _ours(decoder: DecoderName, scratch: Path, batch_size: int, workers: int) -> Iterator[torch.Tensor]:
+def _ours(decoder: str, scratch: Path, batch_size: int, workers: int, repeats: int = 1) -> Iterator[torch.Tensor]:
     from dataclasses import replace
+    from importlib import import_module
 
-    from seresnet_hub.data.loader import loader
-    from seresnet_hub.recipes.recipe import get_recipe
-
+    try:
+        loader, recipes = import_module("seresnet_hub.data.loader").loader, import_module("seresnet_hub.recipes.recipe")
+    except ModuleNotFoundError:  # an older checkout
+        loader, recipes = import_module("seresnet_hub.data").loader, import_module("seresnet_hub.recipes")
     recipe = replace(
-        get_recipe("digits"), crop="resized", input_size=SIZE, batch_size=batch_size, horizontal_flip=0.5,
-        decoder=decoder, shuffle_window=SHUFFLE,
+        recipes.get_recipe("digits"), crop="resized", input_size=SIZE, batch_size=batch_size, horizontal_flip=0.5,
+        decoder=decoder, shuffle_window=SHUFFLE, repeated_augmentation=repeats,
     )  # fmt: skip
     for batch in loader(str(scratch / "parquet"), "train", recipe, workers=workers):
         for row in batch.mirror.nonzero().flatten().tolist():  # the other loaders do this in their workers
@@ -251,9 +249,9 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-LOADERS: dict[str, Callable[[Path, int, int], Iterator[torch.Tensor]]] = {
-    "seresnet_hub": lambda *arguments: _ours("fast", *arguments),
-    "pil": lambda *arguments: _ours("pil", *arguments),
+LOADERS: dict[str, Callable[..., Iterator[torch.Tensor]]] = {
+    OURS: partial(_ours, "fast"),
+    **{name: partial(_ours, name) for name in DECODERS},
     "timm": _timm,
     "datasets": _datasets,
     "webdataset": _webdataset,
@@ -266,19 +264,26 @@ LOADERS: dict[str, Callable[[Path, int, int], Iterator[torch.Tensor]]] = {
 
 def _in_a_process(name: str, scratch: str, options: argparse.Namespace, *, step_time: float) -> dict[str, float]:
     settings = {"batch_size": options.batch_size, "workers": options.workers, "step_time": step_time}
-    return _run(name, scratch, json.dumps(settings))
+    if options.repeats > 1:
+        settings["repeats"] = options.repeats
+    folder = options.against if name == AGAINST else None
+    return _run(OURS if name == AGAINST else name, scratch, json.dumps(settings), folder=folder)
 
 
-def _run(*arguments: str) -> dict[str, float]:
+def _run(*arguments: str, folder: Path | None = None) -> dict[str, float]:
+    """Measure in a process of its own; given the folder of another checkout, with the package that it holds."""
     command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(folder)} if folder else None
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise InputError(f"the measured process {arguments[0]!r} failed: {done.stderr[-600:]}")
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def _measure(name: str, scratch: Path, *, batch_size: int, workers: int, step_time: float) -> dict[str, float]:
+def _measure(
+    name: str, scratch: Path, *, batch_size: int, workers: int, step_time: float, **more: int
+) -> dict[str, float]:
     """Run one epoch; with a step time, sleep so long after every batch and see how long the next one lets wait."""
     import psutil
 
@@ -305,7 +310,7 @@ def _measure(name: str, scratch: Path, *, batch_size: int, workers: int, step_ti
     start = time.perf_counter()
     watcher.start()
     images, first, first_images, waited, asked, cpu = 0, 0.0, 0, 0.0, start, 0.0
-    for batch in LOADERS[name](scratch, batch_size, workers):
+    for batch in LOADERS[name](scratch, batch_size, workers, **more):
         now = time.perf_counter()
         if not images:
             first, first_images, cpu = now, len(batch), _cpu_seconds() + _cpu_seconds_of_children()
