@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-PEERS = ("timm", "datasets", "webdataset", "litdata", "pil", "region")  # the last two: this package's other decoders
+OTHER_DECODERS = ("pil", "region")  # this package with another of its decoders
+PEERS = ("timm", "datasets", "webdataset", "litdata", "mosaicml-streaming", *OTHER_DECODERS)
 PRECISIONS = ("fp32", "tf32", "bf16")
 MODES = ("eager", "compiled")
 SETTINGS = ("default", "epilogue")
@@ -38,12 +39,21 @@ def add_loader(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=256, metavar="N")
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="copies of an image, each augmented anew")
     parser.add_argument(
-        "--against",
-        type=checkout,
-        metavar="FOLDER",
-        help="compare with the package in another checkout",
+        "--against", type=checkout, metavar="FOLDER", help="compare with the package in another checkout"
     )
     parser.add_argument("--step-time", type=float, metavar="SECONDS", help="measure the stall share at this step time")
+    parser.add_argument(
+        "--remote", choices=("cold", "cached"),
+        help="read from a double of the Hub on this machine, with empty caches or in a second epoch",
+    )  # fmt: skip
+    parser.add_argument("--latency-ms", type=float, default=0.0, metavar="MS", help="of each answer, with --remote")
+    parser.add_argument(
+        "--mbit", type=float, metavar="N", help="bandwidth in Mbit/s, with --remote (default: no limit)"
+    )
+    parser.add_argument(
+        "--peer-python", action="append", default=[], metavar="NAME=PATH",
+        help="run a peer by another Python; mosaicml-streaming needs an older huggingface_hub; repeatable",
+    )  # fmt: skip
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the result into this PNG file")
 
 

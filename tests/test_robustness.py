@@ -127,12 +127,12 @@ def test_a_position_is_a_few_integers_and_refuses_changed_shards(write_split: Wr
 
 
 def test_resuming_reads_only_what_is_left(write_split: WriteSplit, monkeypatch: pytest.MonkeyPatch) -> None:
-    from seresnet_hub.data import worker as module
+    from seresnet_hub.data import row_reader as module
 
     split = open_split(str(write_split([[12]] * 24)), "train")
     read: list[int] = []
     real = module.read_unit
-    monkeypatch.setattr(module, "read_unit", lambda split, unit: read.append(unit) or real(split, unit))
+    monkeypatch.setattr(module, "read_unit", lambda split, unit, needed: read.append(unit) or real(split, unit, needed))
     recipe = replace(RECIPE, lanes=2, shuffle_window=1)
     whole = in_order(loader(split, None, recipe))
     assert sorted(read) == list(range(24))

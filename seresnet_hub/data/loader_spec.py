@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 from seresnet_hub.data.decoding import Decoder
 from seresnet_hub.data.plan import Plan, Reader
@@ -30,14 +29,26 @@ class LoaderSpec:
     repeats: int = 1
     corrupt_share: float = 0.0
 
-    @cached_property
+    @property
     def readers(self) -> int:
-        """The readers among which this rank divides its places of a batch: the workers in use, or its own process."""
-        return self.plan.workers_in_use(self.world_size, self.workers) if self.workers else 1
+        """The readers among which this rank divides its places of a batch: its workers, or its own process."""
+        return max(self.workers, 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of this rank's part of the largest batch: rows, height, width, channels."""
+        return (self.rows(0), *self.size, 3)
+
+    def of_epoch(self, epoch: int) -> LoaderSpec:
+        """Return what is asked for in another epoch; without an order all epochs are the same."""
+        order = self.plan.order
+        if order is None or order.epoch == epoch:
+            return self
+        return replace(self, plan=replace(self.plan, order=order._replace(epoch=epoch)))
 
     def reader(self, number: int) -> Reader:
         """Return one of this rank's readers as one among those of all ranks."""
-        return Reader(self.rank * self.readers + number, self.world_size * self.readers)
+        return Reader(self.rank, self.world_size, number, self.readers)
 
     def rows(self, batch: int) -> int:
         """Return the length of every rank's part of a batch, padding included."""

@@ -175,6 +175,9 @@ class Recipe:
         "share of the images that may be undecodable, in small data sets a few; more end the run; 0: none may"] = 0.001
     seed: Annotated[int, NOT_NEGATIVE, "seed of all random numbers"] = 0
     workers: Annotated[int, NOT_NEGATIVE, "loader processes on each training process"] = 2
+    cache_gb: Annotated[float | None, NOT_NEGATIVE,
+        "gigabytes of a remote data set that are kept on this machine as they are read; 0: none; none: as many as the "
+        "disk holds with a tenth of it, and at least 10 GB, left free"] = None
     # fmt: on
 
     def __post_init__(self) -> None:
