@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import torch
 from conftest import WriteSplit
 from small_runs import SMALL, refused
 
+from seresnet_hub.errors import InputError
+from seresnet_hub.recipes.recipe import override
 from seresnet_hub.training import checkpoint, same_run
 from seresnet_hub.training import train as training
 
@@ -53,6 +57,19 @@ def test_resume_refuses_another_recipe_and_a_damaged_state(tmp_path: Path, numbe
     (state,) = checkpoint.list_checkpoints(out)
     state.write_bytes(state.read_bytes()[:1000])
     refused("step-00000001.safetensors is damaged", data=numbers, output=out, resume=True)
+
+
+def test_a_run_begun_with_other_lanes_goes_on_with_them(tmp_path: Path, numbers: str) -> None:
+    """Where the recipe's own lanes have changed since, the error says how to go on with those of the run."""
+    out, before = tmp_path / "run", replace(SMALL, lanes=24, shuffle_window=2400, scale=(0.1, 1.0))
+    training.train(before, data=numbers, output=out, max_steps=1)
+    now = replace(SMALL, lanes=128, shuffle_window=12_800, scale=(0.08, 1.0))
+    with pytest.raises(InputError, match="lanes was 24, now 128") as refusal:
+        training.train(now, data=numbers, output=out, max_steps=2, resume=True)
+    found = re.search(r"to go on with it, add --set (.*); another run needs another --output", str(refusal.value))
+    assert found is not None
+    assert override(now, shlex.split(found[1])) == before
+    assert training.train(before, data=numbers, output=out, max_steps=2, resume=True)["steps"] == 2
 
 
 @pytest.mark.parametrize(

@@ -132,11 +132,11 @@ class ParquetShards:
 
         Of a remote shard that is kept, the row groups that follow and are `needed` later may be fetched as well.
         """
-        footer, path = self.footer(number), self.cache.whole(number)
-        if path is None:
+        footer = self.footer(number)
+        source: str | _Source | None = self.cache.whole(number)
+        if source is None:
             parts = self._fetched(number, group, footer.chunks, set(features), needed)
-            remote = _Source(self._shards[number].size, parts, partial(self.cache.read, number))
-        source = path or remote
+            source = _Source(self._shards[number].size, parts, partial(self.cache.read, number))
         with pyarrow.parquet.ParquetFile(source, metadata=footer.metadata, pre_buffer=False) as file:
             table = file.read_row_group(group, columns=list(features), use_threads=False)
         return table if table.schema.equals(features.arrow_schema) else table_cast(table, features.arrow_schema)
