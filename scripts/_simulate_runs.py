@@ -103,7 +103,7 @@ def gpu_images_per_second(measured: Path) -> float:
 
 def simulated_runs(machine: Machine, measured: Path) -> dict[str, Any]:
     """Return the hours of each recipe, loader and account, with and without the emulation, and what was assumed."""
-    runs = [run for trained, kind in product(TRAINED, LOADERS) for run in runs_of(trained, kind, machine, measured)]
+    runs = [run for one in emulated_runs() for run in runs_of(*one, machine, measured)]
     gpu = read_json(measured / "benchmark_training_gpu.json")["device"]
     return {
         "benchmark": "simulated_runs", "gpus": GPUS, "device": gpu,
