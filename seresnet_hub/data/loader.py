@@ -22,12 +22,10 @@ from seresnet_hub.data.decoding import Decoder, DecoderName
 from seresnet_hub.data.loader_spec import LoaderSpec
 from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.plan import Order, Plan
-from seresnet_hub.data.read_retries import reading
-from seresnet_hub.data.shards import require_unchanged, shard_states
 from seresnet_hub.data.shared_batches import SharedBatches
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import Transform, training_transform
-from seresnet_hub.data.units import require_same_shards
+from seresnet_hub.data.units import require_same_shards, require_unchanged_files
 from seresnet_hub.data.worker import Request, RowDecoder, WorkerRows
 from seresnet_hub.data.worker_pool import WorkerPool
 from seresnet_hub.errors import InputError, PrintableLog
@@ -98,9 +96,7 @@ class Loader:
         self._start = self._next = state["batch"]
 
     def __iter__(self) -> Iterator[Batch]:
-        source, files = self.split.source, self.split.files
-        shards_now = reading(f"look at the shards of {source}", partial(shard_states, files))
-        require_unchanged(source, self.split.shards, shards_now)
+        require_unchanged_files(self.split)
         self._next = self._start
         self.skipped.clear()
         if not len(self):

@@ -7,20 +7,30 @@ formats, its shards).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pyarrow.dataset
 from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from seresnet_hub.data.image_folders import ENDINGS, left_out_of, trouble_in
+from seresnet_hub.data.class_folders import ClassFolders, class_folders
+from seresnet_hub.data.folder_index import ENDINGS, index_of
+from seresnet_hub.data.image_folders import left_out_of, trouble_in
 from seresnet_hub.data.read_retries import OPENING_ATTEMPTS, reading, retrying
 from seresnet_hub.data.row_files import RowFiles, folder_of
-from seresnet_hub.data.shards import READ_AHEAD, Shard, are_parquet, counted_once, row_groups, shard_states
+from seresnet_hub.data.shards import (
+    READ_AHEAD,
+    Shard,
+    are_parquet,
+    counted_once,
+    keep_shards,
+    kept_shards,
+    row_groups,
+    shard_states,
+)
 from seresnet_hub.data.split import RightClasses, Split
 from seresnet_hub.data.unit_hashes import UnitHashes
 from seresnet_hub.data.units import label_values, tables_of
@@ -53,6 +63,9 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
     if looks_local and not is_glob and not os.path.exists(path):
         raise InputError(f"no data at {source}: the folder does not exist")
     local = os.path.exists(path)
+    index = index_of(path) if os.path.isdir(path) else None
+    if index is not None and (folders := class_folders(index, path)):
+        return _of_class_folders(source, path, split, folders, label_column, label_lists)
 
     def patiently(what: str, act: Callable[[], Result]) -> Result:
         return retrying(what, act, attempts=1 if local else OPENING_ATTEMPTS)
@@ -60,18 +73,18 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
     try:
         builder, streams = patiently(f"open data set {source!r}", lambda: _open(path, is_glob))
     except Exception as error:  # datasets, huggingface_hub and fsspec each raise their own
-        if wrong := trouble_in(Path(path)):
+        if index and (wrong := trouble_in(index)):
             raise InputError(f"{source}: {wrong}") from error
         hint = "" if local or is_glob else " (it is no folder here, so it was looked for on the Hub)"
         raise InputError(f"cannot open data set {source!r}{hint}: {error or type(error).__name__}") from error
     name = _default_split(source, list(streams)) if split is None else split
     if name not in streams:
-        raise InputError(f"data set {source!r} has no split {name!r}; it has: {', '.join(streams)}")
+        raise _no_split(source, name, streams)
     features = streams[name].features
     labelled = features is not None and set(features) - {"image"}
-    if not labelled and (wrong := trouble_in(Path(path))):
+    if not labelled and index and (wrong := trouble_in(index)):
         raise InputError(f"{source}: {wrong}")
-    if isinstance(builder, ImageFolder) and local and (warning := left_out_of(Path(path))):
+    if isinstance(builder, ImageFolder) and index and (warning := left_out_of(index)):
         log.warning(warning)
     if features is None:
         raise InputError(f"data set {source!r} declares no columns, so no images can be told from other data")
@@ -103,6 +116,40 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
         if any(not isinstance(number, int) or number < 0 for number in given or ()):
             raise InputError(f"{opened.place(row)}: labels {given!r}, expected class numbers")
     return replace(opened, right_classes=RightClasses(tuple(tuple(given or ()) for given in lists)))
+
+
+def _of_class_folders(
+    source: str, path: str, split: str | None, folders: Mapping[str, ClassFolders], label_column: str | None,
+    label_lists: bool,
+) -> Split:  # fmt: skip
+    name = _default_split(source, list(folders)) if split is None else split
+    if name not in folders:
+        raise _no_split(source, name, folders)
+    rows = folders[name]
+    if warning := left_out_of(rows.index):
+        log.warning(warning)
+    features = Features({"image": Image(), "label": ClassLabel(names=list(rows.class_names))})
+    image_column, label_column = _columns(source, features, label_column, label_lists)
+    opened = Split(
+        source=source,
+        name=name,
+        unit_rows=(len(rows),),
+        image_column=image_column,
+        label_column=label_column,
+        class_names=rows.class_names,
+        shards=rows.shards,
+        row_files=RowFiles.of(path, (), lists_pictures=True),
+        unit_hashes=UnitHashes(0),
+        class_folders=rows,
+        siblings=tuple(folders),
+    )
+    if kept_shards(opened.fingerprint) != list(rows.shards):
+        keep_shards(rows.shards, [[len(rows)]])
+    return opened
+
+
+def _no_split(source: str, name: str, names: Iterable[str]) -> InputError:
+    return InputError(f"data set {source!r} has no split {name!r}; it has: {', '.join(names)}")
 
 
 def _open(path: str, is_glob: bool) -> tuple[Any, dict[str, IterableDataset]]:

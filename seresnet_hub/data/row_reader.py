@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
 from seresnet_hub.data.plan import Plan, Reader, Window
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.units import Row, read_unit
+
+
+@dataclass
+class _OpenWindow:
+    """A window whose units are read, and how many of its rows were handed out."""
+
+    window: Window
+    units: dict[int, Sequence[Row]]
+    done: int = 0
 
 
 class RowReader:
@@ -20,9 +31,9 @@ class RowReader:
         self._windows = plan.windows(reader, start)
         self._uses = plan.unit_uses(reader, start)
         self._upcoming: deque[Window] = deque()
-        self._units: dict[int, Future[list[Row]]] = {}
-        self._rows: dict[int, list[tuple[int, Row]]] = defaultdict(list)
-        self._ahead = 4 if split.remote else 1
+        self._units: dict[int, Future[Sequence[Row]]] = {}
+        self._open: list[_OpenWindow] = []
+        self._ahead = 4 if split.is_far else 1
         self._threads = ThreadPoolExecutor(self._ahead, thread_name_prefix="reading")
         self.next_batch = start
 
@@ -32,9 +43,11 @@ class RowReader:
         while self._upcoming and self._upcoming[0].first_batch <= self.next_batch:
             window = self._upcoming.popleft()
             self._read_ahead()
-            self._distribute(window)
+            self._open.append(self._opened(window))
+        rows = [row for window in self._open for row in _rows_of(window, self.next_batch)]
+        self._open = [window for window in self._open if window.done < len(window.window.row)]
         self.next_batch += 1
-        return self._rows.pop(self.next_batch - 1, [])
+        return rows
 
     def _read_ahead(self) -> None:
         while len(self._upcoming) <= self._ahead:
@@ -46,12 +59,18 @@ class RowReader:
                 if unit not in self._units:
                     self._units[unit] = self._threads.submit(read_unit, self._split, unit)
 
-    def _distribute(self, window: Window) -> None:
+    def _opened(self, window: Window) -> _OpenWindow:
         units = {unit: self._units[unit].result() for unit in np.unique(window.unit).tolist()}
-        columns = (window.batch, window.place, window.unit, window.row)
-        for batch, place, unit, row in zip(*(column.tolist() for column in columns), strict=True):
-            self._rows[batch].append((place, units[unit][row]))
         for unit in units:
             self._uses[unit] -= 1
             if not self._uses[unit]:
                 del self._units[unit]
+        return _OpenWindow(window, units)
+
+
+def _rows_of(opened: _OpenWindow, batch: int) -> list[tuple[int, Row]]:
+    """Return the places and rows of one batch, the next of the window; made now, as a window may be a whole lane."""
+    (_, batches, *columns), first = opened.window, opened.done
+    opened.done = stop = int(np.searchsorted(batches, batch, side="right"))
+    places, units, rows = (column[first:stop].tolist() for column in columns)
+    return [(place, opened.units[unit][row]) for place, unit, row in zip(places, units, rows, strict=True)]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 from datasets import IterableDataset
 
+from seresnet_hub.data.class_folders import ClassFolders
+from seresnet_hub.data.mounts import is_far
 from seresnet_hub.data.row_files import RowFiles
 from seresnet_hub.data.shards import Shard, are_parquet, fingerprint_of
 from seresnet_hub.data.unit_hashes import UnitHashes
@@ -43,7 +46,8 @@ class Split:
 
     A part of a split has a `subset`, which says which rows of each unit are in it. `siblings` names all splits of the
     data set. With `class_order`, label k of the data set is class `class_order[k]`. With `right_classes`, a row's label
-    is the number of its image there.
+    is the number of its image there. With `class_folders`, the rows are the pictures of these; else they come from
+    `dataset`.
     """
 
     source: str
@@ -61,7 +65,8 @@ class Split:
     files: tuple[str, ...] = field(default=(), repr=False, compare=False)
     row_files: RowFiles = field(default=RowFiles(""), repr=False, compare=False)
     unit_hashes: UnitHashes = field(repr=False, compare=False)
-    dataset: IterableDataset = field(repr=False, compare=False)
+    dataset: IterableDataset | None = field(default=None, repr=False, compare=False)
+    class_folders: ClassFolders | None = field(default=None, repr=False, compare=False)
     _of_one_file: dict[int, IterableDataset] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -84,8 +89,15 @@ class Split:
         """Whether the files come over a network."""
         return any("://" in file for file in self.files)
 
+    @cached_property
+    def is_far(self) -> bool:
+        """Whether each reading waits for another machine, so that it is worth to read ahead."""
+        file = self.class_folders.index.root if self.class_folders else "".join(self.files[:1]).rpartition("::")[2]
+        return self.remote or (bool(file) and is_far(file))
+
     def stream(self, unit: int) -> IterableDataset:
         """Return a stream of one unit's rows; cuts a parquet shard into its row groups when it is first needed."""
+        assert self.dataset is not None
         if not self.files or not are_parquet(self.files):
             return self.dataset.shard(num_shards=self.dataset.num_shards, index=unit)
         file = self.unit_shards[unit]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 import pyarrow
 from datasets import IterableDataset
 
 from seresnet_hub.data.read_retries import reading
-from seresnet_hub.data.shards import kept_file, kept_shards, require_unchanged
+from seresnet_hub.data.shards import fingerprint_of, kept_file, kept_shards, require_unchanged, shard_states
 from seresnet_hub.data.split import Split
 from seresnet_hub.errors import InputError
 
@@ -34,9 +36,24 @@ def require_same_shards(split: Split, fingerprint: int) -> None:
     if fingerprint == split.fingerprint:
         split.unit_hashes.load(fingerprint)
         return
-    if before := kept_shards(fingerprint):
-        require_unchanged(split.source, before, split.shards)
+    before = kept_shards(fingerprint)
+    now = split.shards
+    if split.class_folders and (not before or before[0].etag.isdigit()):  # of a version that looked at each file's time
+        now = shard_states(split.class_folders.paths())
+        if fingerprint == fingerprint_of(now):
+            return
+    if before:
+        require_unchanged(split.source, before, now)
     raise InputError(f"{split.source} has other shards than the run began with")
+
+
+def require_unchanged_files(split: Split) -> None:
+    """Raise `InputError` that names the files which are not what they were at the opening."""
+    if split.class_folders is not None:
+        split.class_folders.require_unchanged(split.source)
+        return
+    now = reading(f"look at the shards of {split.source}", partial(shard_states, split.files))
+    require_unchanged(split.source, split.shards, now)
 
 
 def labels_of(split: Split) -> np.ndarray:
@@ -57,6 +74,8 @@ def unit_labels(split: Split, unit: int) -> np.ndarray:
 
 def label_values(split: Split, unit: int) -> pyarrow.Array:
     """Read the label column of one unit; a parquet file's images are not read."""
+    if split.class_folders is not None:
+        return pyarrow.array(split.class_folders.labels)
     if split.unit_rows[unit] == 0:
         return pyarrow.array([], pyarrow.int64())
 
@@ -73,13 +92,56 @@ def tables_of(stream: IterableDataset) -> Iterable[Any]:
     return cast(Iterable[Any], stream.with_format("arrow").iter(batch_size=1024))
 
 
-def read_unit(split: Split, unit: int) -> list[Row]:
+class PictureRows(Sequence[Row]):
+    """The rows of a folder of class folders, or of a part of it, each made when it is asked for."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+
+    def __len__(self) -> int:
+        return self._split.rows
+
+    @overload
+    def __getitem__(self, number: int) -> Row: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Row]: ...
+    def __getitem__(self, number: int | slice) -> Row | list[Row]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        folders, subset = self._split.class_folders, self._split.subset
+        assert folders is not None
+        row = number if subset is None else int(subset.rows[0][number])
+        image = {"bytes": None, "path": folders.path(row), "size": folders.size(row)}
+        found = Row(number, image, folders.label(row))
+        return found._replace(label=_label(self._split, found))
+
+
+def picture_bytes(split: Split, image: dict[str, Any]) -> bytes:
+    """Return a row's encoded picture, from the row itself or from the file that it names.
+
+    Errors: as of `RowFiles.read`; `InputError` where there is neither, or the file was changed since it was listed.
+    """
+    data = image.get("bytes")
+    if data is not None:
+        return cast(bytes, data.result() if isinstance(data, Future) else data)
+    if image.get("path") is None:
+        raise InputError("there is no image in this row")
+    data = split.row_files.read(image["path"])
+    if split.class_folders is not None and len(data) != image["size"]:
+        raise split.class_folders.changed_in_place(len(data), image["size"])
+    return data
+
+
+def read_unit(split: Split, unit: int) -> Sequence[Row]:
     """Read one unit whole, so that no reader is ever left half-way (an open one can abort the interpreter at exit).
 
     Over a network, what fails is tried again. Errors: `InputError` names the unit.
     """
     if split.unit_rows[unit] == 0:  # a row group may be empty, but cannot be read as a stream
         return []
+    if split.class_folders is not None:
+        return PictureRows(split)
     first = sum(split.unit_rows[:unit])
 
     def read() -> list[Row]:

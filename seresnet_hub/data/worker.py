@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from seresnet_hub.data.decoding import DecodedImage, TransformError
+from seresnet_hub.data.files_ahead import FilesAhead
 from seresnet_hub.data.loader_spec import LoaderSpec
 from seresnet_hub.data.plan import Reader
 from seresnet_hub.data.read_image import UnavailableError
 from seresnet_hub.data.row_reader import RowReader
 from seresnet_hub.data.shared_batches import SharedBatches
 from seresnet_hub.data.transforms import reseed, streams_kept
-from seresnet_hub.data.units import Row
+from seresnet_hub.data.units import Row, picture_bytes
 from seresnet_hub.errors import InputError
 
 
@@ -48,7 +49,7 @@ class RowDecoder(Dataset[WorkerRows | InputError]):
 
     def __init__(self, spec: LoaderSpec, shared: SharedBatches | None) -> None:
         self._spec, self._shared = spec, shared
-        self._readers: dict[int, RowReader] = {}
+        self._readers: dict[int, RowReader | FilesAhead] = {}
 
     def __getitem__(self, request: Request) -> WorkerRows | InputError:
         spec = self._spec
@@ -56,6 +57,8 @@ class RowDecoder(Dataset[WorkerRows | InputError]):
             reader = self._readers.get(request.reader)
             if reader is None or reader.next_batch != request.batch:
                 reader = RowReader(spec.split, spec.plan, spec.reader(request.reader), request.batch)
+                if spec.split.class_folders is not None and spec.split.is_far:
+                    reader = FilesAhead(reader, spec.split, spec.plan.steps)
                 self._readers[request.reader] = reader
             with streams_kept():
                 return self._decoded(request, reader.next_rows())
@@ -101,11 +104,8 @@ class RowDecoder(Dataset[WorkerRows | InputError]):
 
     def _picture(self, row: Row) -> DecodedImage:
         """Read and decode. Errors: `InputError`, and its kind `UnavailableError` where it is out of reach."""
-        data, path = (row.image.get("bytes"), row.image.get("path")) if row.image else (None, None)
-        if data is None and path is None:
-            raise InputError("there is no image in this row")
         try:
-            return self._spec.decoder.decode(self._spec.split.row_files.read(cast(str, path)) if data is None else data)
+            return self._spec.decoder.decode(picture_bytes(self._spec.split, row.image or {}))
         except (OSError, TypeError, ValueError) as error:
             raise InputError(error) from error
 
