@@ -17,6 +17,7 @@ from datasets import IterableDataset
 from seresnet_hub.data.read_retries import reading
 from seresnet_hub.data.shards import fingerprint_of, kept_file, kept_shards, require_unchanged, shard_states
 from seresnet_hub.data.split import Split
+from seresnet_hub.data.tar_archives import kept_count
 from seresnet_hub.errors import InputError
 
 
@@ -154,6 +155,8 @@ def read_unit(split: Split, unit: int) -> Sequence[Row]:
         if len(rows) != announced:
             with suppress(OSError):  # what was kept may be wrong: it is counted anew the next time
                 kept_file(split.fingerprint).unlink(missing_ok=True)
+                for shard in split.unit_shards[unit : unit + 1]:
+                    kept_count(split.shards[shard]).unlink(missing_ok=True)
             raise InputError(f"it gave {len(rows)} rows, not the {announced} it announced")
         if not split.unit_hashes.match(unit, ((row.image, row.label) for row in rows)):
             raise InputError(
