@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
-import resource
+import shutil
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from itertools import cycle, islice
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
+from _benchmark_loader_data import WRITTEN_BY_ITSELF, prepare
+from _benchmark_loader_remote import REMOTE_PEERS, Remote, require_remote, served
 from _benchmark_options import PEERS
 
-from seresnet_hub.data.decoding import DecoderName
 from seresnet_hub.errors import InputError
 
 OURS = "seresnet_hub"
-SIZE = 224
-ROWS_PER_SHARD, ROWS_PER_GROUP = 300, 100
-# Rows in a shuffle window or in the buffers of all workers: one row group in each of the plan's 24 lanes. timm keeps
-# its default of 4,096 in each worker.
-SHUFFLE = 2400
+# Of a measurement that is repeated in rounds; the stall share is measured apart.
+Measured = dict[str, list[dict[str, float]]]
 
 
 def benchmark_loader(options: argparse.Namespace) -> dict[str, Any]:
@@ -38,324 +31,142 @@ def benchmark_loader(options: argparse.Namespace) -> dict[str, Any]:
 
     Images/s and CPU time count from the first batch on, over the process and its workers.
     Ratios are medians over rounds of (this package / peer) within a round, so that a busy machine weighs on both.
+    With `--remote`, images come from a double of the Hub on this machine; requests and bytes are those of a process,
+    from its start on. `cold` gives each process empty caches, `cached` those of an epoch that came before.
     """
-    if options.rounds < 1:
-        raise InputError(f"--rounds {options.rounds}: at least one is needed")
-    peers = PEERS if "all" in options.peer else tuple(dict.fromkeys(options.peer))
+    peers, pythons = _checked(options)
     names = (OURS, *peers)
-    with tempfile.TemporaryDirectory() as scratch:
-        _prepare(Path(scratch), options, peers)
-        measured: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    measured: Measured = {name: [] for name in names}
+    stalls = {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        scratch = Path(folder)
+        prepare(scratch, options, peers)
+        for name in peers:
+            if name in WRITTEN_BY_ITSELF:
+                _run(pythons, "write", name, scratch)
+        remote = stack.enter_context(served(scratch, options)) if options.remote else None
+        run = _Runner(scratch, options, pythons, remote)
         for number in range(options.rounds):
             for name in names:
-                one = _in_a_process(name, scratch, options, step_time=0.0)
+                one = run(name, step_time=0.0)
                 measured[name].append(one)
                 print(f"round {number + 1}: {name}: {one['images_per_second']:.0f} images/s", file=sys.stderr)
-        stalls = {}
         if options.step_time:
-            for name in names:
-                stalls[name] = _in_a_process(name, scratch, options, step_time=options.step_time)["stall_share"]
-    loaders: dict[str, dict[str, Any]] = {}
-    for name, rounds in measured.items():
-        loaders[name] = {
-            key: round(statistics.median(one[key] for one in rounds), 6) for key in rounds[0] if key != "stall_share"
-        }
-        loaders[name]["images_per_second_range"] = [
-            round(extreme(one["images_per_second"] for one in rounds), 1) for extreme in (min, max)
-        ]
-        if name in stalls:
-            loaders[name]["stall_share"] = round(stalls[name], 4)
-        if name in peers:
-            pairs = list(zip(measured[OURS], rounds, strict=True))
-            loaders[name]["ours_times_as_fast"] = _ratio(
-                pairs, lambda a, b: a["images_per_second"] / b["images_per_second"]
-            )
-            loaders[name]["ours_times_less_cpu"] = _ratio(
-                pairs, lambda a, b: b["cpu_seconds_per_image"] / a["cpu_seconds_per_image"]
-            )
-            loaders[name]["ours_share_of_pss"] = _ratio(pairs, lambda a, b: a["peak_pss_bytes"] / b["peak_pss_bytes"])
-            loaders[name]["ours_share_above_imports"] = _ratio(
-                pairs, lambda a, b: a["peak_above_imports_bytes"] / b["peak_above_imports_bytes"]
-            )
-            loaders[name]["ours_share_of_rss"] = _ratio(pairs, lambda a, b: a["peak_rss_bytes"] / b["peak_rss_bytes"])
+            stalls = {name: run(name, step_time=options.step_time)["stall_share"] for name in names}
     result = {
         "benchmark": "loader", "images": options.images, "batch_size": options.batch_size, "workers": options.workers,
-        "rounds": options.rounds, "cores": os.cpu_count(), "step_time": options.step_time, "loaders": loaders,
+        "rounds": options.rounds, "cores": os.cpu_count(), "step_time": options.step_time, "remote": options.remote,
+        "latency_ms": options.latency_ms, "mbit": options.mbit,
+        "loaders": {name: _summary(name, measured, stalls) for name in names},
     }  # fmt: skip
     if options.picture:
         _draw(result, measured, options.picture)
     return result
 
 
-Pairs = list[tuple[dict[str, float], dict[str, float]]]
+def _checked(options: argparse.Namespace) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the peers and the interpreters of those that have their own."""
+    if options.rounds < 1:
+        raise InputError(f"--rounds {options.rounds}: at least one is needed")
+    if not options.remote and (options.latency_ms or options.mbit is not None):
+        raise InputError("--latency-ms and --mbit are of --remote cold or --remote cached")
+    if options.latency_ms < 0 or (options.mbit is not None and options.mbit <= 0):
+        raise InputError("--latency-ms must not be negative, and --mbit must be positive")
+    pythons = {}
+    for given in options.peer_python:
+        name, _, path = given.partition("=")
+        if name not in PEERS or shutil.which(path) is None:
+            raise InputError(f"--peer-python {given}: write NAME=PATH, a peer and the Python that has its package")
+        pythons[name] = path
+    everyone: tuple[str, ...] = REMOTE_PEERS if options.remote else PEERS
+    # That one needs an interpreter of its own: its package wants an older huggingface_hub.
+    everyone = tuple(name for name in everyone if name != "mosaicml-streaming" or name in pythons)
+    peers = everyone if "all" in options.peer else tuple(dict.fromkeys(options.peer))
+    if options.remote:
+        require_remote(peers)
+    return peers, pythons
 
 
-def _ratio(pairs: Pairs, ratio: Callable[[dict[str, float], dict[str, float]], float]) -> float:
-    return round(statistics.median(ratio(ours, theirs) for ours, theirs in pairs), 3)
+class _Runner:
+    """Measures loaders, each in a process of its own."""
+
+    def __init__(
+        self, scratch: Path, options: argparse.Namespace, pythons: dict[str, str], remote: Remote | None
+    ) -> None:
+        self._scratch, self._options, self._pythons, self._remote = scratch, options, pythons, remote
+        self._warm: set[str] = set()
+
+    def __call__(self, name: str, *, step_time: float) -> dict[str, float]:
+        options, remote = self._options, self._remote
+        settings = {
+            "batch_size": options.batch_size, "workers": options.workers, "step_time": step_time,
+            "remote": remote is not None,
+        }  # fmt: skip
+        if remote is None:
+            return _run(self._pythons, "measure", name, self._scratch, settings)
+        environment = remote.environment(name)
+        if options.remote == "cached" and name not in self._warm:
+            _run(self._pythons, "measure", name, self._scratch, {**settings, "step_time": 0.0}, environment)
+            self._warm.add(name)
+        before = remote.counts()
+        one = _run(self._pythons, "measure", name, self._scratch, settings, environment)
+        if options.remote == "cold":
+            shutil.rmtree(environment["HF_HOME"], ignore_errors=True)
+        return {**one, **{key: count - before[key] for key, count in remote.counts().items()}}
 
 
-# --- the same images in every format ----------------------------------------------------------------------------------
-
-
-def _prepare(scratch: Path, options: argparse.Namespace, peers: tuple[str, ...]) -> None:
-    """Write `--images` images, those of the source over and over, as parquet, tar and litdata's chunks."""
-    import datasets
-    import pyarrow
-    import pyarrow.parquet
-
-    from seresnet_hub.data.open_split import open_split
-    from seresnet_hub.data.units import read_unit
-
-    split = open_split(options.source, options.split)
-    rows = [row for unit in range(len(split.unit_rows)) for row in read_unit(split, unit)]
-    repeated = list(islice(cycle(rows), options.images))
-    shards = [repeated[k : k + ROWS_PER_SHARD] for k in range(0, len(repeated), ROWS_PER_SHARD)]
-    for kind in ("parquet", "tar"):
-        (scratch / kind).mkdir()
-    schema = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")}).arrow_schema
-    for number, shard in enumerate(shards):
-        encoded = [bytes((row.image or {})["bytes"]) for row in shard]
-        table = pyarrow.table(
-            {"image": [{"bytes": data, "path": None} for data in encoded], "label": [row.label for row in shard]},
-            schema,
-        )
-        name = f"train-{number:05d}-of-{len(shards):05d}"
-        pyarrow.parquet.write_table(table, scratch / "parquet" / f"{name}.parquet", row_group_size=ROWS_PER_GROUP)
-        if "webdataset" in peers:
-            with tarfile.open(scratch / "tar" / f"{name}.tar", "w") as archive:
-                for k, row in enumerate(shard):
-                    for suffix, content in (("jpg", encoded[k]), ("cls", str(row.label).encode())):
-                        member = tarfile.TarInfo(f"{number:05d}{k:05d}.{suffix}")
-                        member.size = len(content)
-                        archive.addfile(member, io.BytesIO(content))
-    (scratch / "images").write_text(str(len(repeated)))
-    if "litdata" in peers:
-        _run("prepare-litdata", str(scratch))
-
-
-def _write_litdata(scratch: Path) -> None:
-    import litdata
-
-    files = sorted(str(file) for file in (scratch / "parquet").glob("*.parquet"))
-    litdata.optimize(
-        fn=_litdata_rows, inputs=files, output_dir=str(scratch / "litdata"), chunk_bytes="64MB", num_workers=1
-    )
-
-
-def _litdata_rows(file: str) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(file)
-    for image, label in zip(table.column("image").to_pylist(), table.column("label").to_pylist(), strict=True):
-        yield {"image": image["bytes"], "label": label}
-
-
-# --- the loaders: each yields uint8 images of a batch -----------------------------------------------------------------
-
-
-def _transform() -> Any:
-    from seresnet_hub.data.transforms import training_transform
-
-    return training_transform(
-        crop="resized", input_size=(3, SIZE, SIZE), interpolation="bilinear", crop_padding=0, scale=(0.08, 1.0),
-        horizontal_flip=0.5,
-    )  # fmt: skip
-
-
-def _decode(data: bytes) -> torch.Tensor:
-    """Decode as this package's fast way does, one picture into a tensor of its own."""
-    global _decoder
-    from seresnet_hub.data.decoding import Decoder
-
-    if _decoder is None:
-        _decoder = Decoder(_transform(), "fast")
-    out = torch.empty(3, SIZE, SIZE, dtype=torch.uint8, memory_format=torch.contiguous_format)
-    return out.flip(-1) if _decoder.apply(_decoder.decode(data), out) else out
-
-
-_decoder: Any = None
-
-
-def _ours(decoder: DecoderName, scratch: Path, batch_size: int, workers: int) -> Iterator[torch.Tensor]:
-    from dataclasses import replace
-
-    from seresnet_hub.data.loader import loader
-    from seresnet_hub.recipes.recipe import get_recipe
-
-    recipe = replace(
-        get_recipe("digits"), crop="resized", input_size=SIZE, batch_size=batch_size, horizontal_flip=0.5,
-        decoder=decoder, shuffle_window=SHUFFLE,
-    )  # fmt: skip
-    for batch in loader(str(scratch / "parquet"), "train", recipe, workers=workers):
-        for row in batch.mirror.nonzero().flatten().tolist():  # the other loaders do this in their workers
-            batch.images[row] = batch.images[row].flip(-1)
-        yield batch.images
-
-
-def _timm(scratch: Path, batch_size: int, workers: int) -> Iterator[torch.Tensor]:
-    from timm.data import create_dataset, create_loader
-
-    dataset = create_dataset(
-        f"hfids/{scratch / 'parquet'}", root=None, split="train", is_training=True, batch_size=batch_size,
-        num_samples=int((scratch / "images").read_text()),
-    )  # fmt: skip
-    batches = create_loader(
-        dataset, (3, SIZE, SIZE), batch_size, is_training=True, color_jitter=None, hflip=0.5, interpolation="bilinear",
-        num_workers=workers, device=torch.device("cpu"), persistent_workers=False, pin_memory=False,
-    )  # fmt: skip
-    for images, _ in batches.loader:  # uint8; the prefetcher around it only normalises
-        yield images
-
-
-def _datasets(scratch: Path, batch_size: int, workers: int) -> Iterator[torch.Tensor]:
-    import datasets
-    from torch.utils.data import DataLoader
-
-    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
-    stream = datasets.load_dataset(str(scratch / "parquet"), split="train", streaming=True)
-    stream = stream.decode(False).shuffle(seed=0, buffer_size=SHUFFLE // workers)
-    stream = stream.map(
-        lambda row: {"image": _decode(row["image"]["bytes"]), "label": row["label"]}, features=datasets.Features()
-    )
-    for batch in DataLoader(stream, batch_size=batch_size, num_workers=workers, worker_init_fn=_one_thread):
-        yield batch["image"]
-
-
-def _webdataset(scratch: Path, batch_size: int, workers: int) -> Iterator[torch.Tensor]:
-    import webdataset
-
-    shards = sorted(str(file) for file in (scratch / "tar").glob("*.tar"))
-    stream = webdataset.WebDataset(shards, shardshuffle=len(shards)).shuffle(SHUFFLE // workers)
-    stream = stream.to_tuple("jpg", "cls").map_tuple(_decode, int).batched(batch_size)
-    for images, _ in webdataset.WebLoader(stream, batch_size=None, num_workers=workers, worker_init_fn=_one_thread):
-        yield images
-
-
-def _litdata(scratch: Path, batch_size: int, workers: int) -> Iterator[torch.Tensor]:
-    import litdata
-
-    class Decoded(litdata.StreamingDataset):  # type: ignore[misc]
-        def __getitem__(self, index: Any) -> Any:
-            row = super().__getitem__(index)
-            return _decode(row["image"]), row["label"]
-
-    stream = Decoded(str(scratch / "litdata"), shuffle=True)
-    batches = litdata.StreamingDataLoader(
-        stream, batch_size=batch_size, num_workers=workers, worker_init_fn=_one_thread
-    )
-    for images, _ in batches:
-        yield images
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
-
-
-LOADERS: dict[str, Callable[[Path, int, int], Iterator[torch.Tensor]]] = {
-    "seresnet_hub": lambda *arguments: _ours("fast", *arguments),
-    "pil": lambda *arguments: _ours("pil", *arguments),
-    "timm": _timm,
-    "datasets": _datasets,
-    "webdataset": _webdataset,
-    "litdata": _litdata,
-}
-
-
-# --- one measurement --------------------------------------------------------------------------------------------------
-
-
-def _in_a_process(name: str, scratch: str, options: argparse.Namespace, *, step_time: float) -> dict[str, float]:
-    settings = {"batch_size": options.batch_size, "workers": options.workers, "step_time": step_time}
-    return _run(name, scratch, json.dumps(settings))
-
-
-def _run(*arguments: str) -> dict[str, float]:
-    command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(
+    pythons: dict[str, str],
+    what: str,
+    name: str,
+    scratch: Path,
+    settings: dict[str, Any] | None = None,
+    environment: dict[str, str] | None = None,
+) -> dict[str, float]:
+    script = Path(__file__).parent / "_benchmark_loader_process.py"
+    command = [pythons.get(name, sys.executable), str(script), what, name, str(scratch), json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
-        raise InputError(f"the measured process {arguments[0]!r} failed: {done.stderr[-600:]}")
+        raise InputError(f"the measured process {name!r} failed: {done.stderr[-600:]}")
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def _measure(name: str, scratch: Path, *, batch_size: int, workers: int, step_time: float) -> dict[str, float]:
-    """Run one epoch; with a step time, sleep so long after every batch and see how long the next one lets wait."""
-    import psutil
-
-    torch.set_num_threads(1)
-
-    imported = psutil.Process().memory_info().rss
-    peak, peak_above, proportional, looked = 0, 0, 0, 0.0
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak, peak_above, proportional, looked
-        while not done.wait(0.25):
-            try:
-                tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
-                resident = sum(process.memory_info().rss for process in tree)
-                above = resident - len(tree) * imported
-                if time.perf_counter() - looked > 1:
-                    proportional, looked = max(proportional, sum(map(_pss, tree))), time.perf_counter()
-            except psutil.Error:  # a worker has just ended
-                continue
-            peak, peak_above = max(peak, resident), max(peak_above, above)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    start = time.perf_counter()
-    watcher.start()
-    images, first, first_images, waited, asked, cpu = 0, 0.0, 0, 0.0, start, 0.0
-    for batch in LOADERS[name](scratch, batch_size, workers):
-        now = time.perf_counter()
-        if not images:
-            first, first_images, cpu = now, len(batch), _cpu_seconds() + _cpu_seconds_of_children()
-        else:
-            waited += now - asked
-        images += len(batch)
-        if step_time:
-            time.sleep(step_time)
-        asked = time.perf_counter()
-    end = time.perf_counter()
-    done.set()
-    watcher.join()
-    return {
-        "images_per_second": (images - first_images) / (end - first),
-        "images": images,
-        "cpu_seconds_per_image": (_cpu_seconds() - cpu) / (images - first_images),
-        "seconds_to_first_batch": first - start,
-        "peak_rss_bytes": peak,
-        "peak_pss_bytes": proportional,
-        "peak_above_imports_bytes": peak_above,
-        "stall_share": waited / (end - first),
+def _summary(name: str, measured: Measured, stalls: dict[str, float]) -> dict[str, Any]:
+    rounds = measured[name]
+    found: dict[str, Any] = {
+        key: round(statistics.median(one[key] for one in rounds), 6) for key in rounds[0] if key != "stall_share"
     }
+    found["images_per_second_range"] = [
+        round(extreme(one["images_per_second"] for one in rounds), 1) for extreme in (min, max)
+    ]
+    if name in stalls:
+        found["stall_share"] = round(stalls[name], 4)
+    if name != OURS:
+        pairs = list(zip(measured[OURS], rounds, strict=True))
+        for key, ratio in RATIOS.items():
+            found[key] = round(statistics.median(ratio(ours, theirs) for ours, theirs in pairs), 3)
+    return found
 
 
-def _cpu_seconds() -> float:
-    """Return the CPU time of this process and of its workers that have ended."""
-    return sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+Figures = dict[str, float]
+RATIOS: dict[str, Callable[[Figures, Figures], float]] = {
+    "ours_times_as_fast": lambda a, b: a["images_per_second"] / b["images_per_second"],
+    "ours_times_less_cpu": lambda a, b: b["cpu_seconds_per_image"] / a["cpu_seconds_per_image"],
+    "ours_share_of_pss": lambda a, b: a["peak_pss_bytes"] / b["peak_pss_bytes"],
+    "ours_share_above_imports": lambda a, b: a["peak_above_imports_bytes"] / b["peak_above_imports_bytes"],
+    "ours_share_of_rss": lambda a, b: a["peak_rss_bytes"] / b["peak_rss_bytes"],
+}
 
 
-def _pss(process: Any) -> int:
-    """Return a process's memory, with pages that several processes share divided among them."""
-    try:
-        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it has just ended
-        return 0
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+def _place(result: dict[str, Any]) -> str:
+    if not result["remote"]:
+        return ""
+    line = f"{result['mbit']:g} Mbit/s" if result["mbit"] else "no limit of bandwidth"
+    return f", {result['remote']} from a Hub at {result['latency_ms']:g} ms, {line}"
 
 
-def _cpu_seconds_of_children() -> float:
-    """Return the CPU time of the workers that are alive."""
-    import psutil
-
-    times = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
-    return sum(time.user + time.system for time in times)
-
-
-def _draw(result: dict[str, Any], measured: dict[str, list[dict[str, float]]], path: Path) -> None:
+def _draw(result: dict[str, Any], measured: Measured, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -381,15 +192,8 @@ def _draw(result: dict[str, Any], measured: dict[str, list[dict[str, float]]], p
     axes[0].invert_yaxis()
     figure.suptitle(
         f"{result['images']:,} images, {result['workers']} workers on {result['cores']} cores, "
-        f"batches of {result['batch_size']}; medians of {result['rounds']} interleaved rounds (dots)", fontsize=10,
+        f"batches of {result['batch_size']}{_place(result)}; "
+        f"medians of {result['rounds']} interleaved rounds (dots)", fontsize=10,
     )  # fmt: skip
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "prepare-litdata":
-        _write_litdata(Path(sys.argv[2]))
-        print("{}")
-    else:
-        print(json.dumps(_measure(sys.argv[1], Path(sys.argv[2]), **json.loads(sys.argv[3]))))

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-PEERS = ("timm", "datasets", "webdataset", "litdata", "pil")  # "pil": this package with its exact decoder
+PEERS = (
+    "timm",
+    "datasets",
+    "webdataset",
+    "litdata",
+    "mosaicml-streaming",
+    "pil",
+)  # "pil": this package with its exact decoder
 PRECISIONS = ("fp32", "tf32", "bf16")
 MODES = ("eager", "compiled")
 SETTINGS = ("default", "epilogue")
@@ -29,6 +36,18 @@ def add_loader(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=2, metavar="N")
     parser.add_argument("--batch-size", type=int, default=256, metavar="N")
     parser.add_argument("--step-time", type=float, metavar="SECONDS", help="measure the stall share at this step time")
+    parser.add_argument(
+        "--remote", choices=("cold", "cached"),
+        help="read from a double of the Hub on this machine, with empty caches or in a second epoch",
+    )  # fmt: skip
+    parser.add_argument("--latency-ms", type=float, default=0.0, metavar="MS", help="of each answer, with --remote")
+    parser.add_argument(
+        "--mbit", type=float, metavar="N", help="bandwidth in Mbit/s, with --remote (default: no limit)"
+    )
+    parser.add_argument(
+        "--peer-python", action="append", default=[], metavar="NAME=PATH",
+        help="run a peer by another Python; mosaicml-streaming needs an older huggingface_hub; repeatable",
+    )  # fmt: skip
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the result into this PNG file")
 
 

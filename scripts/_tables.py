@@ -11,6 +11,7 @@ from typing import Any
 import _tables_gpu as gpu_tables
 import _tables_kernels as kernel_tables
 import _tables_package as package_tables
+import _tables_simulated as simulated_tables
 import timm
 import torch
 from _benchmark_options import NETWORK_BENCHMARKS
@@ -153,6 +154,7 @@ MEASURED_TABLES: dict[str, Callable[[Path], str]] = {
     "predicted": kernel_tables.predicted,
     "gpu": gpu_tables.speed,
     "gpu_runs": gpu_tables.runs,
+    "simulated": simulated_tables.simulated,
 }
 
 

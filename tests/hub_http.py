@@ -88,6 +88,9 @@ class Exchange(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with self.server.hub.lock:
+            self.server.hub.connections += 1
+        self.server.hub.traffic.delay()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -106,6 +109,8 @@ class Exchange(BaseHTTPRequestHandler):
             authorized="Authorization" in self.headers,
         )
         self.action = self.hub.admit(self.request_log)
+        too_many, self.limits = self.hub.traffic.count(self.request_log)
+        self.hub.traffic.delay()
         if isinstance(self.action, Delay):
             time.sleep(self.action.seconds)
         try:
@@ -116,6 +121,10 @@ class Exchange(BaseHTTPRequestHandler):
                     raise ConnectionAbortedError
                 if isinstance(self.action, Status):
                     answer = as_json(self.action.body, self.action.status, **self.action.headers)
+                elif too_many:
+                    answer = as_json({"error": "We had to rate limit you"}, 429)
+                elif self.request_log.origin == "cdn" and self.request_log.authorized:
+                    answer = as_json({"error": "Only one auth mechanism allowed"}, 400)
                 else:
                     answer = self.work(address.path, body)
             self.pause("done")
@@ -199,7 +208,7 @@ class Exchange(BaseHTTPRequestHandler):
     def send(self, answer: Answer) -> None:
         self.request_log.status = answer.status
         self.send_response(answer.status)
-        for name, value in answer.headers.items():
+        for name, value in {**self.limits, **answer.headers}.items():
             self.send_header(name, value)
         if "Content-Length" not in answer.headers:
             self.send_header("Content-Length", str(answer.length))
@@ -240,6 +249,7 @@ class Exchange(BaseHTTPRequestHandler):
         return chunk
 
     def send_bytes(self, chunk: bytes) -> None:
+        self.hub.traffic.pass_through(len(chunk))
         self.wfile.write(chunk)
         self.request_log.sent += len(chunk)
 

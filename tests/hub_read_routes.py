@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, BinaryIO
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 from hub_http import API, CDN, REVISION, WEB, Answer, Exchange, as_json, route
 from hub_repository import Commit, File, HubError, Repository, pointer
@@ -102,10 +102,12 @@ class ReadRoutes(Exchange):
             return self.content(file, headers)
         headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
         stored = f"/cdn/{repository.kind}/{repository.name}/{file.sha256}/{quote(path)}"
-        return Answer(status=302, headers={**headers, "Location": self.hub.cdn_url + stored})
+        return Answer(status=302, headers={**headers, "Location": self.hub.cdn_url + self.hub.traffic.signed(stored)})
 
     @route("GET", rf"{CDN}/(?P<path>.+)", "read")
     def get_blob(self, body: BinaryIO, repository: Repository, sha256: str, path: str) -> Answer:
+        if not self.hub.traffic.serves(urlsplit(self.path).path, self.query):
+            raise HubError(403, "Request has expired")
         if sha256 not in repository.uploaded:
             raise HubError(404, "No such blob")
         return self.content(self.hub.blobs.file(sha256, large=True), {"ETag": f'"{sha256[:32]}"'})

@@ -11,13 +11,15 @@ Clients read `HF_ENDPOINT` when they are imported, so they run in processes of t
 Served: whoami-v2, repos/create and delete, validate-yaml, and for models and datasets their information, tree,
 paths-info, refs, commits, auth-check, branch, tag, preupload, commit, discussions with merge, LFS batch, verify and
 multipart completion, and resolve. Private and gated repositories, a token that writes, one that reads, and any other
-one as expired. `fault` makes the server misbehave on chosen requests, and `requests` tells what was asked of it.
+one as expired. `fault` makes the server misbehave on chosen requests, `traffic` makes it far away and sets limits, and
+`requests` and `counts` tell what was asked of it. Addresses of the storage are signed and expire, and the storage
+refuses requests that hold a token.
 
-What it does not prove: the texts of the real Hub's errors and its rate-limit headers; Xet (clients are told not to
+What it does not prove: the texts of the real Hub's errors; when it counts which request; Xet (clients are told not to
 use it); quotas, size limits and virus scans; that a commit is seen everywhere at once, as it is here; the Hub's
 opinion of a card (every one is valid, and `cardData` is always empty; a `Status(400)` fault doubles a refusal); what
-the Hub does with a commit that changes nothing (here it is one more commit); .gitignore rules; signed addresses that
-expire; organisations and their rights; Spaces.
+the Hub does with a commit that changes nothing (here it is one more commit); .gitignore rules; what
+the storage answers to an address that has expired; organisations and their rights; Spaces.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from hub_faults import Action, Fault, Pause, Request
 from hub_http import Server
 from hub_read_routes import ReadRoutes
 from hub_repository import Blobs, Commit, File, HubError, Repository
+from hub_traffic import Traffic, counts
 from hub_write_routes import WriteRoutes
 
 USER = "tester"
@@ -47,9 +50,14 @@ class Handler(ReadRoutes, WriteRoutes):
 class HubServer:
     """The double: a server on a free port, its repositories, its faults and its log. Use it in a `with`."""
 
-    def __init__(self, folder: Path, *, page_size: int = 1000, part_size: int | None = None) -> None:
-        """Keep blobs in `folder`; list `page_size` entries a page; take files above `part_size` bytes in parts."""
-        self.folder = folder
+    def __init__(
+        self, folder: Path, *, page_size: int = 1000, part_size: int | None = None, traffic: Traffic | None = None
+    ) -> None:
+        """Keep blobs in `folder`; list `page_size` entries a page; take files above `part_size` bytes in parts.
+
+        Without `traffic` it answers at once, as much and as often as it is asked.
+        """
+        self.folder, self.traffic = folder, traffic or Traffic()
         self.page_size, self.part_size = page_size, part_size
         self.user, self.roles = USER, {WRITE_TOKEN: "write", READ_TOKEN: "read"}
         self.blobs = Blobs(folder / "blobs")
@@ -57,6 +65,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.errors: list[BaseException] = []
+        self.connections = 0  # opened so far
         self.lock = threading.RLock()
         self._http = Server(("127.0.0.1", 0), Handler)
         self._http.hub = self
@@ -155,6 +164,11 @@ class HubServer:
         """Return the requests so far whose path has a match of a pattern."""
         with self.lock:
             return [r for r in self.requests if r.method == method and re.search(path, r.path)]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return the number of requests so far and the bytes sent, by what they went to: api, resolver, storage."""
+        with self.lock:
+            return counts(self.requests)
 
     def web_url(self, kind: str, repo: str) -> str:
         return f"{self.url}/{'' if kind == 'model' else kind + 's/'}{repo}"

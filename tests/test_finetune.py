@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import seresnet_hub
 from seresnet_hub.data import held_out
-from seresnet_hub.data.loader import evaluation_loader
+from seresnet_hub.data.loader import Loader, evaluation_spec
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import training_transform
 from seresnet_hub.errors import InputError
@@ -264,7 +264,8 @@ def contents(split: Split) -> list[tuple[int, int]]:
         auto_augment=None, color_jitter=0,
     )  # fmt: skip
     found = {}
-    for batch in evaluation_loader(split, None, transform, input_size=(8, 8), batch_size=7, num_classes=10):
+    spec = evaluation_spec(split, transform, input_size=(8, 8), batch_size=7, num_classes=10)
+    for batch in Loader(spec):
         pairs = zip(numbers_in(batch.images), batch.labels.tolist(), strict=True)
         found.update(zip(batch.indices.tolist(), pairs, strict=True))
     return [found[index] for index in range(split.rows)]

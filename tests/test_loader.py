@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow
@@ -19,10 +20,10 @@ from conftest import WriteSplit, encode, numbered_picture, numbers_in
 from PIL import Image
 from torchvision.transforms import Compose, Resize
 
-from seresnet_hub.data.loader import Batch, Loader, loader
-from seresnet_hub.data.loader import evaluation_loader as any_evaluation_loader
+from seresnet_hub.data.loader import Batch, Loader, evaluation_spec, loader
 from seresnet_hub.data.open_split import open_split
-from seresnet_hub.data.transforms import evaluation_transform
+from seresnet_hub.data.split import Split
+from seresnet_hub.data.transforms import Transform, evaluation_transform
 from seresnet_hub.data.units import read_unit
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
@@ -34,8 +35,8 @@ KEEP = evaluation_transform(input_size=(3, 8, 8), interpolation="bilinear", crop
 UNEVEN = [[5, 3], [1], [7, 7, 2], [10]]  # rows of each row group of each shard: 35 in all
 
 
-def evaluation_loader(*arguments: object, **options: object) -> Loader:
-    return any_evaluation_loader(*arguments, input_size=(8, 8), **options)  # type: ignore[arg-type, misc]
+def evaluation_loader(split: Split, transform: Transform, **options: Any) -> Loader:
+    return Loader(evaluation_spec(split, transform, input_size=(8, 8), **options))
 
 
 def real_numbers(batches: Iterable[Batch]) -> list[list[int]]:
@@ -99,7 +100,7 @@ def test_augmentation_depends_on_the_sample_alone(write_split: WriteSplit) -> No
 def test_evaluation_sees_each_image_once(write_split: WriteSplit, world_size: int) -> None:
     split = open_split(str(write_split(UNEVEN, split="test")), None)
     parts = [
-        list(evaluation_loader(split, None, KEEP, batch_size=12, num_classes=10, rank=rank, world_size=world_size))
+        list(evaluation_loader(split, KEEP, batch_size=12, num_classes=10, rank=rank, world_size=world_size))
         for rank in range(world_size)
     ]
     seen = [n for batch in merged([real_numbers(part) for part in parts]) for n in batch]
@@ -107,7 +108,7 @@ def test_evaluation_sees_each_image_once(write_split: WriteSplit, world_size: in
     assert seen == [
         n for batch in merged([[b.indices[b.mask].tolist() for b in part] for part in parts]) for n in batch
     ]
-    alone = evaluation_loader(split, None, KEEP, batch_size=12, num_classes=10)
+    alone = evaluation_loader(split, KEEP, batch_size=12, num_classes=10)
     assert seen == [n for batch in real_numbers(alone) for n in batch]
     # Every rank gets as many rows as every other, so that none waits for a batch that never comes.
     assert len({tuple(len(batch.mask) for batch in part) for part in parts}) == 1
@@ -133,7 +134,7 @@ def test_image_folders_stream_too(tmp_path: Path) -> None:
             (folder / f"{number}.png").write_bytes(numbered_picture(number))
     split = open_split(str(tmp_path / "pictures"), "test")
     assert (split.rows, split.class_names) == (6, ("class0", "class1"))
-    batches = list(evaluation_loader(split, None, KEEP, batch_size=4, num_classes=2))
+    batches = list(evaluation_loader(split, KEEP, batch_size=4, num_classes=2))
     found = {n: label for b in batches for n, label in zip(numbers_in(b.images), b.labels.tolist(), strict=True)}
     assert found == {n: n % 2 for n in range(6)}
 
@@ -223,7 +224,7 @@ def test_webdataset_archives_stream_too(tmp_path: Path) -> None:
                     archive.addfile(member, io.BytesIO(content))
     split = open_split(str(tmp_path / "archives"), "train")
     assert (split.rows, split.image_column, split.label_column) == (6, "png", "cls")
-    batches = list(evaluation_loader(split, None, KEEP, batch_size=4, num_classes=3))
+    batches = list(evaluation_loader(split, KEEP, batch_size=4, num_classes=3))
     assert sorted(n for batch in real_numbers(batches) for n in batch) == list(range(6))
     assert all(batch.labels.tolist() == [n % 3 for n in numbers_in(batch.images)] for batch in batches)
     tars = open_split(str(tmp_path / "archives" / "train-*.tar"), "train")
@@ -300,7 +301,7 @@ def test_real_cifar10_is_complete(cifar10_copy: Path) -> None:
     assert open_split(str(cifar10_copy), "train").rows == 50_000
     split = open_split(str(cifar10_copy), None)
     assert (split.name, split.rows, split.class_names[:2]) == ("test", 10_000, ("airplane", "automobile"))
-    batch = next(iter(evaluation_loader(split, None, KEEP, batch_size=64, num_classes=10)))
+    batch = next(iter(evaluation_loader(split, KEEP, batch_size=64, num_classes=10)))
     assert batch.images.shape == (64, 3, 8, 8)
 
 
@@ -330,6 +331,7 @@ def test_recipes_lose_none_of_the_real_photographs(imagenet_sample: Path, name: 
 
 def test_a_transform_without_a_tensor_at_its_end_is_no_damaged_picture(numbers: str) -> None:
     """Whatever share of the pictures may be damaged: the error is the transform's own."""
-    loader = evaluation_loader(numbers, "train", Compose([Resize(8)]), batch_size=8, num_classes=10, corrupt_share=1.0)
+    split = open_split(numbers, "train")
+    loader = evaluation_loader(split, Compose([Resize(8)]), batch_size=8, num_classes=10, corrupt_share=1.0)
     with pytest.raises(TypeError, match="must be Tensor"):
         next(iter(loader))

@@ -26,7 +26,8 @@ no line
     ("path", "kind"),
     [
         ("/", "ext4"), ("/home/me", "ext4"), ("/data", "nfs4"), ("/data/imagenet/train", "nfs4"),
-        ("/database", "ext4"), ("/data/scratch/x", "xfs"), ("/mnt/my disk/x", "fuse.hf-mount"), ("/mnt/cover", "lustre"),
+        ("/database", "ext4"), ("/data/scratch/x", "xfs"), ("/mnt/my disk/x", "fuse.hf-mount"),
+        ("/mnt/cover", "lustre"),
     ],
 )  # fmt: skip
 def test_the_innermost_mount_counts(path: str, kind: str) -> None:

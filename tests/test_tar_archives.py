@@ -47,8 +47,8 @@ ARCHIVES = {
     "pairs": ["a.png", "a.cls", "b.png", "b.cls"],
     "folders": ["x/", "x/a.png", "x/a.cls", "y/a.png", "y/a.cls", "x/b.png", "x/b.cls"],
     "one key in two places": ["a.png", "a.cls", "b.png", "b.cls", "c.png", "c.cls", "a.png", "a.cls"],
-    "hidden, links and names without a dot": ["._a.png", "a.png", "a.cls", "README", "__x.png", "l.png@", "b.png", "b.cls"],
-    "dots": ["a.b/c.png", "a.b/c.cls", "d.1.png", "d.1.cls", "e.1.png", "e.1.cls"],
+    "hidden, links, no dot": ["._a.png", "a.png", "a.cls", "README", "__x.png", "l.png@", "b.png", "b.cls"],
+    "dots": ["a.b/c.1.png", "a.b/c.1.cls", "d.1.png", "d.1.cls", "e.1.png", "e.1.cls"],
     "long names": [f"{'x' * 200}{number}.{field}" for number in range(3) for field in ("png", "cls")],
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from seresnet_hub.data.split import Split
 from seresnet_hub.data.units import Row, picture_bytes
 
 AT_ONCE = 8  # files
-AHEAD = 32  # files at least, and one batch
+AHEAD = 32  # files, and the rest of their batch
 
 
 class FilesAhead:
@@ -22,14 +22,23 @@ class FilesAhead:
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="files")
         self.next_batch = reader.next_batch
 
+    @property
+    def has_begun_all(self) -> bool:
+        """Whether nothing is left that is not being read or was."""
+        return self._reader.has_begun_all and self._reader.next_batch >= self._steps
+
     def next_rows(self) -> list[tuple[int, Row]]:
         """Return the places and rows of the next batch."""
-        while self._reader.next_batch < self._steps and (
-            len(self._coming) < 2 or sum(map(len, self._coming)) - len(self._coming[0]) < AHEAD
-        ):
-            self._coming.append([(place, self._started(row)) for place, row in self._reader.next_rows()])
+        self.read_ahead()
+        rows = self._coming.popleft() if self._coming else []
         self.next_batch += 1
-        return self._coming.popleft() if self._coming else []
+        self.read_ahead()
+        return rows
+
+    def read_ahead(self) -> None:
+        """Begin to read the files of the next batch, and of as many more as are read ahead."""
+        while self._reader.next_batch < self._steps and sum(map(len, self._coming)) < AHEAD:
+            self._coming.append([(place, self._started(row)) for place, row in self._reader.next_rows()])
 
     def _started(self, row: Row) -> Row:
         if row.image is None or row.image.get("path") is None or row.image.get("bytes") is not None:

@@ -127,10 +127,8 @@ def _listed(root: str, before: FolderIndex | None) -> FolderIndex:
     level = [""]
     look = partial(_look, root, known)
     title = f"listing {printable(root)}"
-    with (
-        ThreadPoolExecutor(THREADS) as pool,
-        tqdm(desc=title, unit=" files", delay=1.5, mininterval=0.5, leave=False) as bar,
-    ):
+    bar = tqdm(desc=title, unit=" files", delay=1.5, mininterval=0.5, leave=False)
+    with ThreadPoolExecutor(THREADS) as pool, bar:
         while level:
             here = []
             for folder in pool.map(look, level):

@@ -2,38 +2,33 @@
 
 `open_split` opens a data set as a row of units, and `plan` says which of their rows is in which place of which batch.
 The workers of a rank (`worker`) each read their own units and decode their own places of every batch, straight into one
-of a few batches that are used again and again (`shared_batches`).
+of a few batches that are used again and again (`shared_batches`). A run starts them once (`loader_workers`).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from seresnet_hub.data.damaged_images import require_few_damaged
 from seresnet_hub.data.decoding import Decoder, DecoderName
 from seresnet_hub.data.loader_spec import LoaderSpec
+from seresnet_hub.data.loader_workers import LoaderWorkers, Pass
 from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.plan import Order, Plan
-from seresnet_hub.data.shared_batches import SharedBatches
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import Transform, training_transform
-from seresnet_hub.data.units import require_same_shards, require_unchanged_files
-from seresnet_hub.data.worker import Request, RowDecoder, WorkerRows
-from seresnet_hub.data.worker_pool import WorkerPool
+from seresnet_hub.data.units import require_same_shards
+from seresnet_hub.data.worker import WorkerRows
 from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.recipes.field_types import following
 from seresnet_hub.recipes.recipe import Recipe
-
-# Batches that the workers prepare ahead of the one in use.
-AHEAD = 2
 
 log = PrintableLog(__name__)
 _logged: set[str] = set()  # the undecodable images that this process has named
@@ -63,14 +58,16 @@ class Batch(NamedTuple):
 class Loader:
     """The batches of one epoch on one rank; iterate it. `len()` counts the batches from its position on.
 
+    `workers` are those of the run; without them each iteration starts workers of its own.
     Each iteration begins at the position that was asked for. `state_dict()` gives the position of the running one as a
     few integers; any loader of the same split, seed and epoch continues there, also with other ranks or workers.
     `skipped` names the images of this rank that could not be decoded.
     """
 
-    def __init__(self, spec: LoaderSpec, position: int = 0) -> None:
+    def __init__(self, spec: LoaderSpec, position: int = 0, *, workers: LoaderWorkers | None = None) -> None:
         self.spec, self.split, self.plan = spec, spec.split, spec.plan
         self.skipped: list[str] = []
+        self._workers = workers
         self._start = self._next = position
 
     def __len__(self) -> int:
@@ -96,35 +93,25 @@ class Loader:
         self._start = self._next = state["batch"]
 
     def __iter__(self) -> Iterator[Batch]:
-        require_unchanged_files(self.split)
         self._next = self._start
         self.skipped.clear()
         if not len(self):
             return
-        spec, fingerprint, is_finalizing = self.spec, self.split.fingerprint, sys.is_finalizing
-        _warn_of_idle_workers(spec)
-        shared = SharedBatches(AHEAD + 2, (spec.rows(0), *spec.size, 3)) if spec.workers else None
-        loader_of = partial(
-            DataLoader, RowDecoder(spec, shared), batch_size=None, sampler=_requests(spec, shared, self._start),
-            collate_fn=_unchanged, prefetch_factor=AHEAD if spec.workers else None,
-        )  # fmt: skip
+        fingerprint, is_finalizing = self.split.fingerprint, sys.is_finalizing
+        _warn_of_idle_workers(self.spec)
         try:
-            with WorkerPool(loader_of, spec.readers if spec.workers else 0) as pool:
-                for number in range(self._start, self.plan.steps):
-                    parts = [pool.answer() for _ in range(spec.readers)]
-                    for part in parts:
-                        if isinstance(part, InputError):
-                            raise part
-                    self._next = number + 1
+            with LoaderWorkers(self.spec) if self._workers is None else nullcontext(self._workers) as workers:
+                for parts, images in workers.batches(Pass(self.spec, self._start)):
                     self._count_skipped([text for part in parts for text in part.undecodable])
                     self.split.unit_hashes.save(fingerprint)
-                    yield self._joined(number, parts, shared)
-                    del parts, part
+                    self._next += 1
+                    yield self._joined(self._next - 1, parts, images)
+                    del parts, images
         finally:
             if not is_finalizing():  # at the interpreter's end modules are gone already
                 self.split.unit_hashes.save(fingerprint, now=True)
 
-    def _joined(self, number: int, parts: list[WorkerRows], shared: SharedBatches | None) -> Batch:
+    def _joined(self, number: int, parts: list[WorkerRows], images: torch.Tensor | None) -> Batch:
         """Return the rows of all workers as one batch, padded to the length that every rank has."""
         length = self.spec.rows(number)
         labels, mask, mirror, indices = (
@@ -132,8 +119,8 @@ class Loader:
             for name in ("labels", "mask", "mirror", "indices")
         )
         padding, undecodable = length - len(labels), len(mask) - int(mask.sum())
-        if shared is not None and parts[0].slot is not None:
-            images = shared.lend(parts[0].slot)[:length]
+        if images is not None:
+            images = images[:length]
         else:
             own = [torch.from_numpy(part.images) for part in parts if part.images is not None]
             alone = len(own) == 1 and not padding
@@ -171,18 +158,6 @@ def _warn_of_idle_workers(spec: LoaderSpec) -> None:
         )  # fmt: skip
 
 
-def _requests(spec: LoaderSpec, shared: SharedBatches | None, start: int) -> Iterator[Request]:
-    """Yield the requests to the workers in order; torch's loader asks for one when it needs it."""
-    for batch in range(start, spec.plan.steps):
-        slot = shared.reserve() if shared is not None else None
-        for reader in range(spec.readers):
-            yield Request(batch, reader, slot)
-
-
-def _unchanged(rows: Any) -> Any:
-    return rows
-
-
 def epoch_plan(split: Split, recipe: Recipe, *, seed: int, epoch: int) -> Plan:
     """Return the plan of a training epoch; with repeated augmentation, of the rows that are each seen several times."""
     repeats = recipe.repeated_augmentation
@@ -200,6 +175,19 @@ def transform_of(recipe: Recipe) -> Transform:
         crop=recipe.crop, input_size=(3, recipe.input_size, recipe.input_size), interpolation=recipe.interpolation,
         crop_padding=recipe.crop_padding, scale=recipe.scale, horizontal_flip=recipe.horizontal_flip,
         auto_augment=recipe.auto_augment, color_jitter=recipe.color_jitter,
+    )  # fmt: skip
+
+
+def training_spec(
+    split: Split, recipe: Recipe, *, rank: int = 0, world_size: int = 1, workers: int = 0, seed: int = 0
+) -> LoaderSpec:
+    """Return what `loader` reads in the first epoch; the others are `LoaderSpec.of_epoch` of it."""
+    return LoaderSpec(
+        split=split, plan=epoch_plan(split, recipe, seed=seed, epoch=0),
+        decoder=Decoder(transform_of(recipe), recipe.decoder), size=(recipe.input_size,) * 2,
+        num_classes=recipe.num_classes or (len(split.class_names) if split.class_names else None),
+        rank=rank, world_size=world_size, workers=workers, repeats=recipe.repeated_augmentation,
+        corrupt_share=recipe.corrupt_share,
     )  # fmt: skip
 
 
@@ -224,19 +212,12 @@ def loader(
     if open_fields := following(recipe):
         raise InputError(f"recipe {recipe.name!r} leaves {', '.join(open_fields)} open: give them values")
     opened = source if isinstance(source, Split) else open_split(source, split)
-    spec = LoaderSpec(
-        split=opened, plan=epoch_plan(opened, recipe, seed=seed, epoch=epoch),
-        decoder=Decoder(transform_of(recipe), recipe.decoder), size=(recipe.input_size,) * 2,
-        num_classes=recipe.num_classes or (len(opened.class_names) if opened.class_names else None),
-        rank=rank, world_size=world_size, workers=workers, repeats=recipe.repeated_augmentation,
-        corrupt_share=recipe.corrupt_share,
-    )  # fmt: skip
-    return Loader(spec, position)
+    spec = training_spec(opened, recipe, rank=rank, world_size=world_size, workers=workers, seed=seed)
+    return Loader(spec.of_epoch(epoch), position)
 
 
-def evaluation_loader(
-    source: str | Split,
-    split: str | None,
+def evaluation_spec(
+    split: Split,
     transform: Transform,
     *,
     input_size: tuple[int, int],
@@ -248,16 +229,14 @@ def evaluation_loader(
     decoder: DecoderName = "pil",
     lanes: int = 24,
     corrupt_share: float = 0.0,
-) -> Loader:
-    """Return every image of a split once, unshuffled (`Batch.indices` number them); an undecodable one is an error.
+) -> LoaderSpec:
+    """Return what an evaluation reads: every image of a split once, unshuffled (`Batch.indices` number them).
 
-    `batch_size` counts images over all ranks, `input_size` is the height and width that `transform` makes. With
-    `corrupt_share` some may be undecodable (see `most_damaged`), and are masked.
+    `batch_size` counts images over all ranks, `input_size` is the height and width that `transform` makes. An
+    undecodable image is an error; with `corrupt_share` some may be (see `most_damaged`), and are masked.
     """
-    opened = source if isinstance(source, Split) else open_split(source, split)
-    plan = Plan(unit_rows=opened.unit_rows, batch_size=batch_size, lanes=lanes, order=None)
-    spec = LoaderSpec(
-        split=opened, plan=plan, decoder=Decoder(transform, decoder), size=input_size, num_classes=num_classes,
-        rank=rank, world_size=world_size, workers=workers, corrupt_share=corrupt_share,
+    return LoaderSpec(
+        split=split, plan=Plan(unit_rows=split.unit_rows, batch_size=batch_size, lanes=lanes, order=None),
+        decoder=Decoder(transform, decoder), size=input_size, num_classes=num_classes, rank=rank,
+        world_size=world_size, workers=workers, corrupt_share=corrupt_share,
     )  # fmt: skip
-    return Loader(spec)

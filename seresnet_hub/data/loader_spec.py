@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from seresnet_hub.data.decoding import Decoder
@@ -34,6 +34,18 @@ class LoaderSpec:
     def readers(self) -> int:
         """The readers among which this rank divides its places of a batch: the workers in use, or its own process."""
         return self.plan.workers_in_use(self.world_size, self.workers) if self.workers else 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of this rank's part of the largest batch: rows, height, width, channels."""
+        return (self.rows(0), *self.size, 3)
+
+    def of_epoch(self, epoch: int) -> LoaderSpec:
+        """Return what is asked for in another epoch; without an order all epochs are the same."""
+        order = self.plan.order
+        if order is None or order.epoch == epoch:
+            return self
+        return replace(self, plan=replace(self.plan, order=order._replace(epoch=epoch)))
 
     def reader(self, number: int) -> Reader:
         """Return one of this rank's readers as one among those of all ranks."""

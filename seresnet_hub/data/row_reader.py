@@ -36,23 +36,26 @@ class RowReader:
         self._ahead = 4 if split.is_far else 1
         self._threads = ThreadPoolExecutor(self._ahead, thread_name_prefix="reading")
         self.next_batch = start
+        self.has_begun_all = False  # whether no unit is left that is not being read or was
 
     def next_rows(self) -> list[tuple[int, Row]]:
         """Return the places and rows of the next batch."""
-        self._read_ahead()
+        self.read_ahead()
         while self._upcoming and self._upcoming[0].first_batch <= self.next_batch:
             window = self._upcoming.popleft()
-            self._read_ahead()
+            self.read_ahead()
             self._open.append(self._opened(window))
         rows = [row for window in self._open for row in _rows_of(window, self.next_batch)]
         self._open = [window for window in self._open if window.done < len(window.window.row)]
         self.next_batch += 1
         return rows
 
-    def _read_ahead(self) -> None:
+    def read_ahead(self) -> None:
+        """Begin to read the units that are needed next, as many as are read at a time."""
         while len(self._upcoming) <= self._ahead:
             window = next(self._windows, None)
             if window is None:
+                self.has_begun_all = True
                 return
             self._upcoming.append(window)
             for unit in np.unique(window.unit).tolist():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import weakref
 from collections import deque
@@ -13,15 +14,14 @@ from seresnet_hub.errors import InputError
 
 
 class SharedBatches:
-    """Room for `slots` batches; a slot is free again when nobody has its batch any more.
+    """Room for `slots` batches of up to `shape`; a slot is free again when nobody has its batch any more.
 
     Plain memory instead of torch's shared tensors: these lie in /dev/shm, which is often small. Errors: `InputError`
     where there is not enough memory.
     """
 
     def __init__(self, slots: int, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-        self._bytes = int(np.prod(shape))
+        self._bytes = math.prod(shape)
         try:
             self._memory = mmap.mmap(-1, max(slots * self._bytes, 1))
         except (OSError, OverflowError, ValueError) as error:
@@ -35,15 +35,19 @@ class SharedBatches:
         """Take a free slot; `None` where there is none."""
         return self._free.popleft() if self._free else None
 
-    def batch(self, slot: int) -> torch.Tensor:
+    def release(self, slot: int) -> None:
+        """Give back a slot whose batch nobody has."""
+        self._free.append(slot)
+
+    def batch(self, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Return the batch in a slot, to be written."""
-        return torch.from_numpy(self._flat(slot)).view(self.shape)
+        return torch.from_numpy(self._flat(slot, shape)).view(shape)
 
-    def lend(self, slot: int) -> torch.Tensor:
+    def lend(self, slot: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Return the batch in a slot, which is free again when the last tensor over this memory is gone."""
-        flat = self._flat(slot)
-        weakref.finalize(flat, self._free.append, slot).atexit = False
-        return torch.from_numpy(flat).view(self.shape)
+        flat = self._flat(slot, shape)
+        weakref.finalize(flat, self.release, slot).atexit = False
+        return torch.from_numpy(flat).view(shape)
 
-    def _flat(self, slot: int) -> np.ndarray:
-        return np.frombuffer(self._memory, np.uint8, self._bytes, slot * self._bytes)
+    def _flat(self, slot: int, shape: tuple[int, ...]) -> np.ndarray:
+        return np.frombuffer(self._memory, np.uint8, math.prod(shape), slot * self._bytes)

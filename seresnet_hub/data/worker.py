@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +21,26 @@ from seresnet_hub.data.units import Row, picture_bytes
 from seresnet_hub.errors import InputError
 
 
-class Request(NamedTuple):
-    """What a worker is asked for: a reader's rows of a batch, written into a slot of the shared batches or returned."""
+class PassKey(NamedTuple):
+    """How workers know a pass over a split: its number, which of their specs it has, its epoch and first batch."""
 
+    number: int
+    spec: int
+    epoch: int
+    start: int
+
+
+class Request(NamedTuple):
+    """What a worker is asked for: a reader's rows of a batch, written into a slot of the shared batches or returned.
+
+    `upcoming` is the pass that comes after this one, as far as that is known.
+    """
+
+    current: PassKey
     batch: int
     reader: int
     slot: int | None
+    upcoming: PassKey | None
 
 
 class WorkerRows(NamedTuple):
@@ -44,36 +59,65 @@ class WorkerRows(NamedTuple):
     undecodable: list[str]
 
 
-class RowDecoder(Dataset[WorkerRows | InputError]):
-    """Answers the requests of a loader. A failure travels as a value, to keep its text."""
+class RowDecoder(Dataset[WorkerRows | InputError | None]):
+    """Answers the requests of a loader. A failure travels as a value, to keep its text.
 
-    def __init__(self, spec: LoaderSpec, shared: SharedBatches | None) -> None:
-        self._spec, self._shared = spec, shared
+    When all units of a pass are read or being read, those that the upcoming one needs first are read as well.
+    """
+
+    def __init__(self, specs: Sequence[LoaderSpec], shared: SharedBatches | None) -> None:
+        self._specs, self._shared = specs, shared
+        self._specs_of: dict[int, LoaderSpec] = {}  # by the numbers of passes, as the next
         self._readers: dict[int, RowReader | FilesAhead] = {}
 
-    def __getitem__(self, request: Request) -> WorkerRows | InputError:
-        spec = self._spec
+    def __getitem__(self, request: Request | None) -> WorkerRows | InputError | None:
+        """Return what was asked for, `None` where that is nothing."""
+        if request is None:
+            return None
+        for earlier in [number for number in self._specs_of if number < request.current.number]:
+            del self._specs_of[earlier]
+            self._readers.pop(earlier, None)
+        spec = self._spec(request.current)
         try:
-            reader = self._readers.get(request.reader)
-            if reader is None or reader.next_batch != request.batch:
-                reader = RowReader(spec.split, spec.plan, spec.reader(request.reader), request.batch)
-                if spec.split.class_folders is not None and spec.split.is_far:
-                    reader = FilesAhead(reader, spec.split, spec.plan.steps)
-                self._readers[request.reader] = reader
+            reader = self._reader(request.current, request.reader, request.batch)
+            rows = reader.next_rows() if reader is not None else []
+            if request.upcoming is not None and (reader is None or reader.has_begun_all):
+                upcoming = self._reader(request.upcoming, request.reader, request.upcoming.start)
+                if upcoming is not None:
+                    upcoming.read_ahead()
+            if reader is None:
+                return None
             with streams_kept():
-                return self._decoded(request, reader.next_rows())
+                return self._decoded(spec, request, rows)
         except InputError as error:
             return error
         except MemoryError:
             return InputError(f"not enough memory to prepare the images of {spec.split.source}")
 
-    def _decoded(self, request: Request, rows: list[tuple[int, Row]]) -> WorkerRows:
-        spec, repeats, order = self._spec, self._spec.repeats, self._spec.plan.order
+    def _spec(self, key: PassKey) -> LoaderSpec:
+        if key.number not in self._specs_of:
+            self._specs_of[key.number] = self._specs[key.spec].of_epoch(key.epoch)
+        return self._specs_of[key.number]
+
+    def _reader(self, key: PassKey, number: int, batch: int) -> RowReader | FilesAhead | None:
+        """Return a reader of a pass, at a batch; `None` where the pass has fewer readers."""
+        spec, reader = self._spec(key), self._readers.get(key.number)
+        if number >= spec.readers:
+            return None
+        if reader is None or reader.next_batch != batch:
+            reader = RowReader(spec.split, spec.plan, spec.reader(number), batch)
+            if spec.split.class_folders is not None and spec.split.is_far:
+                reader = FilesAhead(reader, spec.split, spec.plan.steps)
+            self._readers[key.number] = reader
+        return reader
+
+    def _decoded(self, spec: LoaderSpec, request: Request, rows: list[tuple[int, Row]]) -> WorkerRows:
+        repeats, order = spec.repeats, spec.plan.order
         low, high = spec.plan.places(request.batch, spec.reader(request.reader))
         count = (high - low) * repeats
         if self._shared is not None and request.slot is not None:
             first = (low - spec.plan.places(request.batch, Reader(spec.rank, spec.world_size))[0]) * repeats
-            images = self._shared.batch(request.slot)[first : first + count]
+            images = self._shared.batch(request.slot, spec.shape)[first : first + count]
         else:
             images = torch.empty((count, *spec.size, 3), dtype=torch.uint8)
         done = WorkerRows(
@@ -82,40 +126,43 @@ class RowDecoder(Dataset[WorkerRows | InputError]):
         )  # fmt: skip
         for place, row in rows:
             copies = slice((place - low) * repeats, (place - low + 1) * repeats)
-            done.indices[copies], label = row.number, self._label(row)
+            done.indices[copies], label = row.number, _label(spec, row)
             try:
-                picture = self._picture(row)  # decoded once, augmented several times
+                picture = _picture(spec, row)  # decoded once, augmented several times
                 for repeat in range(repeats):
                     at = copies.start + repeat
                     if order is not None:  # each copy has draws of its own
                         reseed(order.seed, order.epoch, row.number, *([repeat] if repeat else []))
                     done.mirror[at] = spec.decoder.apply(picture, images[at].permute(2, 0, 1))
             except UnavailableError as error:
-                raise InputError(f"{self._name(row)}: {error}") from error
+                raise InputError(f"{_name(spec, row)}: {error}") from error
             except TransformError as error:
-                raise InputError(f"{self._name(row)}: {error}; the picture itself is whole") from error
+                raise InputError(f"{_name(spec, row)}: {error}; the picture itself is whole") from error
             except InputError as error:
                 images[copies] = 0  # masked, but batch statistics see them
                 done.mirror[copies] = False
-                done.undecodable.append(f"{self._name(row)}: {error}")
+                done.undecodable.append(f"{_name(spec, row)}: {error}")
             else:
                 done.labels[copies], done.mask[copies] = label, True
         return done
 
-    def _picture(self, row: Row) -> DecodedImage:
-        """Read and decode. Errors: `InputError`, and its kind `UnavailableError` where it is out of reach."""
-        try:
-            return self._spec.decoder.decode(picture_bytes(self._spec.split, row.image or {}))
-        except (OSError, TypeError, ValueError) as error:
-            raise InputError(error) from error
 
-    def _name(self, row: Row) -> str:
-        path = row.image.get("path") if row.image else None
-        return self._spec.split.place(row.number) + (f" ({path})" if path else "")
+def _picture(spec: LoaderSpec, row: Row) -> DecodedImage:
+    """Read and decode. Errors: `InputError`, and its kind `UnavailableError` where it is out of reach."""
+    try:
+        return spec.decoder.decode(picture_bytes(spec.split, row.image or {}))
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(error) from error
 
-    def _label(self, row: Row) -> int:
-        label, num_classes = row.label, self._spec.num_classes
-        if not isinstance(label, int) or label < 0 or (num_classes is not None and label >= num_classes):
-            expected = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
-            raise InputError(f"{self._spec.split.place(row.number)}: label {label!r}, expected {expected}")
-        return label
+
+def _name(spec: LoaderSpec, row: Row) -> str:
+    path = row.image.get("path") if row.image else None
+    return spec.split.place(row.number) + (f" ({path})" if path else "")
+
+
+def _label(spec: LoaderSpec, row: Row) -> int:
+    label, num_classes = row.label, spec.num_classes
+    if not isinstance(label, int) or label < 0 or (num_classes is not None and label >= num_classes):
+        expected = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
+        raise InputError(f"{spec.split.place(row.number)}: label {label!r}, expected {expected}")
+    return label

@@ -25,13 +25,15 @@ LOOK_SECONDS = 0.2
 # What file systems without locks answer, such as some buckets that are mounted as folders.
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
 _descriptors: dict[int, Path] = {}  # of the locks that this process holds, with the paths that were asked for
+_short: set[int] = set()  # descriptors of the locks of `one_at_a_time`
 
 
 def _leave_to_parent() -> None:
     """Close, in a forked process, what belongs to its parent: a loader worker would keep the lock of a killed run."""
-    for descriptor in _descriptors:
+    for descriptor in (*_descriptors, *_short):
         os.close(descriptor)
     _descriptors.clear()
+    _short.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -123,6 +125,27 @@ def only_writer(directory: Path, *, patience: float = PATIENCE_SECONDS) -> Itera
     finally:
         if lock is not None:
             lock.release()
+
+
+@contextmanager
+def one_at_a_time(path: Path, *, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
+    """Let one thread of one process of the machine at a time into the block, by a lock on the file `path`.
+
+    The file, which is made where it is not there, stays. For what is only wasteful when done twice: who has waited
+    `patience` seconds, and who cannot lock files here, goes in without the lock.
+    """
+    descriptor = -1
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        _short.add(descriptor)
+        any(_lock(descriptor, str(path), lambda _: None) is not None for _ in _tries(patience))
+    try:
+        yield
+    finally:
+        if descriptor in _short:  # else this is a forked process, which has closed it
+            _short.remove(descriptor)
+            os.close(descriptor)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from tqdm import tqdm
 from seresnet_hub.data.batch_augmentation import finish, on_device
 from seresnet_hub.data.class_names import IMAGENET_FILE, class_order, imagenet_real_labels
 from seresnet_hub.data.damaged_images import require_few_damaged
-from seresnet_hub.data.loader import Loader, evaluation_loader
+from seresnet_hub.data.loader import Loader, evaluation_spec
+from seresnet_hub.data.loader_spec import LoaderSpec
+from seresnet_hub.data.loader_workers import LoaderWorkers
 from seresnet_hub.data.split import RightClasses, Split, in_class_order
 from seresnet_hub.data.transforms import model_transform
 from seresnet_hub.environment import loader_workers
@@ -61,6 +63,18 @@ class Accuracy:
     confusion: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What models of one kind are measured on, and how; made by `evaluation_of`."""
+
+    spec: LoaderSpec
+    config: dict[str, Any]
+    num_classes: int
+    right_classes: torch.Tensor | None
+    confusion: bool
+    precision: Precision
+
+
 def evaluate(
     model: nn.Module,
     split: Split,
@@ -88,6 +102,22 @@ def evaluate(
     all. Errors: `InputError` where a label lies outside the model's classes, more images cannot be decoded, the
     model does not take the size or there is no such precision; `RuntimeError` if not every image was counted.
     """
+    evaluation = evaluation_of(
+        model, split, batch_size=batch_size, workers=workers, rank=rank, world_size=world_size, input_size=input_size,
+        crop_pct=crop_pct, confusion=confusion, corrupt_share=corrupt_share, precision=precision,
+    )  # fmt: skip
+    return measure(model, evaluation, total=total)
+
+
+def evaluation_of(
+    model: nn.Module, split: Split, *, batch_size: int = 128, workers: int | None = None, rank: int = 0,
+    world_size: int = 1, input_size: int | None = None, crop_pct: float | None = None, confusion: bool = False,
+    corrupt_share: float = 0.0, precision: Precision = "no",
+) -> Evaluation:  # fmt: skip
+    """Return what `evaluate` would do with these arguments; reads no image.
+
+    Errors: `InputError` where the arguments, the model and the split do not go together.
+    """
     _require_arguments(
         model, split, batch_size=batch_size, workers=workers, world_size=world_size, crop_pct=crop_pct,
         confusion=confusion, precision=precision,
@@ -97,19 +127,39 @@ def evaluate(
     if input_size is not None:
         _require_size(model, input_size)
     transform, config = model_transform(model, **overrides)
-    size: tuple[int, int] = tuple(config["input_size"][-2:])
-    parameter = next(model.parameters())
-    device = parameter.device
-    right_classes = _right_class_table(split, num_classes, device)
-    batches: Loader = evaluation_loader(
-        split, None, transform, input_size=size, batch_size=batch_size,
+    right_classes = _right_class_table(split, num_classes, next(model.parameters()).device)
+    spec = evaluation_spec(
+        split, transform, input_size=tuple(config["input_size"][-2:]), batch_size=batch_size,
         num_classes=num_classes if right_classes is None else len(right_classes), rank=rank, world_size=world_size,
         workers=loader_workers() if workers is None else workers, corrupt_share=corrupt_share,
     )  # fmt: skip
-    counts = Counts(num_classes, device, right_classes=right_classes, confusion=confusion)
+    return Evaluation(
+        spec=spec, config=config, num_classes=num_classes, right_classes=right_classes, confusion=confusion,
+        precision=precision,
+    )  # fmt: skip
+
+
+def measure(
+    model: nn.Module,
+    evaluation: Evaluation,
+    *,
+    total: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    workers: LoaderWorkers | None = None,
+) -> Accuracy:
+    """Return what `evaluate` does, of a model like the one that the evaluation was made for.
+
+    `workers` are those of a run; without them workers are started for this evaluation alone.
+    """
+    spec, config, precision, right_classes = (
+        evaluation.spec, evaluation.config, evaluation.precision, evaluation.right_classes
+    )  # fmt: skip
+    split, parameter = spec.split, next(model.parameters())
+    device = parameter.device
+    batches = Loader(spec, workers=workers)
+    counts = Counts(evaluation.num_classes, device, right_classes=right_classes, confusion=evaluation.confusion)
     start, before_start, rows = time.perf_counter(), 0, 0
     with eval_mode(model):
-        progress = tqdm(batches, desc=f"evaluating {printable(split.name)}", disable=rank != 0, leave=False)
+        progress = tqdm(batches, desc=f"evaluating {printable(split.name)}", disable=spec.rank != 0, leave=False)
         # Around all batches: autocast then converts each weight once.
         cast = torch.autocast(device.type, AUTOCAST[precision]) if precision != "no" else nullcontext()
         exact = float32_arithmetic(device.type, "exact")
@@ -125,7 +175,7 @@ def evaluate(
         raise InputError("the model's outputs are not finite numbers: its weights are damaged or were never trained")
     counts.finish(total)
     top1, top5, counted, seen, damaged = counts.images.tolist()
-    require_few_damaged(damaged, split, corrupt_share)
+    require_few_damaged(damaged, split, spec.corrupt_share)
     if seen + damaged != split.rows:
         raise RuntimeError(f"{seen} of the {split.rows} images of split {split.name!r} of {split.source} were counted")
     if counted == 0:
@@ -138,7 +188,7 @@ def evaluate(
         top5=100 * top5 / counted,
         loss=counts.losses.item() / counted if right_classes is None else None,
         images_per_second=(rows - before_start) / max(time.perf_counter() - start, 1e-9),  # a clock may stand still
-        input_size=size,
+        input_size=spec.size,
         crop_pct=config["crop_pct"],
         precision=precision,
         class_counts=None if counts.classes is None else counts.classes.cpu().numpy(),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ from tqdm import tqdm
 
 from seresnet_hub.data.batch_augmentation import on_device
 from seresnet_hub.data.damaged_images import require_few_damaged
-from seresnet_hub.data.loader import loader
+from seresnet_hub.data.loader import Loader, training_spec
+from seresnet_hub.data.loader_spec import LoaderSpec
+from seresnet_hub.data.loader_workers import LoaderWorkers, Pass
 from seresnet_hub.data.repeated_augmentation import dealt
 from seresnet_hub.data.split import Split
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference.evaluate import Accuracy, evaluate
+from seresnet_hub.inference.evaluate import Accuracy, Evaluation, evaluation_of, measure
 from seresnet_hub.recipes.recipe import Recipe
 from seresnet_hub.training.checkpoint import list_checkpoints, save_checkpoint
 from seresnet_hub.training.learner import Learner
 from seresnet_hub.training.processes import Processes
-from seresnet_hub.training.progress import Progress
+from seresnet_hub.training.progress import EpochLeft, Progress
 from seresnet_hub.training.run_folder import save_run
 from seresnet_hub.training.same_run import require_same_weights_everywhere, settings_of
 from seresnet_hub.training.signals import Interruption
@@ -58,25 +61,53 @@ class Loop:
     accuracy: Accuracy | None = field(default=None, init=False)
     stopped: bool = field(default=False, init=False)
 
+    _workers: LoaderWorkers | None = field(default=None, init=False)
+
+    @cached_property
+    def _train_spec(self) -> LoaderSpec:
+        recipe, processes = self.recipe, self.processes
+        return training_spec(
+            self.train_split, recipe, rank=processes.rank, world_size=processes.count, workers=recipe.workers,
+            seed=recipe.seed,
+        )  # fmt: skip
+
+    @cached_property
+    def _evaluation(self) -> Evaluation:
+        processes, split = self.processes, self.eval_split
+        return evaluation_of(
+            self.learner.measured, split, workers=self.recipe.workers, rank=processes.rank, world_size=processes.count,
+            batch_size=128 * processes.count,
+            # A held-out part is of the collection that is trained on, damage and all.
+            corrupt_share=0.0 if split.subset is None else self.recipe.corrupt_share,
+            precision=self.recipe.eval_precision,
+        )  # fmt: skip
+
     def run(self) -> None:
-        progress = self.progress
-        while not self.stopped and not (progress.ended and progress.is_measured()):
-            # Whether the run ended when this epoch was trained, but not yet measured.
-            trained_before = progress.is_due(self.recipe.eval_every) and not progress.is_measured()
-            epoch = (progress.step - trained_before) // progress.steps_per_epoch
-            if not trained_before:
-                self._train_epoch(epoch)
-            if not self.stopped and progress.is_due(self.recipe.eval_every):
-                self._measure(epoch)
+        epochs = self.progress.epochs_left(self.recipe.eval_every)
+        with LoaderWorkers(self._train_spec, self._evaluation.spec) as self._workers:
+            self._workers.announce(self._passes(epochs))
+            for epoch, start, measures in epochs:
+                if start is not None:
+                    self._train_epoch(epoch)
+                if measures and not self.stopped:
+                    self._measure(epoch)
+                if self.stopped:
+                    break
+        self._workers = None
+
+    def _passes(self, epochs: Sequence[EpochLeft]) -> Iterator[Pass]:
+        """Yield the passes over the data that these epochs need, so that workers know what comes next."""
+        evaluations = 1 if self.learner.average is None else 2
+        for epoch, start, measures in epochs:
+            if start is not None:
+                yield Pass(self._train_spec.of_epoch(epoch), start)
+            yield from [Pass(self._evaluation.spec)] * (evaluations if measures else 0)
 
     def _train_epoch(self, epoch: int) -> None:
         """Train what is left of an epoch, until its end, the run's end or a signal."""
         recipe, progress, repeats = self.recipe, self.progress, self.recipe.repeated_augmentation
         rank, world_size = self.processes.rank, self.processes.count
-        batches = loader(
-            self.train_split, None, recipe, rank=rank, world_size=world_size, workers=recipe.workers, seed=recipe.seed,
-            epoch=epoch, position=progress.position,
-        )  # fmt: skip
+        batches = Loader(self._train_spec.of_epoch(epoch), progress.position, workers=self._workers)
         self.learner.train()
         progress.begin_epoch()
         self.clock.start()
@@ -164,14 +195,7 @@ class Loop:
 
     def evaluate(self, model: nn.Module) -> Accuracy:
         """Return the accuracy of a model on the split to measure on; all processes have to call it."""
-        processes, split = self.processes, self.eval_split
-        return evaluate(
-            model, split, workers=self.recipe.workers, rank=processes.rank, world_size=processes.count,
-            batch_size=128 * processes.count, total=processes.total,
-            # A held-out part is of the collection that is trained on, damage and all.
-            corrupt_share=0.0 if split.subset is None else self.recipe.corrupt_share,
-            precision=self.recipe.eval_precision,
-        )  # fmt: skip
+        return measure(model, self._evaluation, total=self.processes.total, workers=self._workers)
 
     def _statistics_of_processes(self) -> dict[str, torch.Tensor]:
         """Return what the processes' running statistics are within an epoch; at its end they are equal."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,6 +13,14 @@ from seresnet_hub.data.loader import Batch
 from seresnet_hub.training.processes import Processes
 
 Row = dict[str, float]  # what is known of an epoch, with the accuracies where it was measured
+
+
+class EpochLeft(NamedTuple):
+    """What is left to do of an epoch: to train the batches from `start` on, where there are any, and to measure it."""
+
+    epoch: int
+    start: int | None
+    measures: bool
 
 
 class Progress:
@@ -47,7 +55,21 @@ class Progress:
 
     def is_due(self, every: int) -> bool:
         """Return whether what is done every so many epochs is done now; it always is at the run's end."""
-        return self.ended or (self.step > 0 and self.step % (every * self.steps_per_epoch) == 0)
+        return self._is_due_at(self.step, every)
+
+    def _is_due_at(self, step: int, every: int) -> bool:
+        return step == self.last_step or (step > 0 and step % (every * self.steps_per_epoch) == 0)
+
+    def epochs_left(self, eval_every: int) -> list[EpochLeft]:
+        """Return the epochs that are not done yet, in order; the accuracy is due after each of so many."""
+        left, step = [], self.step
+        if self.is_due(eval_every) and not self.is_measured():  # the run ended when the epoch was trained
+            left.append(EpochLeft((step - 1) // self.steps_per_epoch, None, measures=True))
+        while step < self.last_step:
+            epoch, start = divmod(step, self.steps_per_epoch)
+            step = min(step - start + self.steps_per_epoch, self.last_step)
+            left.append(EpochLeft(epoch, start, self._is_due_at(step, eval_every)))
+        return left
 
     def is_measured(self) -> bool:
         """Return whether the accuracy after this step is in the history."""

@@ -1,0 +1,60 @@
+"""Measure what the emulation needs of the loader: the CPU time of an image as recipes decode and augment it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import seresnet_hub
+from seresnet_hub.environment import code_commit, hardware
+from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import read_json, write_json
+
+CPU_FILE = "benchmark_loader_cpu.json"
+ROWS = 24  # of a measured batch
+
+
+def measure_cpu(source: str, recipes: tuple[str, ...], *, images: int, code: str, path: Path) -> dict[str, Any]:
+    """Measure each recipe's loader on `source`, in this process, and write it to `path` as that of `code`.
+
+    The others' figures in the file stay. Errors: `InputError` where the data set has too few rows for two batches.
+    """
+    torch.set_num_threads(1)
+    measured = {name: _measure(source, name, images) for name in recipes}
+    known: dict[str, Any] = read_json(path) if path.exists() else {"benchmark": "loader_cpu", "loaders": {}}
+    known["loaders"][code] = {"commit": code_commit(), "device": hardware(), "images": images, "recipes": measured}
+    write_json(path, known)
+    return known
+
+
+def _measure(source: str, name: str, images: int) -> dict[str, Any]:
+    recipe = seresnet_hub.get_recipe(name)
+    repeats = recipe.repeated_augmentation
+    recipe = replace(recipe, batch_size=ROWS * repeats, drop_last=True)
+    split = seresnet_hub.open_split(source, "train")
+    means: list[float] = []
+    spent, seen, epoch = 0.0, 0, 0
+    while seen < images:
+        began = looked = time.process_time()
+        loader = seresnet_hub.loader(split, None, recipe, epoch=epoch)
+        if len(loader) < 2:
+            raise InputError(f"{source}: too few rows to measure on; {2 * ROWS * repeats} are needed")
+        for number, batch in enumerate(loader):
+            now = time.process_time()
+            if number:  # the first one also reads the first window of rows
+                means.append((now - looked) / len(batch.images))
+            looked = now
+            seen += len(batch.images)
+        spent += looked - began
+        epoch += 1
+    # Rows are independent, so the mean of a batch of them varies less by the root of their number.
+    spread = statistics.stdev(means) / statistics.mean(means) * ROWS**0.5
+    return {
+        "cpu_seconds_per_image": round(spent / seen, 7), "cpu_spread": round(spread, 3), "decoder": recipe.decoder,
+        "auto_augment": recipe.auto_augment, "repeats": repeats,
+    }  # fmt: skip

@@ -1,0 +1,139 @@
+"""Emulate whole ImageNet runs on eight GPUs: measured figures, the Hub's limits, and loaders as they were and are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from _simulate_cpu import CPU_FILE
+from _simulate_epoch import Epoch, Limit, Setup, Simulation, epoch_seconds
+
+from seresnet_hub.errors import InputError
+from seresnet_hub.files.atomic_writing import read_json
+from seresnet_hub.recipes.recipe import get_recipe
+
+RUNS_FILE = "simulated_runs.json"
+RECIPES = ("seresnet50_8xb32_in1k", "rsb_a2")
+GPUS = 8
+
+# ILSVRC/imagenet-1k on the Hub: its training split. The bytes are those of the files, divided among the row groups.
+ROWS, FILES, ROW_GROUP_ROWS, BYTES = 1_281_167, 294, 100, 140e9
+
+# Requests for a file ("Resolvers") in fixed windows of five minutes, as https://huggingface.co/docs/hub/rate-limits
+# said in September 2025. Requests to the storage that such an answer leads to do not count.
+ACCOUNTS = {"free": 5_000, "PRO": 12_000}
+LIMIT_SECONDS = 300.0
+
+
+class Loader(NamedTuple):
+    """How a state of the code reads: `cpu` names its measured figures.
+
+    `workers_used` are of each GPU's eight. A row group costs `requests_a_row_group`, and a file's address one request
+    of each of `address_holders` in an hour (0: it is part of the former).
+    """
+
+    cpu: str
+    workers_used: int
+    requests_a_row_group: float
+    address_holders: int
+    caches: bool
+
+
+# 2.2 requests a row group were counted on a loopback Hub, on files of 6 row groups.
+LOADERS = {
+    "before": Loader("before", 3, 2.2, 0, False),
+    "now, `cache_gb=0`": Loader("now", 8, 0.0, 1, False),
+    "now": Loader("now", 8, 0.0, 1, True),
+}
+ADDRESS_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What is assumed of the machine, and was not measured."""
+
+    cores: int = 96
+    workers: int = 8  # of each GPU
+    network_gigabits: float = 25.0
+    disk_gigabytes: float = 3.0
+    seconds_a_request: float = 0.1
+
+
+def setup_of(name: str, loader: Loader, machine: Machine, measured: Path) -> Setup:
+    """Return what is emulated for a recipe and a loader. Errors: `InputError` where a measured figure is missing."""
+    recipe = get_recipe(name)
+    figures = read_json(measured / CPU_FILE)["loaders"].get(loader.cpu, {"recipes": {}})["recipes"].get(name)
+    if figures is None:
+        raise InputError(f"{measured / CPU_FILE} has no figures of {name}, {loader.cpu}: measure them with --measure")
+    readers = GPUS * min(loader.workers_used, machine.workers)
+    shared = max(1.0, (GPUS + GPUS * machine.workers) / machine.cores)  # each GPU's own process needs a core too
+    return Setup(
+        gpus=GPUS, gpu_images_per_second=gpu_images_per_second(measured), readers=readers,
+        cpu_seconds_per_image=figures["cpu_seconds_per_image"] * shared, cpu_spread=figures["cpu_spread"],
+        batch_size=recipe.batch_size, repeats=recipe.repeated_augmentation, steps=ROWS // recipe.batch_size,
+        row_group_rows=ROW_GROUP_ROWS, row_group_bytes=BYTES / ROWS * ROW_GROUP_ROWS, files=FILES,
+        requests_a_row_group=loader.requests_a_row_group, address_holders=loader.address_holders,
+        address_seconds=ADDRESS_SECONDS, network=machine.network_gigabits * 1e9 / 8,
+        disk=machine.disk_gigabytes * 1e9, seconds_a_request=machine.seconds_a_request,
+    )  # fmt: skip
+
+
+def gpu_images_per_second(measured: Path) -> float:
+    """Return how many images one GPU trains on in a second: this package's SE-ResNet-50, as it was measured."""
+    for one in read_json(measured / "benchmark_training_gpu.json")["measurements"]:
+        if one["part"] == "training" and one["dtype"] == "bf16" and one["batch_size"] == 256:
+            return float(one["networks"]["ours"]["images_per_second"])
+    raise InputError(f"{measured}: no training in bf16 was measured on a GPU")
+
+
+def simulated_runs(machine: Machine, measured: Path) -> dict[str, Any]:
+    """Return the hours of each recipe, loader and account, with and without the emulation, and what was assumed."""
+    runs = [
+        run_of(name, kind, account, machine, measured) for name in RECIPES for kind in LOADERS for account in ACCOUNTS
+    ]
+    gpu = read_json(measured / "benchmark_training_gpu.json")["device"]
+    return {
+        "benchmark": "simulated_runs", "gpus": GPUS, "device": gpu,
+        "gpu_images_per_second": gpu_images_per_second(measured), "machine": asdict(machine), "runs": runs,
+    }  # fmt: skip
+
+
+def run_of(name: str, kind: str, account: str, machine: Machine, measured: Path) -> dict[str, Any]:
+    """Return what a whole run takes: `hours` as emulated, and beside them those of the formula."""
+    setup = setup_of(name, LOADERS[kind], machine, measured)
+    limit, epochs = Limit(ACCOUNTS[account], LIMIT_SECONDS), int(get_recipe(name).epochs)
+    emulation = Simulation(setup, limit)
+    seconds, formula, steady_at = 0.0, 0.0, None
+    results: list[Epoch] = []
+    for cached in cached_shares(setup, epochs, caches=LOADERS[kind].caches):
+        # An epoch that used no more requests than came back meanwhile stands for all that read from the same places.
+        if cached != steady_at:
+            before = limit.left(emulation.now)
+            results.append(emulation.epoch(cached))
+            steady_at = cached if limit.left(emulation.now) >= before - 1 else None
+        seconds += results[-1].seconds
+        formula += epoch_seconds(setup, limit, cached)
+    return {
+        "recipe": name, "loader": kind, "account": account, "epochs": epochs, "hours": round(seconds / 3600, 2),
+        "hours_by_formula": round(formula / 3600, 2), "first_epoch_minutes": round(results[0].seconds / 60, 2),
+        "last_epoch_minutes": round(results[-1].seconds / 60, 2), "held_up_by": results[-1].held_up_by,
+        "first_held_up_by": results[0].held_up_by,
+        "shares": {resource: round(float(share), 3) for resource, share in results[-1].shares.items()},
+        "hours_of_gpus_alone": round(epochs * setup.steps * setup.step_seconds / 3600, 2),
+    }  # fmt: skip
+
+
+def cached_shares(setup: Setup, epochs: int, *, caches: bool) -> Iterator[float]:
+    """Yield for each epoch which share of its row groups is on this machine by then.
+
+    With repeated augmentation an epoch reads only a part of the data set, drawn anew each time.
+    """
+    read = min(1.0, setup.row_groups * setup.row_group_rows / ROWS * (1 + setup.batch_size / ROWS))
+    missing = 1.0
+    for _ in range(epochs):
+        yield 1 - missing if caches else 0.0
+        missing *= 1 - read
+        if missing < 1e-3:  # the last few row groups hold nothing up
+            missing = 0.0
