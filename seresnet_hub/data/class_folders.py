@@ -102,7 +102,8 @@ class ClassFolders:
             return
         splits = splits_in(index)
         now = ClassFolders(index, self.split, splits.get(self.split, ()), class_names_of(splits))
-        changes = list(_changes(*({one.path: one for one in rows.folders} for rows in (self, now))))
+        changes = [f"{folder.path} cannot be read ({folder.error})" for folder in index.folders if folder.error]
+        changes += _changes(*({one.path: one for one in rows.folders} for rows in (self, now)))
         if not changes and self.class_names != now.class_names:
             changes = [f"it has {len(now.class_names):,} classes now, {len(self.class_names):,} then"]
         if changes:
