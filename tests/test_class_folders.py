@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import numbered_picture
-from datasets import load_dataset_builder
+from datasets import load_dataset, load_dataset_builder
 
 from seresnet_hub.data import class_folders
 from seresnet_hub.data import open_split as opening
@@ -185,3 +185,38 @@ def test_changes_since_the_run_began_are_named(tmp_path: Path) -> None:
     (folder / "train" / "a" / "2.jpg").unlink()
     with pytest.raises(InputError, match=r"train/a .was [\d,]+ bytes, etag 2 files .*; now [\d,]+ bytes, etag 1 files"):
         require_same_shards(open_split(str(folder), "train"), began)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1.jpg", "2.jpg"],
+        ["a/1.jpg", "a/2.jpg"],
+        ["a/1.jpg", "b/c/2.jpg"],
+        ["a/1.jpg", "b/2.jpg", "3.jpg"],
+        ["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"],
+    ],
+)
+def test_where_datasets_finds_no_classes_it_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    folder = str(make(tmp_path / "d", names))
+    theirs = load_dataset(folder, streaming=True)
+    assert all("label" not in (split.features or {}) for split in theirs.values())
+    split = next(iter(theirs))
+    with monkeypatch.context() as patch:
+        patch.setattr(opening, "has_no_classes", lambda index, path: False)
+        with pytest.raises(InputError) as slow:
+            open_split(folder, split)
+    monkeypatch.setattr(opening, "_open", lambda path, is_glob: pytest.fail("`datasets` was asked"))
+    with pytest.raises(InputError) as fast:
+        open_split(folder, split)
+    assert str(fast.value) == str(slow.value)
+
+
+@pytest.mark.parametrize("names", LEFT.values(), ids=LEFT)
+def test_only_what_has_no_classes_is_refused(tmp_path: Path, names: list[str]) -> None:
+    folder = str(make(tmp_path / "d", names))
+    if class_folders.has_no_classes(index_of(folder), folder):
+        theirs = load_dataset(folder, streaming=True)
+        assert all("label" not in (split.features or {}) for split in theirs.values())

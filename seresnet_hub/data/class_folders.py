@@ -102,7 +102,7 @@ class ClassFolders:
             return
         splits = splits_in(index)
         now = ClassFolders(index, self.split, splits.get(self.split, ()), class_names_of(splits))
-        changes = [f"{folder.path} cannot be read ({folder.error})" for folder in index.folders if folder.error]
+        changes = [f"{folder.path} cannot be read ({folder.error})" for folder in index.unreadable]
         changes += _changes(*({one.path: one for one in rows.folders} for rows in (self, now)))
         if not changes and self.class_names != now.class_names:
             changes = [f"it has {len(now.class_names):,} classes now, {len(self.class_names):,} then"]
@@ -158,11 +158,15 @@ def _changes(before: Mapping[str, Folder], now: Mapping[str, Folder]) -> Iterato
 
 def class_folders(index: FolderIndex, path: str) -> dict[str, ClassFolders]:
     """Return the splits of a folder that was given as `path`; none where it is left to `datasets`."""
-    if path in _PACKAGED_DATASETS_MODULES or re.search(r"[*?\[\n\\]|::", index.root) or _describes_itself(index.root):
-        return {}
-    splits = splits_in(index)
+    splits = {} if _describes_itself(index.root, path) else splits_in(index)
     names = class_names_of(splits)
     return {split: ClassFolders(index, split, folders, names) for split, folders in splits.items()}
+
+
+def has_no_classes(index: FolderIndex, path: str) -> bool:
+    """Return whether `datasets` finds pictures alone, and no classes; it takes an hour to say so of a million files."""
+    splits = {} if _describes_itself(index.root, path) else _picture_folders(index)
+    return len(_depths(splits)) > 1 or len(class_names_of(splits)) == 1
 
 
 def class_names_of(splits: Mapping[str, Sequence[Folder]]) -> list[str]:
@@ -170,8 +174,10 @@ def class_names_of(splits: Mapping[str, Sequence[Folder]]) -> list[str]:
     return sorted({_class_of(folder) for folders in splits.values() for folder in folders})
 
 
-def _describes_itself(root: str) -> bool:
-    """Return whether a data set card or script may say something else than the folders do."""
+def _describes_itself(root: str, path: str) -> bool:
+    """Return whether a card, a script or the path itself may say something else to `datasets` than the folders do."""
+    if path in _PACKAGED_DATASETS_MODULES or re.search(r"[*?\[\n\\]|::", root):
+        return True
     names = (*DESCRIPTIONS, f"{os.path.basename(root)}.py")
     if any(os.path.lexists(os.path.join(root, name)) for name in names):
         return True
@@ -186,29 +192,37 @@ def _describes_itself(root: str) -> bool:
 
 def splits_in(index: FolderIndex) -> dict[str, list[Folder]]:
     """Return each split's folders with pictures, in the order of their rows; none where it is left to `datasets`."""
-    filled = [folder for folder in index.folders if len(folder.sizes) or folder.others]
-    inside = [folder for folder in filled if folder.path]
-    depths = {folder.path.count("/") for folder in inside if len(folder.sizes)}
-    if any(folder.special for folder in index.folders) or len(index.folders[0].sizes) or len(depths) != 1:
-        return {}
-    tops = {folder.path.partition("/")[0] for folder in inside}
-    if any(_KEYWORDS.search(folder.path) for folder in inside):
-        splits = _by_top_folder(inside, tops)
-    else:
-        splits = _by_file_name(filled)
-    if not all(_are_pictures(folders) for folders in splits.values()):
-        return {}
-    splits = {name: [folder for folder in folders if len(folder.sizes)] for name, folders in splits.items()}
-    if not splits or len(class_names_of(dict([next(iter(splits.items()))]))) < 2:
+    splits = _picture_folders(index)
+    if not splits or len(_depths(splits)) != 1 or len(class_names_of(dict([next(iter(splits.items()))]))) < 2:
         return {}
     return splits
 
 
-def _by_top_folder(folders: Sequence[Folder], tops: set[str]) -> dict[str, list[Folder]]:
+def _depths(splits: Mapping[str, Sequence[Folder]]) -> set[int]:
+    return {folder.depth for folders in splits.values() for folder in folders}
+
+
+def _picture_folders(index: FolderIndex) -> dict[str, list[Folder]]:
+    """Return each split's folders with pictures, whether or not they are classes."""
+    if any(folder.special for folder in index.folders):
+        return {}
+    filled = [folder for folder in index.folders if len(folder.sizes) or folder.others]
+    if any(_KEYWORDS.search(folder.path) for folder in filled):
+        splits = _by_top_folder(filled)
+    else:
+        splits = _by_file_name(filled)
+    if not all(_are_pictures(folders) for folders in splits.values()):
+        return {}
+    return {name: [folder for folder in folders if len(folder.sizes)] for name, folders in splits.items()}
+
+
+def _by_top_folder(folders: Sequence[Folder]) -> dict[str, list[Folder]]:
     """Return the folders of each split, where each folder at the top is one, and none below is called like one."""
+    tops = {folder.path.partition("/")[0] for folder in folders if folder.path}
     split_of = {top: [_SPLIT_OF[name] for name in _KEYWORDS.findall(top)] for top in tops}
     found = [splits[0] for splits in split_of.values() if len(splits) == 1]
-    if len(found) != len(tops) or len(set(found)) != len(found):
+    pictures_at_the_top = any(not folder.path and len(folder.sizes) for folder in folders)
+    if pictures_at_the_top or len(found) != len(tops) or len(set(found)) != len(found):
         return {}
     if any(_KEYWORDS.search(folder.path.partition("/")[2]) for folder in folders):
         return {}

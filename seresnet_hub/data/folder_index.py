@@ -74,6 +74,11 @@ class Folder(NamedTuple):
     special: str = ""
     error: str = ""
 
+    @property
+    def depth(self) -> int:
+        """How many folders lead to this one."""
+        return len(self.path.split("/")) if self.path else 0
+
     def pictures(self) -> list[str]:
         """Return the pictures' names."""
         return self.names.decode().split("/")[:-1]
@@ -94,6 +99,11 @@ class FolderIndex:
     def pictures(self) -> int:
         """The number of pictures in all folders."""
         return sum(len(folder.sizes) for folder in self.folders)
+
+    @property
+    def unreadable(self) -> list[Folder]:
+        """The folders whose pictures are missing, since they may not be read."""
+        return [one for one in self.folders if one.error and OF_THE_SYSTEM not in one.path.split("/")]
 
     def now(self) -> FolderIndex:
         """Return the index of the folders as they are now, this one if nothing changed."""
@@ -153,7 +163,8 @@ def _look(root: str, known: Mapping[str, Folder], path: str) -> Folder:
             times = Times()
         folder = _scanned(place, path, times)
     except OSError as error:
-        return Folder(path, Times(), error=error.strerror or str(error))
+        before, why = known.get(path), error.strerror or str(error)
+        return before if before and before.error == why else Folder(path, Times(), error=why)
     if before and folder.same_files(before) and folder._replace(times=before.times, sizes=before.sizes) == before:
         return before if before.times == times else before._replace(times=times)
     return folder

@@ -47,6 +47,15 @@ def trouble_in(index: FolderIndex) -> str:
     return ""
 
 
+def refuse_unreadable(index: FolderIndex) -> None:
+    """Raise `InputError` where a folder may not be read: its pictures would silently be missing."""
+    for folder in index.unreadable:
+        raise InputError(
+            f"{Path(index.root, folder.path)}: this folder cannot be read ({folder.error}), so its pictures would be "
+            "missing: change its permissions, or move it elsewhere"
+        )
+
+
 def left_out_of(index: FolderIndex) -> str:
     """Return in one sentence which files in a folder are no pictures that can be read, or nothing if there are none.
 
@@ -54,15 +63,11 @@ def left_out_of(index: FolderIndex) -> str:
     missing.
     """
     endings: Counter[str] = Counter()
+    refuse_unreadable(index)
     for folder in index.folders:
         if OF_THE_SYSTEM in folder.path.split("/"):
             continue
         place = Path(index.root, folder.path)
-        if folder.error:
-            raise InputError(
-                f"{place}: this folder cannot be read ({folder.error}), so its pictures would be missing: change "
-                "its permissions, or move it elsewhere"
-            )
         others = {ending: count for ending, count in folder.others.items() if ending not in BESIDE}
         if others and not folder.folders and not len(folder.sizes):
             raise InputError(f"{place}: none of its files can be read ({_counted(others)}); {CONVERT}")

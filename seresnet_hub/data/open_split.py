@@ -16,9 +16,9 @@ import pyarrow.dataset
 from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from seresnet_hub.data.class_folders import ClassFolders, class_folders
+from seresnet_hub.data.class_folders import ClassFolders, class_folders, has_no_classes
 from seresnet_hub.data.folder_index import ENDINGS, index_of
-from seresnet_hub.data.image_folders import left_out_of, trouble_in
+from seresnet_hub.data.image_folders import left_out_of, refuse_unreadable, trouble_in
 from seresnet_hub.data.read_retries import OPENING_ATTEMPTS, reading, retrying
 from seresnet_hub.data.row_files import RowFiles, folder_of
 from seresnet_hub.data.shards import (
@@ -67,6 +67,9 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
     index = index_of(path) if os.path.isdir(path) else None
     if index is not None and (folders := class_folders(index, path)):
         return _of_class_folders(source, path, split, folders, label_column, label_lists)
+    if index is not None and has_no_classes(index, path) and (wrong := trouble_in(index)):
+        refuse_unreadable(index)
+        raise InputError(f"{source}: {wrong}")
 
     def patiently(what: str, act: Callable[[], Result]) -> Result:
         return retrying(what, act, attempts=1 if local else OPENING_ATTEMPTS)
