@@ -34,7 +34,9 @@ def prepare(scratch: Path, options: argparse.Namespace, peers: tuple[str, ...]) 
         encoded = [bytes((row.image or {})["bytes"]) for row in shard]
         table = pyarrow.table(
             {"image": [{"bytes": data, "path": None} for data in encoded], "label": [row.label for row in shard]},
-            schema,
+            schema.with_metadata(
+                {**schema.metadata, b"shard": str(number).encode()}
+            ),  # caches know files by their hash
         )
         name = f"train-{number:05d}-of-{len(shards):05d}"
         pyarrow.parquet.write_table(table, scratch / "parquet" / f"{name}.parquet", row_group_size=ROWS_PER_GROUP)

@@ -28,7 +28,9 @@ class Source(NamedTuple):
 
     def cache(self, kind: str) -> str:
         """Return the folder for a loader's copies of what is remote, whose name is the measurement's to choose."""
-        return os.path.join(os.environ["HF_HOME"], kind)
+        folder = Path(os.environ["HF_HOME"], kind)
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(folder)
 
     def files(self, kind: str) -> list[str]:
         names = sorted(file.name for file in (self.scratch / kind).glob("train-*"))

@@ -44,10 +44,10 @@ class Remote:
         }
 
     def counts(self) -> dict[str, float]:
-        """Return the requests so far by what they went to, and the bytes that were sent."""
+        """Return the requests so far by what they went to, and the bytes of files that were sent."""
         counted = self._hub.counts()
         requests = {f"{kind}_requests": float(counted[kind]["requests"]) for kind in counted}
-        return {**requests, "sent_bytes": float(sum(one["bytes"] for one in counted.values()))}
+        return {**requests, "file_bytes": float(counted["resolver"]["bytes"] + counted["storage"]["bytes"])}
 
 
 @contextmanager

@@ -70,6 +70,7 @@ class Limit:
     seconds: float
     _left: float = field(init=False)
     _at: float = field(default=0.0, init=False)
+    waited: float = field(default=0.0, init=False)  # seconds until requests were allowed, of all together
 
     def __post_init__(self) -> None:
         self._left = self.requests
@@ -82,6 +83,7 @@ class Limit:
             self._at += (requests - self._left) * self.seconds / self.requests
             self._left = requests
         self._left -= requests
+        self.waited += self._at - now
         return self._at
 
     def left(self, now: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,12 @@ from _simulate_epoch import Epoch, Limit, Setup, Simulation, epoch_seconds
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import read_json
-from seresnet_hub.recipes.recipe import get_recipe
+from seresnet_hub.hub.signed_addresses import KEPT_SECONDS
+from seresnet_hub.recipes.recipe import Recipe, get_recipe, override
 
 RUNS_FILE = "simulated_runs.json"
-RECIPES = ("seresnet50_8xb32_in1k", "rsb_a2")
+# What is trained: recipes, the first one also with settings that make it faster. The first word is the recipe's name.
+TRAINED = ("seresnet50_8xb32_in1k", "seresnet50_8xb32_in1k decoder=fast", "rsb_a2")
 GPUS = 8
 
 # ILSVRC/imagenet-1k on the Hub: its training split. The bytes are those of the files, divided among the row groups.
@@ -30,12 +33,12 @@ LIMIT_SECONDS = 300.0
 class Loader(NamedTuple):
     """How a state of the code reads: `cpu` names its measured figures.
 
-    `workers_used` are of each GPU's eight. A row group costs `requests_a_row_group`, and a file's address one request
-    of each of `address_holders` in an hour (0: it is part of the former).
+    It uses at most `most_workers` of each GPU. A row group costs `requests_a_row_group`, and a file's address one
+    request of each of `address_holders` while it is kept (0: it is part of the former).
     """
 
     cpu: str
-    workers_used: int
+    most_workers: int
     requests_a_row_group: float
     address_holders: int
     caches: bool
@@ -44,10 +47,9 @@ class Loader(NamedTuple):
 # 2.2 requests a row group were counted on a loopback Hub, on files of 6 row groups.
 LOADERS = {
     "before": Loader("before", 3, 2.2, 0, False),
-    "now, `cache_gb=0`": Loader("now", 8, 0.0, 1, False),
-    "now": Loader("now", 8, 0.0, 1, True),
+    "now, `cache_gb=0`": Loader("now", 1000, 0.0, 1, False),
+    "now": Loader("now", 1000, 0.0, 1, True),
 }
-ADDRESS_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +63,21 @@ class Machine:
     seconds_a_request: float = 0.1
 
 
-def setup_of(name: str, loader: Loader, machine: Machine, measured: Path) -> Setup:
+def recipe_of(trained: str) -> Recipe:
+    """Return the recipe of an entry of `TRAINED`."""
+    name, *settings = trained.split()
+    return override(get_recipe(name), settings)
+
+
+def setup_of(trained: str, loader: Loader, machine: Machine, measured: Path) -> Setup:
     """Return what is emulated for a recipe and a loader. Errors: `InputError` where a measured figure is missing."""
-    recipe = get_recipe(name)
-    figures = read_json(measured / CPU_FILE)["loaders"].get(loader.cpu, {"recipes": {}})["recipes"].get(name)
+    recipe = recipe_of(trained)
+    figures = read_json(measured / CPU_FILE)["loaders"].get(loader.cpu, {"recipes": {}})["recipes"].get(trained)
     if figures is None:
-        raise InputError(f"{measured / CPU_FILE} has no figures of {name}, {loader.cpu}: measure them with --measure")
-    readers = GPUS * min(loader.workers_used, machine.workers)
+        raise InputError(
+            f"{measured / CPU_FILE} has no figures of {trained}, {loader.cpu}: measure them with --measure"
+        )
+    readers = GPUS * min(loader.most_workers, machine.workers)
     shared = max(1.0, (GPUS + GPUS * machine.workers) / machine.cores)  # each GPU's own process needs a core too
     return Setup(
         gpus=GPUS, gpu_images_per_second=gpu_images_per_second(measured), readers=readers,
@@ -75,7 +85,7 @@ def setup_of(name: str, loader: Loader, machine: Machine, measured: Path) -> Set
         batch_size=recipe.batch_size, repeats=recipe.repeated_augmentation, steps=ROWS // recipe.batch_size,
         row_group_rows=ROW_GROUP_ROWS, row_group_bytes=BYTES / ROWS * ROW_GROUP_ROWS, files=FILES,
         requests_a_row_group=loader.requests_a_row_group, address_holders=loader.address_holders,
-        address_seconds=ADDRESS_SECONDS, network=machine.network_gigabits * 1e9 / 8,
+        address_seconds=KEPT_SECONDS, network=machine.network_gigabits * 1e9 / 8,
         disk=machine.disk_gigabytes * 1e9, seconds_a_request=machine.seconds_a_request,
     )  # fmt: skip
 
@@ -90,9 +100,7 @@ def gpu_images_per_second(measured: Path) -> float:
 
 def simulated_runs(machine: Machine, measured: Path) -> dict[str, Any]:
     """Return the hours of each recipe, loader and account, with and without the emulation, and what was assumed."""
-    runs = [
-        run_of(name, kind, account, machine, measured) for name in RECIPES for kind in LOADERS for account in ACCOUNTS
-    ]
+    runs = [run for trained, kind in product(TRAINED, LOADERS) for run in runs_of(trained, kind, machine, measured)]
     gpu = read_json(measured / "benchmark_training_gpu.json")["device"]
     return {
         "benchmark": "simulated_runs", "gpus": GPUS, "device": gpu,
@@ -100,29 +108,45 @@ def simulated_runs(machine: Machine, measured: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_of(name: str, kind: str, account: str, machine: Machine, measured: Path) -> dict[str, Any]:
-    """Return what a whole run takes: `hours` as emulated, and beside them those of the formula."""
-    setup = setup_of(name, LOADERS[kind], machine, measured)
-    limit, epochs = Limit(ACCOUNTS[account], LIMIT_SECONDS), int(get_recipe(name).epochs)
+def runs_of(trained: str, kind: str, machine: Machine, measured: Path) -> list[dict[str, Any]]:
+    """Return what a whole run takes on each account: `hours` as emulated, and beside them those of the formula."""
+    setup, epochs = setup_of(trained, LOADERS[kind], machine, measured), int(recipe_of(trained).epochs)
+    runs: list[dict[str, Any]] = []
+    waited = True
+    for account, requests in ACCOUNTS.items():
+        limit = Limit(requests, LIMIT_SECONDS)
+        if not waited:  # more requests would change nothing
+            runs.append({**runs[-1], "account": account})
+            continue
+        results, formula, waited = _emulated(setup, limit, epochs, caches=LOADERS[kind].caches)
+        runs.append({
+            "trained": trained, "loader": kind, "account": account, "epochs": epochs,
+            "hours": round(sum(one.seconds for one in results) / 3600, 2), "hours_by_formula": round(formula / 3600, 2),
+            "first_epoch_minutes": round(results[0].seconds / 60, 2),
+            "last_epoch_minutes": round(results[-1].seconds / 60, 2),
+            "held_up_by": results[-1].held_up_by, "first_held_up_by": results[0].held_up_by,
+            "requests_in_the_first_epoch": results[0].requests, "requests_in_the_last_epoch": results[-1].requests,
+            "busy": {name: round(float(share), 3) for name, share in results[-1].shares.items() if name != "requests"},
+            "hours_of_gpus_alone": round(epochs * setup.steps * setup.step_seconds / 3600, 2),
+        })  # fmt: skip
+    return runs
+
+
+def _emulated(setup: Setup, limit: Limit, epochs: int, *, caches: bool) -> tuple[list[Epoch], float, bool]:
+    """Return each epoch, the seconds of all by the formula, and whether any request had to wait."""
     emulation = Simulation(setup, limit)
-    seconds, formula, steady_at = 0.0, 0.0, None
     results: list[Epoch] = []
-    for cached in cached_shares(setup, epochs, caches=LOADERS[kind].caches):
+    formula, steady_at = 0.0, None
+    for cached in cached_shares(setup, epochs, caches=caches):
         # An epoch that used no more requests than came back meanwhile stands for all that read from the same places.
-        if cached != steady_at:
+        if cached == steady_at:
+            results.append(results[-1])
+        else:
             before = limit.left(emulation.now)
             results.append(emulation.epoch(cached))
             steady_at = cached if limit.left(emulation.now) >= before - 1 else None
-        seconds += results[-1].seconds
         formula += epoch_seconds(setup, limit, cached)
-    return {
-        "recipe": name, "loader": kind, "account": account, "epochs": epochs, "hours": round(seconds / 3600, 2),
-        "hours_by_formula": round(formula / 3600, 2), "first_epoch_minutes": round(results[0].seconds / 60, 2),
-        "last_epoch_minutes": round(results[-1].seconds / 60, 2), "held_up_by": results[-1].held_up_by,
-        "first_held_up_by": results[0].held_up_by,
-        "shares": {resource: round(float(share), 3) for resource, share in results[-1].shares.items()},
-        "hours_of_gpus_alone": round(epochs * setup.steps * setup.step_seconds / 3600, 2),
-    }  # fmt: skip
+    return results, formula, limit.waited > 0
 
 
 def cached_shares(setup: Setup, epochs: int, *, caches: bool) -> Iterator[float]:

@@ -38,14 +38,14 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     from _simulate_cpu import CPU_FILE, measure_cpu
-    from _simulate_runs import RECIPES, Machine, simulated_runs
+    from _simulate_runs import TRAINED, Machine, simulated_runs
 
     from seresnet_hub.errors import InputError
     from seresnet_hub.files.atomic_writing import write_json
 
     if options.measure:
         path = options.measured / CPU_FILE
-        return measure_cpu(options.measure, RECIPES, images=options.images, code=options.code, path=path)
+        return measure_cpu(options.measure, TRAINED, images=options.images, code=options.code, path=path)
     figures = {name: getattr(options, name) for name in ("cores", "workers", "network_gigabits", "disk_gigabytes")}
     for name, value in figures.items():
         if value <= 0:

@@ -8,8 +8,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-# How many loader workers divide an epoch's 24 lanes evenly, up to as many as keep one GPU busy.
-LOADER_WORKERS = (1, 2, 3, 4, 6, 8, 12)
+MOST_LOADER_WORKERS = 12  # as many as keep one GPU busy
 PACKAGES = ("torch", "timm", "accelerate", "datasets", "huggingface_hub", "safetensors")
 
 
@@ -61,7 +60,7 @@ def loader_workers() -> int:
     The one is left to the process that computes; with two CPUs both are used, as the workers then wait at times.
     """
     usable = usable_cpus()
-    return max(number for number in LOADER_WORKERS if number <= max(usable - 1, min(usable, 2)))
+    return min(max(usable - 1, min(usable, 2)), MOST_LOADER_WORKERS)
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ MOST_PAIRS = 20
 LONGEST_NAME = 28
 
 
-def draw_curves(history: Sequence[Mapping[str, float]], path: Path, *, top5: bool = True) -> None:
+def draw_curves(history: Sequence[Mapping[str, float]], file: Path | BytesIO, *, top5: bool = True) -> None:
     """Draw losses and accuracies over epochs into a PNG; `history` has timm's names for them, and `epoch`.
 
     Without `top5`, the top-5 accuracy is left out.
@@ -34,7 +35,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path, *, top5: boo
     accuracy.legend(loc="lower right")
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
-    figure.savefig(path, format="png", dpi=110)
+    figure.savefig(file, format="png", dpi=110)
 
 
 def _plot(axes: Axes, history: Sequence[Mapping[str, float]], name: str, **style: Any) -> None:

@@ -15,14 +15,16 @@ ROW_GROUPS = st.lists(st.integers(1, 30) | st.just(1), min_size=1, max_size=6)
 SHARDS = st.lists(ROW_GROUPS, min_size=1, max_size=20)
 
 
+def readers_of(world_size: int, workers: int) -> list[Reader]:
+    return [Reader(rank, world_size, worker, workers) for rank in range(world_size) for worker in range(workers)]
+
+
 def batches(plan: Plan, world_size: int = 1, workers: int = 0, start: int = 0) -> list[list[tuple[int, int]]]:
     """The (unit, row) in each place of each global batch, as the readers of all ranks fill them; gaps are an error."""
-    parts = plan.workers_in_use(world_size, max(workers, 1))
     filled: list[dict[int, tuple[int, int]]] = [{} for _ in range(plan.steps)]
-    for number in range(world_size * parts):
-        reader = Reader(number, world_size * parts)
+    for reader in readers_of(world_size, max(workers, 1)):
         for window in plan.windows(reader, start):
-            for batch, place, unit, row in zip(*(a.tolist() for a in window[1:]), strict=True):
+            for batch, place, unit, row in zip(*(a.tolist() for a in window[1:5]), strict=True):
                 low, high = plan.places(batch, reader)
                 assert low <= place < high
                 assert place not in filled[batch]
@@ -34,9 +36,9 @@ def batches(plan: Plan, world_size: int = 1, workers: int = 0, start: int = 0) -
 
 @settings(max_examples=150, deadline=None)
 @given(
-    shards=SHARDS, batch_size=st.integers(1, 70), lanes=st.sampled_from([1, 5, 8, 24]), window=st.integers(1, 400),
-    shuffle=st.booleans(), drop_last=st.booleans(), world_size=st.integers(1, 8), workers=st.integers(0, 4),
-    others=st.tuples(st.integers(1, 8), st.integers(0, 4)), data=st.data(),
+    shards=SHARDS, batch_size=st.integers(1, 70), lanes=st.sampled_from([1, 5, 8, 24, 96]), window=st.integers(1, 400),
+    shuffle=st.booleans(), drop_last=st.booleans(), world_size=st.integers(1, 8), workers=st.integers(0, 16),
+    others=st.tuples(st.integers(1, 8), st.integers(0, 16)), data=st.data(),
 )  # fmt: skip
 def test_no_row_is_lost_or_doubled(
     shards: list[list[int]], batch_size: int, lanes: int, window: int, shuffle: bool, drop_last: bool,
@@ -60,20 +62,28 @@ def test_no_row_is_lost_or_doubled(
     assert batches(plan, *others, start=stop) == whole[stop:]
 
 
-def read_units(plan: Plan, reader: Reader) -> Counter[int]:
-    """How often a reader must read each unit that forgets it after its last use."""
-    return Counter(set(plan.unit_uses(reader)))
+def read_units(plan: Plan, reader: Reader, start: int = 0) -> set[int]:
+    """The units that a reader must read; one that is said to be finished must not be needed again."""
+    read: set[int] = set()
+    finished: set[int] = set()
+    for window in plan.windows(reader, start):
+        now = set(window.unit.tolist())
+        assert not now & finished
+        read |= now
+        finished |= set(window.finished)
+    assert all(plan.needs(unit, reader, start) for unit in read)
+    return read
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (1, 2), (2, 2), (3, 1), (3, 2), (8, 1), (8, 3)])
 def test_a_reader_needs_its_own_units_and_one_at_each_end(world_size: int, workers: int) -> None:
     plan = Plan(unit_rows=(7, 100, 64, 1) * 300, batch_size=96, order=Order(0, 0, 2000))
-    readers = world_size * workers
-    read = [read_units(plan, Reader(number, readers)) for number in range(readers)]
+    readers = readers_of(world_size, workers)
+    read = [read_units(plan, reader) for reader in readers]
     rows = [sum(plan.unit_rows[unit] for unit in units) for units in read]
-    assert max(rows) <= plan.rows / readers + 2 * 100
-    assert sum(map(len, read)) <= len(plan.unit_rows) + readers - 1  # only a unit at a boundary is read twice
-    assert plan.workers_in_use(world_size, workers) == workers
+    assert max(rows) <= plan.rows / len(readers) + 2 * 100
+    assert sum(map(len, read)) <= len(plan.unit_rows) + len(readers) - 1  # only a unit at a boundary is read twice
+    assert plan.readings(world_size, workers) == 1
 
 
 def test_eight_ranks_read_their_share_of_294_shards() -> None:
@@ -93,9 +103,11 @@ def test_ranks_that_do_not_divide_the_lanes_share_one_at_each_end(world_size: in
 
 def test_a_resumed_reader_leaves_out_what_was_used_up() -> None:
     plan = Plan(unit_rows=(20,) * 480, batch_size=96, order=Order(0, 0, 480))
-    assert len(plan.unit_uses(Reader(), 0)) == 480
-    assert len(plan.unit_uses(Reader(), plan.steps * 3 // 4)) <= 480 // 4 + 48
-    assert not plan.unit_uses(Reader(), plan.steps)
+    assert len(read_units(plan, Reader())) == 480
+    assert len(read_units(plan, Reader(), plan.steps * 3 // 4)) <= 480 // 4 + 48
+    assert not read_units(plan, Reader(), plan.steps)
+    needed = [unit for unit in range(480) if plan.needs(unit, Reader(0, 8), plan.steps // 2)]
+    assert len(needed) <= 480 // 16 + 3 * 2
 
 
 def test_a_unit_that_two_lanes_share_is_needed_at_one_time() -> None:
@@ -109,15 +121,111 @@ def test_a_unit_that_two_lanes_share_is_needed_at_one_time() -> None:
     assert max(max(times) - min(times) for times in shared) <= 30 // 2
 
 
-def test_workers_without_whole_lanes_are_left_out() -> None:
-    plan = Plan(unit_rows=(10,), batch_size=8, order=None, lanes=24)
-    assert [plan.workers_in_use(8, workers) for workers in (1, 2, 3, 4)] == [1, 1, 3, 3]
-    assert [plan.workers_in_use(5, workers) for workers in (1, 4)] == [1, 4]
-    assert [plan.workers_in_use(16, workers) for workers in (1, 8)] == [
-        1,
-        1,
-    ]  # more readers than lanes would read them all
-    assert plan.workers_in_use(64, 4) == 1
+def rows_of_readers(rows: int, batch_size: int, world_size: int, workers: int) -> np.ndarray:
+    """How many rows each reader has in each full batch: `(batches, readers)`, by the places that it is given."""
+    plan = Plan(unit_rows=(rows,), batch_size=batch_size, order=None, drop_last=True)
+    counts = []
+    for batch in range(plan.steps):
+        places = [plan.places(batch, reader) for reader in readers_of(world_size, workers)]
+        assert [low for low, _ in places] == [0, *(high for _, high in places[:-1])]
+        assert places[-1][1] == batch_size
+        counts.append([high - low for low, high in places])
+    return np.array(counts)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8, 16, 64])
+@pytest.mark.parametrize("batch_size", [256, 688, 2048])
+def test_every_worker_has_its_share_of_an_epoch(world_size: int, batch_size: int) -> None:
+    """All workers have rows, over an epoch equally many, and in no batch much more than others."""
+    for workers in (11, 16) if world_size > 8 else range(1, 17):
+        counts = rows_of_readers(batch_size * 200, batch_size, world_size, workers)
+        assert counts.shape == (200, world_size * workers)
+        rows = counts.sum(axis=0)
+        assert 0 < rows.max() <= 1.05 * rows.min()
+        of_ranks = counts.reshape(200, world_size, workers)
+        assert np.ptp(of_ranks, axis=2).max() <= 1
+        assert np.ptp(of_ranks.sum(axis=2), axis=1).max() <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(batch_size=st.integers(1, 200), world_size=st.integers(1, 9), workers=st.integers(1, 16))
+def test_shares_are_equal_once_all_turns_were_had(batch_size: int, world_size: int, workers: int) -> None:
+    """After ranks × workers batches every reader has had exactly as many rows as every other."""
+    turns = world_size * workers
+    assert set(rows_of_readers(batch_size * turns, batch_size, world_size, workers).sum(axis=0)) == {batch_size}
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 8, 64])
+def test_the_part_of_a_rank_does_not_depend_on_its_workers(world_size: int) -> None:
+    plan = Plan(unit_rows=(688 * 20 + 50,), batch_size=688, order=None)
+    for workers in range(1, 17):
+        for batch in range(plan.steps):
+            for rank in range(world_size):
+                parts = [plan.places(batch, Reader(rank, world_size, n, workers)) for n in range(workers)]
+                assert (parts[0][0], parts[-1][1]) == plan.places(batch, Reader(rank, world_size))
+                assert parts[-1][1] - parts[0][0] <= plan.share(batch, world_size)
+
+
+def test_workers_with_fewer_rows_than_they_are_take_turns() -> None:
+    """Of 16 workers with 4 rows of a batch, none is without for longer than three batches."""
+    idle = rows_of_readers(256 * 64, 256, 64, 16) == 0
+    assert idle.any()
+    assert not (idle[:-3] & idle[1:-2] & idle[2:-1] & idle[3:]).any()
+
+
+def test_1024_readers_are_all_busy() -> None:
+    """64 ranks of 16 workers, with 688 images a batch: each row once, and as many for each reader, within 5 %."""
+    plan = Plan(unit_rows=(100,) * 1376, batch_size=688, lanes=128, order=Order(0, 0, 12_800))
+    seen: Counter[int] = Counter()
+    rows, readings = [], 0
+    for reader in readers_of(64, 16):
+        windows = list(plan.windows(reader))
+        rows.append(sum(len(window.row) for window in windows))
+        for window in windows:
+            seen.update((window.unit * 100 + window.row).tolist())
+        readings += len({unit for window in windows for unit in window.unit.tolist()})
+    assert len(seen) == seen.total() == 137_600
+    assert max(rows) <= 1.05 * min(rows)
+    assert readings / 1376 == pytest.approx(plan.readings(64, 16), rel=0.15)  # and those that lanes share
+
+
+@pytest.mark.parametrize(
+    ("world_size", "workers", "batch_size", "most"),
+    [(8, 8, 256, 1.1), (8, 12, 256, 1.6), (8, 8, 688, 1.5), (1, 8, 704, 1.1), (64, 16, 2048, 8.1)],
+)
+def test_a_unit_is_read_by_few(world_size: int, workers: int, batch_size: int, most: float) -> None:
+    plan = Plan(unit_rows=(100,) * 12_811, batch_size=batch_size, lanes=128, order=Order(0, 0, 12_800), drop_last=True)
+    assert 1 <= plan.readings(world_size, workers) <= most
+
+
+@pytest.mark.parametrize("lanes", [24, 96, 128])
+@pytest.mark.parametrize("unit_rows", [(100,) * 12_811 + (67,), (1_281_167,)])
+def test_the_first_window_is_planned_alone(
+    monkeypatch: pytest.MonkeyPatch, lanes: int, unit_rows: tuple[int, ...]
+) -> None:
+    """No other window is drawn for it, and a large unit is permuted once for all lanes that divide it."""
+    drawn: list[tuple[int, ...]] = []
+    real = Plan._random
+    monkeypatch.setattr(Plan, "_random", lambda plan, *stream: drawn.append(stream) or real(plan, *stream))
+    plan = Plan(unit_rows=unit_rows, batch_size=256, lanes=lanes, order=Order(0, 0, 16_384))
+    windows = plan.windows(Reader())
+    next(windows)
+    assert len(drawn) <= 4  # the order of the units, a window, and a unit that is cut at one or both of its ends
+    if len(unit_rows) == 1:
+        assert len(list(windows)) == lanes - 1
+        assert sorted(drawn) == sorted([(), (1, 0), *((2, lane, 0) for lane in range(lanes))])
+
+
+def test_lanes_turn_to_their_next_row_group_at_different_batches() -> None:
+    """Where they begin within a row group is spread over it, so that reading does not come in bursts."""
+    plan = Plan(unit_rows=(100,) * 12_811 + (67,), batch_size=256, lanes=128, order=Order(0, 0, 12_800))
+    turns: Counter[int] = Counter()
+    for window in plan.windows(Reader()):
+        if window.first_batch > 1000:
+            break
+        turns[window.first_batch] += 1
+    assert turns[0] == 128
+    assert max(turns[batch] for batch in range(1, 1000)) <= 12  # 2.6 on average
 
 
 def test_the_order_depends_on_seed_and_epoch() -> None:

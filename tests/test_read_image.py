@@ -88,9 +88,10 @@ def test_the_limit_is_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
         open_picture(png_of_size(10_000, 10_000))
 
 
-def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_of_thousands_of_scans_is_refused(progressive: bool) -> None:
     """A progressive file is decoded anew in each scan, and a scan takes ten bytes."""
-    whole = encode(Image.new("RGB", (4000, 4000)), "JPEG", progressive=True)
+    whole = encode(Image.new("RGB", (4000, 4000)), "JPEG", progressive=progressive)
     scan = whole.rindex(b"\xff\xda")
     length = int.from_bytes(whole[scan + 2 : scan + 4], "big")
     hostile = whole[:-2] + whole[scan : scan + 2 + length] * 5000 + b"\xff\xd9"

@@ -10,6 +10,7 @@ import timm
 from PIL import Image
 
 from seresnet_hub.data.loader import transform_of
+from seresnet_hub.data.plan import Order, Plan, Reader
 from seresnet_hub.data.transforms import seeded
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.field_types import described
@@ -21,6 +22,27 @@ def test_every_recipe_names_a_model_that_exists() -> None:
     for name, recipe in RECIPES.items():
         assert recipe.name == name
         assert recipe.model is AUTO or timm.is_model(recipe.model)
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.data == "ILSVRC/imagenet-1k"])
+@pytest.mark.parametrize(("workers", "most_readings"), [(8, 1.5), (12, 1.75)])
+def test_imagenet_recipes_keep_all_workers_of_eight_gpus_busy(name: str, workers: int, most_readings: float) -> None:
+    """Of 8 ranks each worker decodes its share of an epoch, and few read the same row group."""
+    recipe = get_recipe(name)
+    images = recipe.batch_size // recipe.repeated_augmentation
+    plan = Plan(
+        unit_rows=(100,) * 12_811 + (67,), batch_size=images, lanes=recipe.lanes,
+        order=Order(0, 0, recipe.shuffle_window), drop_last=True,
+    )  # fmt: skip
+    rows = [0] * (8 * workers)
+    for batch in range(192):
+        for number in range(len(rows)):
+            low, high = plan.places(batch, Reader(number // workers, 8, number % workers, workers))
+            rows[number] += high - low
+    assert sum(rows) == 192 * images
+    assert 0 < max(rows) <= 1.05 * min(rows)
+    assert plan.readings(8, workers) <= most_readings
+    assert recipe.shuffle_window == 100 * recipe.lanes >= 9600  # a row group a lane: the smallest window that there is
 
 
 def test_a_recipe_is_frozen_and_keyword_only() -> None:

@@ -132,7 +132,7 @@ def test_resuming_reads_only_what_is_left(write_split: WriteSplit, monkeypatch: 
     split = open_split(str(write_split([[12]] * 24)), "train")
     read: list[int] = []
     real = module.read_unit
-    monkeypatch.setattr(module, "read_unit", lambda split, unit: read.append(unit) or real(split, unit))
+    monkeypatch.setattr(module, "read_unit", lambda split, unit, needed: read.append(unit) or real(split, unit, needed))
     recipe = replace(RECIPE, lanes=2, shuffle_window=1)
     whole = in_order(loader(split, None, recipe))
     assert sorted(read) == list(range(24))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import torch
 from conftest import WriteSplit
 from small_runs import SMALL, refused
 
+from seresnet_hub.errors import InputError
+from seresnet_hub.recipes.recipe import override
 from seresnet_hub.training import checkpoint, same_run
 from seresnet_hub.training import train as training
 
@@ -55,6 +59,19 @@ def test_resume_refuses_another_recipe_and_a_damaged_state(tmp_path: Path, numbe
     refused("step-00000001.safetensors is damaged", data=numbers, output=out, resume=True)
 
 
+def test_a_run_begun_with_other_lanes_goes_on_with_them(tmp_path: Path, numbers: str) -> None:
+    """Where the recipe's own lanes have changed since, the error says how to go on with those of the run."""
+    out, before = tmp_path / "run", replace(SMALL, lanes=24, shuffle_window=2400, scale=(0.1, 1.0))
+    training.train(before, data=numbers, output=out, max_steps=1)
+    now = replace(SMALL, lanes=128, shuffle_window=12_800, scale=(0.08, 1.0))
+    with pytest.raises(InputError, match="lanes was 24, now 128") as refusal:
+        training.train(now, data=numbers, output=out, max_steps=2, resume=True)
+    found = re.search(r"to go on with it, add --set (.*); another run needs another --output", str(refusal.value))
+    assert found is not None
+    assert override(now, shlex.split(found[1])) == before
+    assert training.train(before, data=numbers, output=out, max_steps=2, resume=True)["steps"] == 2
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [("model", None, "is not one of this version"), ("step", 10**6, "the state is at step 1,000,000 of a run of 8"),
@@ -78,3 +95,9 @@ def test_a_run_is_not_made_shorter_than_it_is(tmp_path: Path, numbers: str) -> N
     refused("max_steps=3: the run in .* is at step 5 already", data=numbers, output=tmp_path / "run", resume=True,
             max_steps=3)  # fmt: skip
     assert training.train(SMALL, data=numbers, output=tmp_path / "run", resume=True, max_steps=6)["steps"] == 6
+
+
+def test_what_is_kept_of_the_data_may_change_at_resume(tmp_path: Path, numbers: str) -> None:
+    training.train(SMALL, data=numbers, output=tmp_path / "run", max_steps=1)
+    limited = replace(SMALL, cache_gb=1.0)
+    assert training.train(limited, data=numbers, output=tmp_path / "run", resume=True, max_steps=2)["steps"] == 2

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hub_faults import Status
 from hub_server import HubServer
+from hub_traffic import Traffic
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.hub import shared_pause, signed_addresses
@@ -97,6 +102,18 @@ def test_a_worker_that_finds_a_pause_waits_in_silence(
     assert not caplog.records
 
 
+def test_threads_that_wait_together_say_it_once(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared_pause._begin("a.host", 100.0)
+    together = threading.Barrier(3, action=lambda: clock.sleep(120.0))
+    monkeypatch.setattr(time, "sleep", lambda _: together.wait(10))
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(shared_pause.within_limits, "https://a.host/b", lambda: "asked") for _ in range(3)]
+        assert [one.result() for one in waiting] == ["asked"] * 3
+    assert len(caplog.records) == 2
+
+
 @pytest.mark.parametrize(
     ("headers", "least", "most"),
     [
@@ -156,3 +173,39 @@ def test_without_a_cache_folder(hub: HubServer, clock: Clock, tmp_path: Path, mo
     hub.fault("HEAD", "/resolve/", TOO_MANY)
     assert fetch_range(ADDRESS, 0, 10) == bytes(10)
     assert 291 <= sum(clock.pauses) <= 301
+
+
+READ = """
+import logging, os, sys
+from seresnet_hub.data.read_retries import reading
+from seresnet_hub.hub.range_requests import fetch_range
+logging.basicConfig(level=logging.WARNING)
+children = []
+for number in range(4):
+    child = os.fork()
+    if not child:
+        for k in range(3):
+            address = f"hf://datasets/someone/pictures@main/{3 * number + k}.parquet"
+            assert reading("read it", lambda: fetch_range(address, 0, 10)) == bytes(10)
+        os._exit(0)
+    children.append(child)
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+"""
+
+
+@pytest.mark.slow
+def test_processes_keep_to_a_limit_together(tmp_path: Path) -> None:
+    """Twelve files, of which the Hub allows eight in three seconds: all are read, and few requests are refused."""
+    with HubServer(tmp_path / "hub", traffic=Traffic(resolver_limit=8, window=3)) as hub:
+        hub.create("dataset", "someone/pictures", {f"{k}.parquet": bytes(1000 + k) for k in range(12)})
+        environment = {**hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", READ], capture_output=True, text=True, timeout=120, check=False,
+            env={**environment, "SERESNET_HUB_CACHE": str(tmp_path / "own")},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        refused = [one for one in hub.asked("HEAD", "/resolve/") if one.status == 429]
+        pauses = done.stderr.count("no process of this machine asks it for")
+        # At most one of each process is on its way when the first is refused.
+        assert 1 <= pauses <= len(refused) <= 4 * pauses
+        assert len(hub.asked("HEAD", "/resolve/")) == 12 + len(refused)

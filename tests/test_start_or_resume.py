@@ -284,7 +284,7 @@ def test_an_evaluation_that_was_lost_is_repeated(
         pass
 
     training.train(SMALL, data=numbers, output=tmp_path / "whole")
-    name = "evaluate" if moment == "evaluation" else "save_run"
+    name = "measure" if moment == "evaluation" else "save_run"
     original = getattr(loop, name)
     for epoch in (1, 2):
         calls: list[int] = []

@@ -143,7 +143,7 @@ def test_training_counts_its_steady_steps(tmp_path: Path, numbers: str, monkeypa
         return after
 
     monkeypatch.setattr(torch.Tensor, "backward", slow_backward)
-    for name in ("evaluate", "save_run", "save_checkpoint", "loader"):
+    for name in ("measure", "save_run", "save_checkpoint", "Loader"):
         monkeypatch.setattr(loop, name, slow(getattr(loop, name)))
     monkeypatch.setattr(training, "Clock", lambda profile: Clock(profile, now=hands))
     recipe = replace(SMALL, epochs=9, eval_every=4, checkpoint_steps=3)

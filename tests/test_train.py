@@ -9,6 +9,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import timm
@@ -20,6 +22,7 @@ from warm_python import run_python
 
 import seresnet_hub
 from seresnet_hub.data.open_split import open_split
+from seresnet_hub.data.plan import Plan
 from seresnet_hub.inference.evaluate import evaluate
 from seresnet_hub.models.load import load
 from seresnet_hub.recipes.recipe import get_recipe
@@ -324,3 +327,15 @@ def test_a_card_says_in_which_precision_its_accuracy_was_measured(tmp_path: Path
         assert ("autocast" in " ".join(notes), "autocast" in (out / "README.md").read_text()) == (bool(words),) * 2
         assert words is None or words in (out / "README.md").read_text()
     assert same(tmp_path / "no", tmp_path / "bf16"), "what is learnt is the same"
+
+
+@pytest.mark.parametrize(("cache_gb", "workers", "times"), [(0, 12, 1.5), (0, 8, None), (None, 12, None)])
+def test_fetching_a_unit_several_times_is_said(cache_gb: float | None, workers: int, times: float | None) -> None:
+    """Workers that share lanes fetch the same units, unless these are kept on the disk."""
+    recipe = replace(SMALL, cache_gb=cache_gb, workers=workers)
+    plan = Plan(unit_rows=(100,) * 2000, batch_size=256, lanes=128, order=None)
+    split = SimpleNamespace(source="far/away", streamed=True, parquet=object())
+    line = training._fetched_again(recipe, cast(Any, split), plan, 8)
+    assert (line is None) == (times is None)
+    if line is not None:
+        assert f"far/away is fetched {times} times an epoch, as 8 x 12 workers share 128 lanes" in line

@@ -1,6 +1,7 @@
 """Turn encoded pictures into rows of a batch: exactly as Pillow does, or faster with torchvision's JPEG decoder.
 
-The fast way is for JPEG files with one or three components and no rotation; all other pictures go the exact way.
+The fast way is for JPEG files with one or three components and no rotation; all other pictures go the exact way. Where
+a random crop comes first, "region" decodes the crop alone (`jpeg_region`), to the pixels of the fast way.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -16,23 +18,24 @@ from torchvision import transforms
 from torchvision.io import ImageReadMode
 from torchvision.transforms import v2
 
+from seresnet_hub.data.jpeg_region import UndecodedJpeg, decode_region, ends_as_jpeg, require_library
 from seresnet_hub.data.read_image import open_picture, read_image, takes_too_long
 from seresnet_hub.data.transforms import Transform, require_resizable
 from seresnet_hub.errors import InputError
 
-DecoderName = Literal["fast", "pil"]
+DecoderName = Literal["fast", "pil", "region"]
 Buffer = bytes | memoryview
 
 # The operator itself: torchvision's function around it warns, from 0.29 on, that torchcodec will take its place. Where
 # there is none, every picture goes the exact way.
 DECODE_JPEG: Any = getattr(torch.ops.image, "decode_jpeg", None)
 # Markers of a JPEG file (ITU T.81, table B.1): frames of the usual codings, and two applications' own segments.
-FRAMES, EXIF, PAGES = frozenset({0xC0, 0xC1, 0xC2}), 0xE1, 0xE2
+FRAMES, PROGRESSIVE, SCAN, EXIF, PAGES = frozenset({0xC0, 0xC1, 0xC2}), 0xC2, 0xDA, 0xE1, 0xE2
 XMP = b"http://ns.adobe.com/xap/1.0/\0"  # how a segment of EXIF's kind begins that holds this instead
 LARGEST = 2**26  # pixels; Pillow judges larger pictures
 
 
-DecodedImage = Image.Image | torch.Tensor  # decoded: 8-bit RGB, or uint8 (3, height, width)
+DecodedImage = Image.Image | torch.Tensor | UndecodedJpeg  # 8-bit RGB, or uint8 (3, height, width), or not yet decoded
 PLAIN_SIDE = 64  # of an ordinary picture, in pixels
 
 
@@ -44,15 +47,19 @@ class Decoder:
     """Decode one encoded picture and apply `transform`, one of timm's or torchvision's compositions that ends in uint8.
 
     `decode` fails where the picture is damaged, `apply` where the transform is wrong. Random transforms draw the same
-    numbers in the same order either way, all of them in `apply`, which may be called any number of times.
+    numbers in the same order either way, all of them in `apply`, which may be called any number of times. Where that
+    is `repeats` times, "region" decodes the picture once for all, as "fast" does.
     """
 
-    def __init__(self, transform: Transform, name: DecoderName) -> None:
+    def __init__(self, transform: Transform, name: DecoderName, repeats: int = 1) -> None:
         self.transform = transform
         steps: list[Any] = list(getattr(transform, "transforms", []))
-        first = type(steps[0]) if steps and name == "fast" else None
+        first = type(steps[0]) if steps and name != "pil" else None
         self._crops = first is RandomResizedCropAndInterpolation
         self._resizes = first is transforms.Resize and type(steps[1]) is transforms.CenterCrop and len(steps) == 3
+        self._in_regions = name == "region" and self._crops and repeats == 1
+        if name == "region":
+            require_library()
         self._steps = steps
         # timm's crop of a picture of a few pixels may have a side of none, which Pillow takes.
         self._least = 1 / (min(steps[0].scale) * min(*steps[0].ratio, 1 / max(steps[0].ratio))) if self._crops else 0
@@ -61,23 +68,29 @@ class Decoder:
         self._distorts = any(type(step) is not transforms.RandomHorizontalFlip for step in steps[1:-1])
 
     def decode(self, data: Buffer) -> DecodedImage:
-        """Return the picture, all of it read. Errors: `InputError` where `data` is no whole image."""
-        if self._crops or self._resizes:
-            pixels = _decode_plain_jpeg(data)
-            if pixels is not None and pixels.shape[1] * pixels.shape[2] > self._least:
+        """Return the picture; with "region" `apply` decodes it. Errors: `InputError` where `data` is no whole image."""
+        size = _size_of_plain_jpeg(data) if self._crops or self._resizes else None
+        if size is not None and size[0] * size[1] > self._least:
+            if self._in_regions and ends_as_jpeg(data):
+                return UndecodedJpeg(data, *size)
+            pixels = _decode_jpeg(data)
+            if pixels is not None:
                 return pixels
         return read_image(data)
 
     def apply(self, picture: DecodedImage, out: torch.Tensor) -> bool:
         """Write a transformed picture into `out`, uint8 `(3, height, width)`; true where it is still to be mirrored.
 
-        Errors: `TransformError` where the transform fails, `InputError` where it fails for this picture's shape.
+        Errors: `TransformError` where the transform fails, `InputError` where it fails for this picture's shape, or
+        where a picture that was not decoded yet is damaged.
         """
         size = picture.size if isinstance(picture, Image.Image) else (picture.shape[2], picture.shape[1])
         require_resizable(self.transform, size)
+        if isinstance(picture, UndecodedJpeg) or (self._crops and isinstance(picture, torch.Tensor)):
+            return self._crop(picture, out)
         if isinstance(picture, torch.Tensor):
             with _naming(self._steps[0]):
-                return self._crop(picture, out) if self._crops else self._resize(picture, out)
+                return self._resize(picture, out)
         if not self._steps:
             with _naming(self.transform):
                 out.copy_(self.transform(picture))
@@ -94,14 +107,16 @@ class Decoder:
         out.copy_(_through(rest, changed))
         return False
 
-    def _crop(self, pixels: torch.Tensor, out: torch.Tensor) -> bool:
+    def _crop(self, picture: torch.Tensor | UndecodedJpeg, out: torch.Tensor) -> bool:
         crop, rest = self._steps[0], self._steps[1:]
-        top, left, height, width = crop.get_params(pixels, crop.scale, crop.ratio)
-        window = pixels[:, top : top + height, left : left + width]
+        shape = picture if isinstance(picture, torch.Tensor) else torch.empty(picture.shape, device="meta")
+        with _naming(crop):
+            box = crop.get_params(shape, crop.scale, crop.ratio)
+        region = _region(picture, *box)
+        with _naming(crop):
+            small = resize_into(region, crop.interpolation, torch.empty_like(out) if self._distorts else out)
         if not self._distorts:
-            resize_into(window, crop.interpolation, out)
             return self._flip > 0 and bool(torch.rand(1) < self._flip)  # as torchvision's flip draws it
-        small = resize_into(window, crop.interpolation, torch.empty_like(out))
         out.copy_(_through(rest, Image.fromarray(small.permute(1, 2, 0).contiguous().numpy())))
         return False
 
@@ -148,9 +163,19 @@ def resize_into(window: torch.Tensor, interpolation: Any, out: torch.Tensor) -> 
     return out
 
 
-def _decode_plain_jpeg(data: Buffer) -> torch.Tensor | None:
+def _region(picture: torch.Tensor | UndecodedJpeg, top: int, left: int, height: int, width: int) -> torch.Tensor:
+    """Return the pixels of a region. Errors: `InputError` where a picture that was not decoded yet is damaged."""
+    if isinstance(picture, UndecodedJpeg):
+        if (region := decode_region(picture, top, left, height, width)) is not None:
+            return region
+        pixels = _decode_jpeg(picture.data)  # whatever is wrong with these bytes, the others say it better
+        picture = torch.from_numpy(np.array(read_image(picture.data))).permute(2, 0, 1) if pixels is None else pixels
+    return picture[:, top : top + height, left : left + width]
+
+
+def _decode_jpeg(data: Buffer) -> torch.Tensor | None:
     """Return the pixels `(3, height, width)`; `None` where Pillow must look at the picture, or complain."""
-    if DECODE_JPEG is None or not _is_plain_jpeg(data):
+    if DECODE_JPEG is None:
         return None
     try:
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -160,24 +185,30 @@ def _decode_plain_jpeg(data: Buffer) -> torch.Tensor | None:
         return None
 
 
-def _is_plain_jpeg(data: Buffer) -> bool:
-    """Return whether this is a JPEG file of one or three 8-bit components and usual size that is not to be rotated."""
-    at = 2
+def _size_of_plain_jpeg(data: Buffer) -> tuple[int, int] | None:
+    """Return height and width of a JPEG file of one or three 8-bit components and usual size that is not to be rotated.
+
+    `None` where it is anything else.
+    """
+    at, frame, components, size, plain = 2, 0, 0, (0, 0), False
     if data[:3] != b"\xff\xd8\xff":
-        return False
+        return None
     while at + 10 < len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in FRAMES:
-            height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
-            pixels = height * width
-            plain = data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < pixels <= LARGEST
-            return plain and not takes_too_long(data, pixels)
+            size = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+            frame, components = marker, data[at + 9]
+            plain = data[at + 4] == 8 and components in (1, 3) and 0 < size[0] * size[1] <= LARGEST
+        if marker == SCAN:
+            # Of a sequential file whose first scan has all components, libjpeg reads no other.
+            is_alone = frame != PROGRESSIVE and data[at + 4] == components
+            return size if plain and (is_alone or not takes_too_long(data, size[0] * size[1])) else None
         if marker == EXIF and _may_say_rotated(bytes(data[at + 4 : at + 2 + length])) and _is_rotated(data):
-            return False
+            return None
         if marker == PAGES and data[at + 4 : at + 8] == b"MPF\0":  # several pictures in one file
-            return False
+            return None
         at += 2 + length
-    return False
+    return None
 
 
 def _may_say_rotated(segment: bytes) -> bool:

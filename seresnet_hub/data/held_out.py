@@ -14,7 +14,7 @@ from torch import nn
 
 from seresnet_hub.data.open_split import OnlyTrainingError, open_split
 from seresnet_hub.data.split import Split, Subset
-from seresnet_hub.data.units import labels_of, unit_labels
+from seresnet_hub.data.units import labels_of, labels_of_units
 from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.files.atomic_writing import read_json
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY
@@ -26,17 +26,27 @@ log = PrintableLog(__name__)
 
 
 def open_splits(
-    source: str, train: str, evaluation: str | None, *, holdout: float = 0.0, seed: int = 0
+    source: str,
+    train: str,
+    evaluation: str | None,
+    *,
+    holdout: float = 0.0,
+    seed: int = 0,
+    cache_gb: float | None = None,
 ) -> tuple[Split, Split]:
     """Open the split to train on and the one to measure on.
 
     `evaluation=None` is validation, else test, else the share `holdout` of the training images (see `hold_out`), which
-    are then not trained on. Errors: as for `open_split`; `InputError` where there is nothing to measure on.
+    are then not trained on. At most `cache_gb` of both together are kept (see `open_split`). Errors: as for
+    `open_split`; `InputError` where there is nothing to measure on.
     """
-    training = open_split(source, train)
+    training = open_split(source, train, cache_gb=cache_gb)
     named = evaluation or next((name for name in ("validation", "test") if name in training.siblings), None)
     if named is not None:
-        return training, open_split(source, named)
+        measured = open_split(source, named, cache_gb=cache_gb)
+        if training.parquet is not None and measured.parquet is not None:
+            training.parquet.cache.share_room_with(measured.parquet.cache)
+        return training, measured
     if not holdout:
         raise InputError(
             f"data set {source!r} has neither a validation nor a test split, only {', '.join(training.siblings)}: "
@@ -51,7 +61,7 @@ def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
     Of each class `share` is held out, rounded, but at least one image where there are two or more, and never all.
     Which ones depends on the seed and the order of the rows alone. Errors: `InputError` where nothing can be held out.
     """
-    labels = tuple(unit_labels(split, unit) for unit in range(len(split.unit_rows)))
+    labels = tuple(labels_of_units(split))
     chosen = np.zeros(split.rows, dtype=bool)
     together = np.concatenate(labels)
     for label in np.unique(together):

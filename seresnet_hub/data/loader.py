@@ -98,12 +98,13 @@ class Loader:
         if not len(self):
             return
         fingerprint, is_finalizing = self.split.fingerprint, sys.is_finalizing
-        _warn_of_idle_workers(self.spec)
         try:
             with LoaderWorkers(self.spec) if self._workers is None else nullcontext(self._workers) as workers:
                 for parts, images in workers.batches(Pass(self.spec, self._start)):
                     self._count_skipped([text for part in parts for text in part.undecodable])
                     self.split.unit_hashes.save(fingerprint)
+                    if self.split.parquet is not None and self.spec.rank == 0:
+                        self.split.parquet.cache.say_now_and_then()
                     self._next += 1
                     yield self._joined(self._next - 1, parts, images)
                     del parts, images
@@ -147,17 +148,6 @@ class Loader:
         require_few_damaged(len(self.skipped), self.split, self.spec.corrupt_share, named)
 
 
-def _warn_of_idle_workers(spec: LoaderSpec) -> None:
-    lanes, readers = spec.plan.lanes, spec.world_size * spec.readers
-    if spec.workers > spec.readers or (spec.workers and lanes % readers):
-        shared = ", which read some row groups twice" if lanes % readers else ""
-        log.warning(
-            "%d of %d loader workers are used: the %d lanes of the plan are divided among %d x %d readers%s; "
-            "set lanes to a multiple of ranks x workers",
-            spec.readers, spec.workers, lanes, spec.world_size, spec.readers, shared,
-        )  # fmt: skip
-
-
 def epoch_plan(split: Split, recipe: Recipe, *, seed: int, epoch: int) -> Plan:
     """Return the plan of a training epoch; with repeated augmentation, of the rows that are each seen several times."""
     repeats = recipe.repeated_augmentation
@@ -184,7 +174,8 @@ def training_spec(
     """Return what `loader` reads in the first epoch; the others are `LoaderSpec.of_epoch` of it."""
     return LoaderSpec(
         split=split, plan=epoch_plan(split, recipe, seed=seed, epoch=0),
-        decoder=Decoder(transform_of(recipe), recipe.decoder), size=(recipe.input_size,) * 2,
+        decoder=Decoder(transform_of(recipe), recipe.decoder, recipe.repeated_augmentation),
+        size=(recipe.input_size,) * 2,
         num_classes=recipe.num_classes or (len(split.class_names) if split.class_names else None),
         rank=rank, world_size=world_size, workers=workers, repeats=recipe.repeated_augmentation,
         corrupt_share=recipe.corrupt_share,
@@ -211,7 +202,7 @@ def loader(
     """
     if open_fields := following(recipe):
         raise InputError(f"recipe {recipe.name!r} leaves {', '.join(open_fields)} open: give them values")
-    opened = source if isinstance(source, Split) else open_split(source, split)
+    opened = source if isinstance(source, Split) else open_split(source, split, cache_gb=recipe.cache_gb)
     spec = training_spec(opened, recipe, rank=rank, world_size=world_size, workers=workers, seed=seed)
     return Loader(spec.of_epoch(epoch), position)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from seresnet_hub.data.decoding import Decoder
 from seresnet_hub.data.plan import Plan, Reader
@@ -30,10 +29,10 @@ class LoaderSpec:
     repeats: int = 1
     corrupt_share: float = 0.0
 
-    @cached_property
+    @property
     def readers(self) -> int:
-        """The readers among which this rank divides its places of a batch: the workers in use, or its own process."""
-        return self.plan.workers_in_use(self.world_size, self.workers) if self.workers else 1
+        """The readers among which this rank divides its places of a batch: its workers, or its own process."""
+        return max(self.workers, 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,7 +48,7 @@ class LoaderSpec:
 
     def reader(self, number: int) -> Reader:
         """Return one of this rank's readers as one among those of all ranks."""
-        return Reader(self.rank * self.readers + number, self.world_size * self.readers)
+        return Reader(self.rank, self.world_size, number, self.readers)
 
     def rows(self, batch: int) -> int:
         """Return the length of every rank's part of a batch, padding included."""

@@ -89,15 +89,14 @@ class LoaderWorkers:
             if self._taken != taken.key.number:  # another pass was taken up meanwhile
                 taken = self._take_up(Pass(asked.spec, batch))
             answers, slot = self._answers_to(taken.key.number, batch)
-            parts: list[WorkerRows] = []
-            for answer in answers[: asked.spec.readers]:
-                if isinstance(answer, InputError):
-                    raise answer
-                parts.append(answer)
-            del answers, answer
-            for look in taken.shards_looked_at:
-                if batch == last or look.done():
+            parts = [answer for answer in answers[: asked.spec.readers] if not isinstance(answer, InputError)]
+            errors = [answer for answer in answers if isinstance(answer, InputError)]
+            del answers
+            for look in taken.shards_looked_at:  # what cannot be read may have been changed, which says more
+                if errors or batch == last or look.done():
                     look.result()
+            if errors:
+                raise errors[0]
             shared = self._shared if parts[0].slot is not None else None
             yield parts, shared.lend(slot, asked.spec.shape) if shared is not None and slot is not None else None
             del parts
@@ -207,7 +206,7 @@ class LoaderWorkers:
                 for reader in range(self._width):
                     yield Request(current.key, batch, reader, slot, upcoming)
 
-    def _answers_to(self, number: int, batch: int) -> tuple[list[Any], int | None]:
+    def _answers_to(self, number: int, batch: int) -> tuple[list[WorkerRows | InputError], int | None]:
         """Return the workers' answers for a batch, and its slot; drops those for what was dropped itself."""
         assert self._pool is not None
         try:

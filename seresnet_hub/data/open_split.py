@@ -1,7 +1,7 @@
 """Open a split of a data set as a row of units, each readable on its own.
 
-A data set is read through `datasets` in streaming mode. Its units are the row groups of its parquet shards (for other
-formats, its shards).
+`datasets` finds its files and says what they hold. Its units are the row groups of its parquet shards, which are read
+directly; of other formats they are its shards, which `datasets` streams.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
-import pyarrow.dataset
 from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from seresnet_hub.data.class_folders import ClassFolders, class_folders, has_no_classes
 from seresnet_hub.data.folder_index import ENDINGS, index_of
 from seresnet_hub.data.image_folders import left_out_of, refuse_unreadable, trouble_in
+from seresnet_hub.data.parquet_shards import ParquetShards
 from seresnet_hub.data.read_retries import OPENING_ATTEMPTS, reading, retrying
 from seresnet_hub.data.row_files import RowFiles, folder_of
 from seresnet_hub.data.shards import (
@@ -28,9 +28,8 @@ from seresnet_hub.data.shards import (
     counted_once,
     keep_shards,
     kept_shards,
-    row_groups,
     shard_states,
-)
+)  # fmt: skip
 from seresnet_hub.data.split import RightClasses, Split
 from seresnet_hub.data.tar_archives import rows_of_archives
 from seresnet_hub.data.unit_hashes import UnitHashes
@@ -47,15 +46,23 @@ class OnlyTrainingError(InputError):
     """There is nothing to measure on by default: the data set has a training split and no other."""
 
 
-def open_split(source: str, split: str | None, *, label_column: str | None = None, label_lists: bool = False) -> Split:
+def open_split(
+    source: str,
+    split: str | None,
+    *,
+    label_column: str | None = None,
+    label_lists: bool = False,
+    cache_gb: float | None = None,
+) -> Split:
     """Open one split of `source`: a folder, a Hub data set id, "digits", or a glob of files; reads metadata alone.
 
     Of other formats than parquet every row is counted once. `split=None` takes validation, else test, else the only
     one, unless that is called train. Private data sets need a token as huggingface_hub finds it (`hf auth login`, or
     HF_TOKEN). `label_column` is `label` or the only one of class numbers. With `label_lists` it may hold lists of them,
-    which are read at once into `Split.right_classes`. Errors: `InputError` where the source, the split or the column
-    does not exist or cannot be told; where a local folder's pictures are in no class folders, it says how to arrange
-    them.
+    which are read at once into `Split.right_classes`. What is read of remote parquet shards is kept on this machine:
+    at most `cache_gb` gigabytes of the split, as many as the disk holds with room to spare (None), or none (0).
+    Errors: `InputError` where the source, the split or the column does not exist or cannot be told, or the disk cannot
+    hold so much; where a local folder's pictures are in no class folders, it says how to arrange them.
     """
     path = _embedded() if source == EMBEDDED else source
     looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
@@ -97,7 +104,8 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
     files = tuple(str(file) for file in (builder.config.data_files or {}).get(name, []))
     shards = patiently(f"look at the files of {source!r}", lambda: shard_states(files))
     stream = streams[name].decode(False).select_columns([image_column, label_column])
-    unit_rows, unit_shards = _units(files, shards, name, stream)
+    parquet = ParquetShards(files, shards, cache_gb) if files and are_parquet(files) else None
+    unit_rows, unit_shards = _units(files, parquet, shards, name, stream)
     opened = Split(
         source=source,
         name=name,
@@ -112,6 +120,7 @@ def open_split(source: str, split: str | None, *, label_column: str | None = Non
         unit_hashes=UnitHashes(len(unit_rows), columns=(image_column, label_column), folder=folder_of(files)),
         dataset=stream,
         siblings=tuple(streams),
+        parquet=parquet,
     )
     if label is features[label_column]:
         return opened
@@ -163,9 +172,6 @@ def _open(path: str, is_glob: bool) -> tuple[Any, dict[str, IterableDataset]]:
         builder = load_dataset_builder(kind, data_files=path, storage_options=options)
     else:
         builder = load_dataset_builder(path, storage_options=options)
-    if hasattr(builder.config, "fragment_scan_options") and os.path.exists(path):
-        # Reading a row group of a local file at once gains nothing, and holds it twice.
-        builder.config.fragment_scan_options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=False)
     if isinstance(builder, ImageFolder):  # pictures of other formats are not opened, so they are no rows
         builder.EXTENSIONS = [ending for ending in builder.EXTENSIONS if ending in ENDINGS]
     return builder, cast(dict[str, IterableDataset], builder.as_streaming_dataset())
@@ -229,11 +235,11 @@ def _only(source: str, wanted: str, found: list[str], features: Features) -> str
 
 
 def _units(
-    files: Sequence[str], shards: Sequence[Shard], split: str, stream: IterableDataset
+    files: Sequence[str], parquet: ParquetShards | None, shards: Sequence[Shard], split: str, stream: IterableDataset
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the rows and the shard of each unit: from parquet's footers where there are some, else counted once."""
-    if files and are_parquet(files):
-        groups = row_groups(files, shards)
+    if parquet is not None:
+        groups = parquet.row_groups()
         rows = [count for counts in groups for count in counts]
         return tuple(rows), tuple(shard for shard, counts in enumerate(groups) for _ in counts)
     number = stream.num_shards

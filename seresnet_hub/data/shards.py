@@ -1,10 +1,11 @@
-"""The files of a data set: their sizes, hashes and row groups, as they are now and as they were before."""
+"""The files of a data set: their sizes and hashes, as they are now and as they were, and what is kept of them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,16 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import fsspec
-import pyarrow.parquet
 
 from seresnet_hub.data.read_image import read_file
-from seresnet_hub.data.read_retries import reading
 from seresnet_hub.data.row_files import folder_of
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import cache_folder, replacing
 
 # fsspec reads this many bytes more than it is asked for, by default five million: bytes of the next row group.
 READ_AHEAD = 1
+OF_A_COMMIT = re.compile(r"hf://datasets/[^@]+@[0-9a-f]{40}(/|$)")
+_of_commits: dict[str, dict[str, Mapping[str, Any]]] = {}  # folders of commits, which never change
 LARGEST_RECORD = 2**28  # bytes; ten million row groups have less
 
 
@@ -52,6 +53,14 @@ def fingerprint_of(shards: Sequence[Shard]) -> int:
 
 
 def _hub_folder(folder: str) -> dict[str, Mapping[str, Any]]:
+    if not OF_A_COMMIT.match(folder):
+        return _listed(folder)
+    if folder not in _of_commits:
+        _of_commits[folder] = _listed(folder)
+    return _of_commits[folder]
+
+
+def _listed(folder: str) -> dict[str, Mapping[str, Any]]:
     filesystem, path = fsspec.core.url_to_fs(folder)
     return {info["name"]: info for info in filesystem.ls(path, detail=True, refresh=True)}
 
@@ -154,33 +163,6 @@ def read_record(path: Path) -> dict[str, Any] | None:
     except (InputError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
         return None
     return facts if isinstance(facts, dict) else None
-
-
-def row_groups(files: Sequence[str], shards: Sequence[Shard]) -> list[list[int]]:
-    """Return the rows of each row group of each parquet file, which their footers say."""
-
-    def read_footers() -> list[list[int]]:
-        with ThreadPoolExecutor(16) as pool:
-            return list(pool.map(_row_groups, files))
-
-    if any("://" in file for file in files):
-        return counted_once(shards, len(files), read_footers)
-    # Reading local footers takes no longer than it would to know that what was kept of them is right.
-    groups = read_footers()
-    if kept_shards(fingerprint_of(shards)) != list(shards):
-        keep_shards(shards, groups)
-    return groups
-
-
-def _row_groups(file: str) -> list[int]:
-
-    def read() -> list[int]:
-        options = {"block_size": READ_AHEAD} if file.startswith("hf://") else {}
-        with fsspec.open(file, "rb", **options) as handle:
-            metadata = pyarrow.parquet.read_metadata(handle)
-        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-
-    return reading(f"read parquet shard {file}", read, remote="://" in file)
 
 
 def are_parquet(files: Sequence[str]) -> bool:

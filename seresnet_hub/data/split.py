@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,8 +14,9 @@ from datasets import IterableDataset
 
 from seresnet_hub.data.class_folders import ClassFolders
 from seresnet_hub.data.mounts import is_far
+from seresnet_hub.data.parquet_shards import ParquetShards
 from seresnet_hub.data.row_files import RowFiles
-from seresnet_hub.data.shards import Shard, are_parquet, fingerprint_of
+from seresnet_hub.data.shards import Shard, fingerprint_of
 from seresnet_hub.data.unit_hashes import UnitHashes
 from seresnet_hub.errors import InputError
 
@@ -66,8 +67,8 @@ class Split:
     row_files: RowFiles = field(default=RowFiles(""), repr=False, compare=False)
     unit_hashes: UnitHashes = field(repr=False, compare=False)
     dataset: IterableDataset | None = field(default=None, repr=False, compare=False)
+    parquet: ParquetShards | None = field(default=None, repr=False, compare=False)
     class_folders: ClassFolders | None = field(default=None, repr=False, compare=False)
-    _of_one_file: dict[int, IterableDataset] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -89,22 +90,25 @@ class Split:
         """Whether the files come over a network."""
         return any("://" in file for file in self.files)
 
-    @cached_property
+    @property
+    def streamed(self) -> bool:
+        """Whether files of it are still fetched over a network."""
+        return self.remote and not (self.parquet is not None and self.parquet.cache.is_whole)
+
+    @property
     def is_far(self) -> bool:
         """Whether each reading waits for another machine, so that it is worth to read ahead."""
+        return self.streamed or (not self.remote and self._is_mounted)
+
+    @cached_property
+    def _is_mounted(self) -> bool:
         file = self.class_folders.index.root if self.class_folders else "".join(self.files[:1]).rpartition("::")[2]
-        return self.remote or (bool(file) and is_far(file))
+        return bool(file) and is_far(file)
 
     def stream(self, unit: int) -> IterableDataset:
-        """Return a stream of one unit's rows; cuts a parquet shard into its row groups when it is first needed."""
+        """Return a stream of one unit's rows, where units are no row groups."""
         assert self.dataset is not None
-        if not self.files or not are_parquet(self.files):
-            return self.dataset.shard(num_shards=self.dataset.num_shards, index=unit)
-        file = self.unit_shards[unit]
-        if file not in self._of_one_file:
-            self._of_one_file[file] = self.dataset.shard(num_shards=len(self.files), index=file).reshard()
-        one_file = self._of_one_file[file]
-        return one_file.shard(num_shards=one_file.num_shards, index=unit - bisect_left(self.unit_shards, file))
+        return self.dataset.shard(num_shards=self.dataset.num_shards, index=unit)
 
     def place(self, index: int) -> str:
         """Say where a row lies, counted as a viewer of the data set counts, and in which shard."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 import pyarrow
-from datasets import IterableDataset
+from datasets import Features, IterableDataset
 
 from seresnet_hub.data.read_retries import reading
 from seresnet_hub.data.shards import fingerprint_of, kept_file, kept_shards, require_unchanged, shard_states
@@ -60,10 +61,16 @@ def require_unchanged_files(split: Split) -> None:
 def labels_of(split: Split) -> np.ndarray:
     """Return the label of each row, in order; reads the label column, of a part of a split nothing."""
     if split.subset is None:
-        labels = [unit_labels(split, unit) for unit in range(len(split.unit_rows))]
+        labels = labels_of_units(split)
     else:
         labels = [unit[rows] for unit, rows in zip(split.subset.labels, split.subset.rows, strict=True)]
     return np.concatenate(labels) if labels else np.array([], np.int64)
+
+
+def labels_of_units(split: Split) -> list[np.ndarray]:
+    """Return the labels of each unit; over a network, many are asked for at once."""
+    with ThreadPoolExecutor(16 if split.streamed else 1) as pool:
+        return list(pool.map(partial(unit_labels, split), range(len(split.unit_rows))))
 
 
 def unit_labels(split: Split, unit: int) -> np.ndarray:
@@ -81,12 +88,25 @@ def label_values(split: Split, unit: int) -> pyarrow.Array:
         return pyarrow.array([], pyarrow.int64())
 
     def read() -> pyarrow.Array:
-        tables = tables_of(split.stream(unit).select_columns([split.label_column]))
+        tables = _tables(split, unit, [split.label_column])
         return pyarrow.chunked_array(
             [chunk for table in tables for chunk in table.column(split.label_column).chunks]
         ).combine_chunks()
 
     return reading(f"read the labels of {split.unit_place(unit)}", read, remote=split.remote)
+
+
+def _tables(
+    split: Split, unit: int, columns: list[str], needed: Callable[[int], bool] = lambda _: False
+) -> Iterable[pyarrow.Table]:
+    """Return the rows of a unit; of one that has to be fetched, units that are `needed` later may come with it."""
+    if split.parquet is None:
+        return tables_of(split.stream(unit).select_columns(columns))
+    shard = split.unit_shards[unit]
+    first = bisect_left(split.unit_shards, shard)
+    assert split.dataset is not None
+    features = Features({name: (split.dataset.features or {})[name] for name in columns})
+    return [split.parquet.read(shard, unit - first, features, needed=lambda group: needed(first + group))]
 
 
 def tables_of(stream: IterableDataset) -> Iterable[Any]:
@@ -134,10 +154,11 @@ def picture_bytes(split: Split, image: dict[str, Any]) -> bytes:
     return data
 
 
-def read_unit(split: Split, unit: int) -> Sequence[Row]:
+def read_unit(split: Split, unit: int, needed: Callable[[int], bool] = lambda _: False) -> Sequence[Row]:
     """Read one unit whole, so that no reader is ever left half-way (an open one can abort the interpreter at exit).
 
-    Over a network, what fails is tried again. Errors: `InputError` names the unit.
+    Over a network, what fails is tried again; units that are `needed` later may be fetched with it, and kept on the
+    disk. Errors: `InputError` names the unit.
     """
     if split.unit_rows[unit] == 0:  # a row group may be empty, but cannot be read as a stream
         return []
@@ -147,7 +168,7 @@ def read_unit(split: Split, unit: int) -> Sequence[Row]:
 
     def read() -> list[Row]:
         rows: list[Row] = []
-        for table in tables_of(split.stream(unit)):
+        for table in _tables(split, unit, [split.image_column, split.label_column], needed):
             images = [image for chunk in table.column(split.image_column).chunks for image in _images(chunk)]
             labels = table.column(split.label_column).to_pylist()
             rows += [Row(first + len(rows) + k, image, labels[k]) for k, image in enumerate(images)]

@@ -128,20 +128,20 @@ def only_writer(directory: Path, *, patience: float = PATIENCE_SECONDS) -> Itera
 
 
 @contextmanager
-def one_at_a_time(path: Path, *, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
+def one_at_a_time(path: Path, *, patience: float = PATIENCE_SECONDS) -> Iterator[bool]:
     """Let one thread of one process of the machine at a time into the block, by a lock on the file `path`.
 
     The file, which is made where it is not there, stays. For what is only wasteful when done twice: who has waited
-    `patience` seconds, and who cannot lock files here, goes in without the lock.
+    `patience` seconds, and who cannot lock files here, goes in without the lock. Yields whether nobody else has it.
     """
-    descriptor = -1
+    descriptor, is_free = -1, True
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
         _short.add(descriptor)
-        any(_lock(descriptor, str(path), lambda _: None) is not None for _ in _tries(patience))
+        is_free = any(_lock(descriptor, str(path), lambda _: None) is not None for _ in _tries(patience))
     try:
-        yield
+        yield is_free
     finally:
         if descriptor in _short:  # else this is a forked process, which has closed it
             _short.remove(descriptor)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import time
 from collections.abc import Callable
@@ -32,7 +33,10 @@ LONGEST_JITTER = 10.0
 log = PrintableLog(__name__)
 Answer = TypeVar("Answer")
 _ends: dict[str, float] = {}  # what this process knows of pauses, which may have no cache folder
-_waited: dict[str, float] = {}  # seconds that this process has waited for each host, in all
+_waited: dict[str, float] = {}  # seconds that this process has told of having waited for each host, in all
+_told: set[str] = set()  # hosts of whose pause a thread of this process tells until it ends
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_told.clear)
 
 
 def within_limits(url: str, ask: Callable[[], Answer]) -> Answer:
@@ -57,21 +61,24 @@ def within_limits(url: str, ask: Callable[[], Answer]) -> Answer:
 
 
 def _wait(host: str, begun: bool) -> float:
-    """Wait until the host may be asked; return the seconds. Says so where this process began the pause, or was begun.
+    """Wait until the host may be asked; return the seconds. One thread of a process says so at the end.
 
-    A loader worker that finds a pause which another process has told of waits in silence.
+    In a loader worker that is one which has `begun` the pause. In a main process another says when it finds one.
     """
-    seconds = 0.0
-    said = begun
+    seconds, tells = 0.0, False
+    may_tell = begun or multiprocessing.parent_process() is None
     while seconds < LONGEST_PAUSE and (left := _left(host)) > 0:
-        if not said and multiprocessing.parent_process() is None and left > LONGEST_JITTER:
-            log.warning("%s had too many requests: waiting %.0f s, as all processes of this machine do", host, left)
-            said = True
+        if may_tell and not tells and host not in _told and (begun or left > LONGEST_JITTER):
+            tells = True
+            _told.add(host)
+            if not begun:
+                log.warning("%s had too many requests: waiting %.0f s, as all processes of this machine do", host, left)
         left += random.uniform(0.0, min(left / 10, LONGEST_JITTER))
         time.sleep(left)
         seconds += left
-    _waited[host] = _waited.get(host, 0.0) + seconds
-    if said and seconds:
+    if tells:
+        _told.discard(host)
+        _waited[host] = _waited.get(host, 0.0) + seconds
         log.warning("%s: going on after waiting %.0f s, %.0f s in all", host, seconds, _waited[host])
     return seconds
 

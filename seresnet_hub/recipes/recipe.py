@@ -140,8 +140,10 @@ class Recipe:
     input_size: Annotated[int, OR_AUTO, POSITIVE, PIXELS, "height and width in training, in pixels"]
     eval_size: Annotated[int | None, POSITIVE, PIXELS, "height and width in evaluation; none: input_size"] = None
     interpolation: Annotated[Literal["bilinear", "bicubic"], OR_AUTO, "how pictures are resized"] = "bilinear"
-    decoder: Annotated[Literal["fast", "pil"],
-        "fast: JPEG files by torchvision, in training alone; pil: the pixels of timm's own transforms"] = "fast"
+    decoder: Annotated[Literal["fast", "pil", "region"],
+        "fast: JPEG files by torchvision, in training alone; pil: the pixels of timm's own transforms; region: those "
+        "of fast, but only the part of a JPEG file that crop=resized shows is decoded, by nvImageCodec on the CPU (pip "
+        "install 'seresnet-hub[region]')"] = "fast"
     auto_augment: Annotated[str | None,
         "in timm's language, such as rand-m9-mstd0.5, original or 3a; or ta_wide, torchvision's TrivialAugment (arXiv "
         "2103.10158); none: no such augmentation"] = None
@@ -173,6 +175,9 @@ class Recipe:
         "share of the images that may be undecodable, in small data sets a few; more end the run; 0: none may"] = 0.001
     seed: Annotated[int, NOT_NEGATIVE, "seed of all random numbers"] = 0
     workers: Annotated[int, NOT_NEGATIVE, "loader processes on each training process"] = 2
+    cache_gb: Annotated[float | None, NOT_NEGATIVE,
+        "gigabytes of a remote data set that are kept on this machine as they are read; 0: none; none: as many as the "
+        "disk holds with a tenth of it, and at least 10 GB, left free"] = None
     # fmt: on
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ from seresnet_hub.training.checkpoint import list_checkpoints, save_checkpoint
 from seresnet_hub.training.learner import Learner
 from seresnet_hub.training.processes import Processes
 from seresnet_hub.training.progress import EpochLeft, Progress
-from seresnet_hub.training.run_folder import save_run
+from seresnet_hub.training.run_folder import drawn_curves, save_run
 from seresnet_hub.training.same_run import require_same_weights_everywhere, settings_of
 from seresnet_hub.training.signals import Interruption
 from seresnet_hub.training.start_or_resume import BEST, BEST_RAW, RAW
@@ -183,11 +183,12 @@ class Loop:
             progress.history[-1] |= _row_of(raw, "raw_")
             kinds.append(("raw_top1", learner.model, raw, self.output / RAW, self.output / BEST_RAW))
         self._track(progress.history[-1])
+        curves = drawn_curves(progress.history, self._evaluation.num_classes) if self.processes.main else b""
         for key, model, its_accuracy, last, best in kinds if self.processes.main else []:
             for folder in (last, best) if progress.is_best(key) else (last,):
                 kind = folder.name if folder != self.output else ""
                 facts = self.facts_of(its_accuracy, step=progress.step, seen=progress.seen, kind=kind)
-                save_run(folder, model, self.train_split.class_names, facts, progress.history)
+                save_run(folder, model, self.train_split.class_names, facts, progress.history, curves)
         self.stopped = not progress.ended and self.processes.any(self.interruption.name is not None)
         if self.stopped or progress.ended:  # a run that goes on has a checkpoint without these figures
             self._save(statistics)

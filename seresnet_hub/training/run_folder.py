@@ -8,6 +8,7 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ from seresnet_hub.training.start_or_resume import BEST, BEST_RAW, RAW
 
 def save_run(
     output: Path, model: nn.Module, class_names: tuple[str, ...] | None, facts: dict[str, Any],
-    history: Sequence[Row],
+    history: Sequence[Row], curves: bytes,
 ) -> None:  # fmt: skip
-    """Write a model folder with the run's history; a new one appears whole.
+    """Write a model folder with the run's history and its curves (see `drawn_curves`); a new one appears whole.
 
     Errors: `InputError` where the run's folder is gone, or it cannot be written.
     """
@@ -55,7 +56,14 @@ def save_run(
         with replacing(folder / SUMMARY_NAME) as temporary:
             write_summary(history, temporary)
         with replacing(folder / CURVES_NAME) as temporary:
-            draw_curves(history, temporary, top5=config["num_classes"] > NO_TOP5)
+            temporary.write_bytes(curves)
+
+
+def drawn_curves(history: Sequence[Row], num_classes: int) -> bytes:
+    """Return the history as a PNG; drawing takes longer than writing a small model, so it is done once for all."""
+    file = BytesIO()
+    draw_curves(history, file, top5=num_classes > NO_TOP5)
+    return file.getvalue()
 
 
 def write_summary(history: Sequence[Row], path: Path) -> None:

@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import reprlib
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -14,11 +15,12 @@ from torch import nn
 
 from seresnet_hub.data.split import Split
 from seresnet_hub.errors import InputError
+from seresnet_hub.recipes.field_types import declarations, written
 from seresnet_hub.recipes.recipe import Recipe
 from seresnet_hub.training.checkpoint_checks import require_whole
 
 # Fields that may differ between machines: these, and the names of local folders.
-OF_A_MACHINE = frozenset({"data", "weights", "workers", "license", "keep_states"})
+OF_A_MACHINE = frozenset({"data", "weights", "workers", "license", "keep_states", "cache_gb"})
 # Fields that do not change what is learnt, but for rounding.
 NOT_LEARNT = OF_A_MACHINE | {
     *("checkpoint_steps", "eval_every", "save_every", "eval_precision", "corrupt_share"),
@@ -40,17 +42,28 @@ def settings_of(recipe: Recipe, split: Split, *, but: frozenset[str] = NOT_LEARN
 def require_same_run(checkpoint: Mapping[str, Any], wanted: str, total_steps: int) -> None:
     """Raise `InputError` where a checkpoint is of other settings than `wanted`, or of another version of this code."""
     saved = {**DEFAULTS, **require_whole(checkpoint)}
-    changed = [
-        f"{key} was {reprlib.repr(saved.get(key))}, now {value!r}" if key != "shards" else "the shards are others"
-        for key, value in json.loads(wanted).items()
-        if saved.get(key) != value
-    ]
+    changed = {key: value for key, value in json.loads(wanted).items() if saved.get(key) != value}
     if changed:
+        differences = "; ".join(
+            f"{key} was {reprlib.repr(saved.get(key))}, now {value!r}" if key != "shards" else "the shards are others"
+            for key, value in changed.items()
+        )
         raise InputError(
-            f"cannot resume with another recipe or other data: {'; '.join(changed)}; another run needs another --output"
+            f"cannot resume with another recipe or other data: {differences}; {_way_back(saved, changed)}another run "
+            "needs another --output"
         )
     if not 0 <= checkpoint["step"] <= total_steps:
         raise InputError(f"cannot resume: the state is at step {checkpoint['step']:,} of a run of {total_steps:,}")
+
+
+def _way_back(saved: Mapping[str, Any], changed: Iterable[str]) -> str:
+    """Say how to go on as before, where fields of the recipe alone differ."""
+    fields = declarations(Recipe).keys() - {"name"}
+    if not fields.issuperset(changed):
+        return ""
+    values = {key: tuple(saved[key]) if isinstance(saved[key], list) else saved[key] for key in changed}
+    texts = (shlex.quote(f"{key}={written(value, declarations(Recipe)[key].word)}") for key, value in values.items())
+    return f"to go on with it, add --set {' '.join(texts)}; "
 
 
 def require_same_run_everywhere(recipe: Recipe, split: Split, last_step: int) -> None:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from tqdm import tqdm
 
+from seresnet_hub.data.class_order_check import few_classes
 from seresnet_hub.data.held_out import learnt_before, open_splits
 from seresnet_hub.data.loader import epoch_plan
 from seresnet_hub.data.plan import Plan
@@ -95,8 +96,9 @@ def train(
             start = start_of(recipe)
         with processes.main_first():  # where a format does not say its number of rows, this reads all of it
             train_split, eval_split = open_splits(
-                source, recipe.train_split, recipe.eval_split, holdout=recipe.holdout, seed=recipe.seed
-            )
+                source, recipe.train_split, recipe.eval_split, holdout=recipe.holdout, seed=recipe.seed,
+                cache_gb=recipe.cache_gb,
+            )  # fmt: skip
         num_classes = _num_classes(recipe, train_split)
         asked, (recipe, chosen) = recipe, resolved(recipe, start, images=train_split.rows)
         if chosen:
@@ -109,8 +111,14 @@ def train(
             f"{train_split.rows:,} training and {eval_split.rows:,} {eval_split.name} images of {num_classes} classes, "
             f"{plan.steps} steps an epoch, {last_step:,} steps"
         )
+        if train_split.remote and train_split.parquet is not None:
+            say(f"of the training data, {train_split.parquet.cache.summary()}")
         if eval_split.subset is None and eval_split.name == train_split.name:
             say("warning: what is measured here are the training images, so the accuracy says nothing of others")
+        if processes.main and (few := few_classes(train_split, plan)):
+            say(f"warning: {few}")
+        if again := _fetched_again(recipe, train_split, plan, processes.count):
+            say(f"warning: {again}")
         chance = chance_of(eval_split)
         if before := learnt_before(start.config, eval_split, share=recipe.holdout, seed=recipe.seed):
             say(f"warning: {before}")
@@ -241,6 +249,19 @@ def _plan_of_an_epoch(recipe: Recipe, split: Split, world_size: int) -> Plan:
         way_out = f", less than a batch of {recipe.batch_size}: set drop_last=false" if split.rows else ""
         raise InputError(f"split {split.name!r} of {split.source} has {split.rows} images{way_out}")
     return plan
+
+
+def _fetched_again(recipe: Recipe, split: Split, plan: Plan, world_size: int) -> str | None:
+    """Say so where loader workers that share lanes fetch the same units, and nothing is kept on the disk."""
+    readings = plan.readings(world_size, max(recipe.workers, 1))
+    is_kept = split.parquet is not None and recipe.cache_gb != 0
+    if not split.streamed or is_kept or readings < 1.25:
+        return None
+    return (
+        f"each part of {split.source} is fetched {readings:.1f} times an epoch, as {world_size} x {recipe.workers} "
+        f"workers share {plan.lanes} lanes and batches of {plan.batch_size} images; set workers so that processes x "
+        "workers divides both numbers, or copy the data set to this machine"
+    )
 
 
 def _images_until(step: int, plan: Plan, recipe: Recipe) -> int:
