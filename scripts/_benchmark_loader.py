@@ -17,11 +17,11 @@ from typing import Any
 
 from _benchmark_loader_data import WRITTEN_BY_ITSELF, prepare
 from _benchmark_loader_remote import REMOTE_PEERS, Remote, require_remote, served
-from _benchmark_options import PEERS
+from _benchmark_options import OTHER_DECODERS, PEERS
 
 from seresnet_hub.errors import InputError
 
-OURS = "seresnet_hub"
+OURS, AGAINST = "seresnet_hub", "against"  # this package, and the same in another checkout
 # Of a measurement that is repeated in rounds; the stall share is measured apart.
 Measured = dict[str, list[dict[str, float]]]
 
@@ -55,8 +55,8 @@ def benchmark_loader(options: argparse.Namespace) -> dict[str, Any]:
             stalls = {name: run(name, step_time=options.step_time)["stall_share"] for name in names}
     result = {
         "benchmark": "loader", "images": options.images, "batch_size": options.batch_size, "workers": options.workers,
-        "rounds": options.rounds, "cores": os.cpu_count(), "step_time": options.step_time, "remote": options.remote,
-        "latency_ms": options.latency_ms, "mbit": options.mbit,
+        "repeats": options.repeats, "rounds": options.rounds, "cores": os.cpu_count(), "step_time": options.step_time,
+        "remote": options.remote, "latency_ms": options.latency_ms, "mbit": options.mbit,
         "loaders": {name: _summary(name, measured, stalls) for name in names},
     }  # fmt: skip
     if options.picture:
@@ -66,8 +66,8 @@ def benchmark_loader(options: argparse.Namespace) -> dict[str, Any]:
 
 def _checked(options: argparse.Namespace) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the peers and the interpreters of those that have their own."""
-    if options.rounds < 1:
-        raise InputError(f"--rounds {options.rounds}: at least one is needed")
+    if options.rounds < 1 or options.repeats < 1:
+        raise InputError(f"--rounds {options.rounds} --repeats {options.repeats}: at least one is needed")
     if not options.remote and (options.latency_ms or options.mbit is not None):
         raise InputError("--latency-ms and --mbit are of --remote cold or --remote cached")
     if options.latency_ms < 0 or (options.mbit is not None and options.mbit <= 0):
@@ -84,7 +84,11 @@ def _checked(options: argparse.Namespace) -> tuple[tuple[str, ...], dict[str, st
     peers = everyone if "all" in options.peer else tuple(dict.fromkeys(options.peer))
     if options.remote:
         require_remote(peers)
-    return peers, pythons
+    if options.repeats > 1 and (others := sorted({*peers} - {*OTHER_DECODERS})):
+        raise InputError(f"--repeats {options.repeats}: {', '.join(others)} shows each image once")
+    if options.against and options.remote:
+        raise InputError("--against measures another checkout without --remote")
+    return (*peers, AGAINST) if options.against else peers, pythons
 
 
 class _Runner:
@@ -100,8 +104,11 @@ class _Runner:
         options, remote = self._options, self._remote
         settings = {
             "batch_size": options.batch_size, "workers": options.workers, "step_time": step_time,
-            "remote": remote is not None,
+            "remote": remote is not None, "repeats": options.repeats,
         }  # fmt: skip
+        if name == AGAINST:
+            environment = {**os.environ, "PYTHONPATH": str(options.against)}
+            return _run(self._pythons, "measure", OURS, self._scratch, settings, environment)
         if remote is None:
             return _run(self._pythons, "measure", name, self._scratch, settings)
         environment = remote.environment(name)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from _benchmark_options import OTHER_DECODERS
 
 SIZE = 224
 # Rows in a shuffle window or in the buffers of all workers: one row group in each of the plan's 24 lanes. timm and
@@ -22,6 +26,7 @@ class Source(NamedTuple):
     remote: bool  # read them from the Hub, where the format's name is that of a data set
     batch_size: int
     workers: int
+    repeats: int = 1  # copies of an image, each augmented anew
 
     def of(self, kind: str) -> str:
         return hub_name(kind) if self.remote else str(self.scratch / kind)
@@ -81,15 +86,17 @@ def _decode_with_torchvision(data: bytes) -> torch.Tensor:
     return image
 
 
-def _ours(decoder: Literal["fast", "pil"], source: Source) -> Iterator[torch.Tensor]:
-    from dataclasses import replace
-
-    from seresnet_hub.data.loader import loader
-    from seresnet_hub.recipes.recipe import get_recipe
-
+def _ours(decoder: str, source: Source) -> Iterator[torch.Tensor]:
+    try:
+        loader, recipes = import_module("seresnet_hub.data.loader").loader, import_module("seresnet_hub.recipes.recipe")
+    except ModuleNotFoundError as error:
+        if error.name != "seresnet_hub.data.loader":
+            raise
+        # An older checkout.
+        loader, recipes = import_module("seresnet_hub.data").loader, import_module("seresnet_hub.recipes")
     recipe = replace(
-        get_recipe("digits"), crop="resized", input_size=SIZE, batch_size=source.batch_size, horizontal_flip=0.5,
-        decoder=decoder, shuffle_window=SHUFFLE,
+        recipes.get_recipe("digits"), crop="resized", input_size=SIZE, batch_size=source.batch_size,
+        horizontal_flip=0.5, decoder=decoder, shuffle_window=SHUFFLE, repeated_augmentation=source.repeats,
     )  # fmt: skip
     for batch in loader(source.of("parquet"), "train", recipe, workers=source.workers):
         for row in batch.mirror.nonzero().flatten().tolist():  # the other loaders do this in their workers
@@ -184,8 +191,8 @@ def _one_thread(_: int) -> None:
 
 
 LOADERS: dict[str, Callable[[Source], Iterator[torch.Tensor]]] = {
-    "seresnet_hub": lambda source: _ours("fast", source),
-    "pil": lambda source: _ours("pil", source),
+    "seresnet_hub": partial(_ours, "fast"),
+    **{name: partial(_ours, name) for name in OTHER_DECODERS},
     "timm": _timm,
     "datasets": _datasets,
     "webdataset": _webdataset,

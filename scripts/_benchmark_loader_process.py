@@ -98,9 +98,8 @@ def _cpu_seconds_of_children() -> float:
 def main(what: str, name: str, scratch: Path, settings: str) -> dict[str, float]:
     if what == "measure":
         given = json.loads(settings)
-        return _measure(
-            name, Source(scratch, given["remote"], given["batch_size"], given["workers"]), given["step_time"]
-        )
+        step_time = given.pop("step_time")
+        return _measure(name, Source(scratch, **given), step_time)
     {"litdata": write_litdata, "mosaicml-streaming": write_mosaicml}[name](scratch)
     return {}
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-PEERS = (
-    "timm",
-    "datasets",
-    "webdataset",
-    "litdata",
-    "mosaicml-streaming",
-    "pil",
-)  # "pil": this package with its exact decoder
+OTHER_DECODERS = ("pil", "region")  # this package with another of its decoders
+PEERS = ("timm", "datasets", "webdataset", "litdata", "mosaicml-streaming", *OTHER_DECODERS)
 PRECISIONS = ("fp32", "tf32", "bf16")
 MODES = ("eager", "compiled")
 SETTINGS = ("default", "epilogue")
 NETWORKS = ("plain", "timm", "own")  # ResNet-50, timm's SE-ResNet-50, this package's
 NETWORK_BENCHMARKS = ("inference", "training")  # their results are kept as `benchmark_NAME.json` and such
 TARGETS = ("sm_90",)
+
+
+def checkout(text: str) -> Path:
+    """Return a folder that holds this package."""
+    folder = Path(text).resolve()
+    if not (folder / "seresnet_hub" / "__init__.py").is_file():
+        raise argparse.ArgumentTypeError(f"{text}: no checkout of this repository; make one with git worktree add")
+    return folder
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +37,10 @@ def add_loader(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds; all loaders take turns in each")
     parser.add_argument("--workers", type=int, default=2, metavar="N")
     parser.add_argument("--batch-size", type=int, default=256, metavar="N")
+    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="copies of an image, each augmented anew")
+    parser.add_argument(
+        "--against", type=checkout, metavar="FOLDER", help="compare with the package in another checkout"
+    )
     parser.add_argument("--step-time", type=float, metavar="SECONDS", help="measure the stall share at this step time")
     parser.add_argument(
         "--remote", choices=("cold", "cached"),

@@ -21,10 +21,11 @@ def simulated(measured: Path) -> str:
     rows = []
     for trained in TRAINED:
         for account in ACCOUNTS:
-            found = [runs[trained, account, loader] for loader in LOADERS]
-            hours = (f"{run['hours']:.1f} h, {WORDS[run['held_up_by']]}" for run in found)
+            found = [runs.get((trained, account, loader)) for loader in LOADERS]
+            hours = (f"{run['hours']:.1f} h, {WORDS[run['held_up_by']]}" if run else "" for run in found)
+            any_run = next(run for run in found if run)
             name, *settings = trained.split()
             what = " ".join([f"`{name}`", *(f"with `{setting}`" for setting in settings)])
-            alone = f"{found[0]['hours_of_gpus_alone']:.1f} h"
-            rows.append((f"{what}, {found[0]['epochs']} epochs, {account} account", *hours, alone))
+            alone = f"{any_run['hours_of_gpus_alone']:.1f} h"
+            rows.append((f"{what}, {any_run['epochs']} epochs, {account} account", *hours, alone))
     return table(("", *LOADERS, "the GPUs alone"), rows)

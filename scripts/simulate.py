@@ -38,14 +38,15 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     from _simulate_cpu import CPU_FILE, measure_cpu
-    from _simulate_runs import TRAINED, Machine, simulated_runs
+    from _simulate_runs import ONLY_NOW, TRAINED, Machine, simulated_runs
 
     from seresnet_hub.errors import InputError
     from seresnet_hub.files.atomic_writing import write_json
 
     if options.measure:
         path = options.measured / CPU_FILE
-        return measure_cpu(options.measure, TRAINED, images=options.images, code=options.code, path=path)
+        trained = tuple(one for one in TRAINED if options.code == "now" or ONLY_NOW not in one)
+        return measure_cpu(options.measure, trained, images=options.images, code=options.code, path=path)
     figures = {name: getattr(options, name) for name in ("cores", "workers", "network_gigabits", "disk_gigabytes")}
     for name, value in figures.items():
         if value <= 0:

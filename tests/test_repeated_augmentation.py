@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from conftest import WriteSplit, numbered_picture
+from conftest import WriteSplit, encode, numbered_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import distributed, multiprocessing
 
+from seresnet_hub.data.decoding import Decoder
 from seresnet_hub.data.loader import Batch, epoch_plan, loader
 from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.repeated_augmentation import dealt, mixing_order, part_rows
@@ -239,3 +242,17 @@ def test_real_processes_exchange_what_they_should(
         for one, other in zip(found, batches, strict=True):
             assert all(torch.equal(torch.as_tensor(one[k]), torch.as_tensor(v)) for k, v in other._asdict().items())
             assert batches[0].mask.sum() == (38, 37)[rank]
+
+
+@pytest.mark.parametrize(("decoder", "crop"), [("fast", "resized"), ("pil", "resized"), ("fast", "pad")])
+def test_an_image_is_decoded_once_for_all_its_copies(
+    write_split: WriteSplit, monkeypatch: pytest.MonkeyPatch, decoder: Literal["fast", "pil"], crop: Any
+) -> None:
+    photo = Image.effect_noise((40, 30), 50).convert("RGB")
+    split = str(write_split([[8]], images=[encode(photo, "JPEG")] * 8))
+    recipe = replace(get_recipe("digits"), decoder=decoder, crop=crop, batch_size=6, repeated_augmentation=3)
+    calls = []
+    decode = Decoder.decode
+    monkeypatch.setattr(Decoder, "decode", lambda self, data: calls.append(data) or decode(self, data))
+    rows = sum(len(batch.images) for batch in loader(split, "train", recipe))
+    assert (rows, len(calls)) == (12, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -359,8 +360,10 @@ def test_a_tenth_of_the_disk_and_ten_gigabytes_stay_free(
     assert "0.00 GB of 0.00 GB are kept" in remote.opened().cache.summary()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(8 * free, 0, free + 11e9))
     opened = remote.opened()
+    assert "the other" not in opened.cache.summary()
     read_all(opened, remote)
     assert opened.cache.is_whole
+    assert re.fullmatch(r"all 0\.00 GB are in .*datasets--someone--pictures already", opened.cache.summary())
 
 
 def test_a_place_that_cannot_be_written_is_named_once(

@@ -183,7 +183,7 @@ class Plan:
                 finished.clear()
 
     def needs(self, unit: int, reader: Reader, start: int = 0) -> bool:
-        """Return whether a reader needs a unit from batch `start` on, or needs others of its windows."""
+        """Return whether a reader may need rows of a unit from batch `start` on."""
         return self._uses(unit, reader, self._span(reader), start) > 0
 
     # ------------------------------------------------------------------ lanes

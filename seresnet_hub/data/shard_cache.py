@@ -124,6 +124,8 @@ class ShardCache:
 
     def summary(self) -> str:
         """Say where and how much is kept."""
+        if self.is_whole:
+            return f"all {self.size / 1e9:.2f} GB are in {self._folder()} already"
         keeps = sum(shard.size for shard in self._shards[: self._kept])
         rest = f"; the other {(self.size - keeps) / 1e9:.2f} GB are fetched in each epoch" if keeps < self.size else ""
         return (
