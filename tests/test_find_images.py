@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from seresnet_hub.data import image_folders
+from seresnet_hub.data import folder_index
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.find_images import picture_files
 from seresnet_hub.models.names import is_model_name
@@ -38,11 +38,11 @@ def test_pictures_of_models_are_left_out() -> None:
 
 
 def test_what_training_reads_is_found_too() -> None:
-    for ending in image_folders.ENDINGS:
+    for ending in folder_index.ENDINGS:
         Path(f"photos/cats/3{ending}").write_bytes(b"")
     found = {path.suffix for path in picture_files("photos")[0]}
-    assert found == image_folders.ENDINGS > {".jfif", ".jpe", ".apng", ".pbm", ".pgm", ".pnm"}
-    assert not any(is_model_name(f"missing{ending}") for ending in image_folders.ENDINGS)
+    assert found == folder_index.ENDINGS > {".jfif", ".jpe", ".apng", ".pbm", ".pgm", ".pnm"}
+    assert not any(is_model_name(f"missing{ending}") for ending in folder_index.ENDINGS)
 
 
 @pytest.mark.parametrize("name", ["runs", "runs/begun", "runs/stopped", "runs/report"])

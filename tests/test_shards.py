@@ -71,6 +71,7 @@ def test_a_wrong_number_is_believed_at_most_once(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "d" / name).mkdir(parents=True)
         (tmp_path / "d" / name / "1.png").write_bytes(encode(Image.new("RGB", (9, 9))))
+    (tmp_path / "d" / "README.md").write_text("---\nlicense: mit\n---\n")  # which `datasets` reads
     source = str(tmp_path / "d")
     split = open_split(source, "train")
     write_record(kept_file(split.fingerprint), {"shards": split.shards, "row_groups": [[9]]})

@@ -16,6 +16,7 @@ from conftest import encode
 from PIL import Image
 from timm.data import auto_augment as timms_augmentation
 
+from seresnet_hub.data.folder_index import index_of
 from seresnet_hub.data.image_folders import left_out_of
 from seresnet_hub.data.read_image import read_image
 from seresnet_hub.data.transforms import evaluation_transform, normalize, seed_from, seeded, training_transform
@@ -131,7 +132,7 @@ def test_folders_that_cannot_be_read_are_named(
         assert image_files(tmp_path) == [tmp_path / "open" / "a.png"]
     assert f"{tmp_path / 'shut'}: left out, this folder cannot be read (Permission denied)" in caplog.text
     with pytest.raises(InputError, match=r"shut: this folder cannot be read \(Permission denied\)"):
-        left_out_of(tmp_path)
+        left_out_of(index_of(str(tmp_path)))
 
 
 def test_evaluation_pixels_are_timms(photo: Image.Image) -> None:

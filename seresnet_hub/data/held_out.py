@@ -222,6 +222,7 @@ def _fingerprint(split: Split, labels: np.ndarray) -> str:
     Times of change are left out, so that a copy of a folder is the same data.
     """
     digest = hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
-    files = [(shard.name, shard.size) for shard in split.shards]
+    folders = split.class_folders
+    files = folders.names_and_sizes() if folders else [(shard.name, shard.size) for shard in split.shards]
     text = json.dumps([split.unit_rows, digest, files, split.class_names])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -19,10 +19,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from seresnet_hub.data.loader_spec import LoaderSpec
-from seresnet_hub.data.read_retries import reading
-from seresnet_hub.data.shards import require_unchanged, shard_states
 from seresnet_hub.data.shared_batches import SharedBatches
-from seresnet_hub.data.split import Split
+from seresnet_hub.data.units import require_unchanged_files
 from seresnet_hub.data.worker import PassKey, Request, RowDecoder, WorkerRows
 from seresnet_hub.data.worker_pool import WorkerPool
 from seresnet_hub.errors import InputError
@@ -126,7 +124,7 @@ class LoaderWorkers:
         self._look_ahead()
         found = next((one for one in (*self._begun, *self._coming) if one.what == asked), None)
         if found is None or not found.shards_looked_at:
-            _look_at_shards(asked.spec.split)
+            require_unchanged_files(asked.spec.split)
         if found is None:
             if self._index(asked.spec) is None:
                 self.close()
@@ -197,7 +195,7 @@ class LoaderWorkers:
             spec, number = current.what.spec, current.key.number
             if number != self._taken:
                 self._begun.append(current)
-                current.shards_looked_at.append(_in_background(partial(_look_at_shards, spec.split)))
+                current.shards_looked_at.append(_in_background(partial(require_unchanged_files, spec.split)))
             for batch in range(current.what.start, spec.plan.steps):
                 if number < self._taken:
                     break
@@ -222,12 +220,6 @@ class LoaderWorkers:
         except BaseException:  # what the workers were asked for and what they answer are no longer in step
             self.close()
             raise
-
-
-def _look_at_shards(split: Split) -> None:
-    """Raise `InputError` where the shards are not what they were when the split was opened."""
-    now = reading(f"look at the shards of {split.source}", partial(shard_states, split.files))
-    require_unchanged(split.source, split.shards, now)
 
 
 def _in_background(work: Callable[[], None]) -> Future[None]:

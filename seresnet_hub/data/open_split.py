@@ -7,21 +7,31 @@ directly; of other formats they are its shards, which `datasets` streams.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from seresnet_hub.data.image_folders import ENDINGS, left_out_of, trouble_in
+from seresnet_hub.data.class_folders import ClassFolders, class_folders, has_no_classes
+from seresnet_hub.data.folder_index import ENDINGS, index_of
+from seresnet_hub.data.image_folders import left_out_of, refuse_unreadable, trouble_in
 from seresnet_hub.data.parquet_shards import ParquetShards
 from seresnet_hub.data.read_retries import OPENING_ATTEMPTS, reading, retrying
 from seresnet_hub.data.row_files import RowFiles, folder_of
-from seresnet_hub.data.shards import READ_AHEAD, Shard, are_parquet, counted_once, shard_states
+from seresnet_hub.data.shards import (
+    READ_AHEAD,
+    Shard,
+    are_parquet,
+    counted_once,
+    keep_shards,
+    kept_shards,
+    shard_states,
+)  # fmt: skip
 from seresnet_hub.data.split import RightClasses, Split
+from seresnet_hub.data.tar_archives import rows_of_archives
 from seresnet_hub.data.unit_hashes import UnitHashes
 from seresnet_hub.data.units import label_values, tables_of
 from seresnet_hub.errors import InputError, PrintableLog
@@ -61,6 +71,12 @@ def open_split(
     if looks_local and not is_glob and not os.path.exists(path):
         raise InputError(f"no data at {source}: the folder does not exist")
     local = os.path.exists(path)
+    index = index_of(path) if os.path.isdir(path) else None
+    if index is not None and (folders := class_folders(index, path)):
+        return _of_class_folders(source, path, split, folders, label_column, label_lists)
+    if index is not None and has_no_classes(index, path) and (wrong := trouble_in(index)):
+        refuse_unreadable(index)
+        raise InputError(f"{source}: {wrong}")
 
     def patiently(what: str, act: Callable[[], Result]) -> Result:
         return retrying(what, act, attempts=1 if local else OPENING_ATTEMPTS)
@@ -68,18 +84,18 @@ def open_split(
     try:
         builder, streams = patiently(f"open data set {source!r}", lambda: _open(path, is_glob))
     except Exception as error:  # datasets, huggingface_hub and fsspec each raise their own
-        if wrong := trouble_in(Path(path)):
+        if index and (wrong := trouble_in(index)):
             raise InputError(f"{source}: {wrong}") from error
         hint = "" if local or is_glob else " (it is no folder here, so it was looked for on the Hub)"
         raise InputError(f"cannot open data set {source!r}{hint}: {error or type(error).__name__}") from error
     name = _default_split(source, list(streams)) if split is None else split
     if name not in streams:
-        raise InputError(f"data set {source!r} has no split {name!r}; it has: {', '.join(streams)}")
+        raise _no_split(source, name, streams)
     features = streams[name].features
     labelled = features is not None and set(features) - {"image"}
-    if not labelled and (wrong := trouble_in(Path(path))):
+    if not labelled and index and (wrong := trouble_in(index)):
         raise InputError(f"{source}: {wrong}")
-    if isinstance(builder, ImageFolder) and local and (warning := left_out_of(Path(path))):
+    if isinstance(builder, ImageFolder) and index and (warning := left_out_of(index)):
         log.warning(warning)
     if features is None:
         raise InputError(f"data set {source!r} declares no columns, so no images can be told from other data")
@@ -89,7 +105,7 @@ def open_split(
     shards = patiently(f"look at the files of {source!r}", lambda: shard_states(files))
     stream = streams[name].decode(False).select_columns([image_column, label_column])
     parquet = ParquetShards(files, shards, cache_gb) if files and are_parquet(files) else None
-    unit_rows, unit_shards = _units(parquet, shards, name, stream)
+    unit_rows, unit_shards = _units(files, parquet, shards, name, stream)
     opened = Split(
         source=source,
         name=name,
@@ -113,6 +129,40 @@ def open_split(
         if any(not isinstance(number, int) or number < 0 for number in given or ()):
             raise InputError(f"{opened.place(row)}: labels {given!r}, expected class numbers")
     return replace(opened, right_classes=RightClasses(tuple(tuple(given or ()) for given in lists)))
+
+
+def _of_class_folders(
+    source: str, path: str, split: str | None, folders: Mapping[str, ClassFolders], label_column: str | None,
+    label_lists: bool,
+) -> Split:  # fmt: skip
+    name = _default_split(source, list(folders)) if split is None else split
+    if name not in folders:
+        raise _no_split(source, name, folders)
+    rows = folders[name]
+    if warning := left_out_of(rows.index):
+        log.warning(warning)
+    features = Features({"image": Image(), "label": ClassLabel(names=list(rows.class_names))})
+    image_column, label_column = _columns(source, features, label_column, label_lists)
+    opened = Split(
+        source=source,
+        name=name,
+        unit_rows=(len(rows),),
+        image_column=image_column,
+        label_column=label_column,
+        class_names=rows.class_names,
+        shards=rows.shards,
+        row_files=RowFiles.of(path, (), lists_pictures=True),
+        unit_hashes=UnitHashes(0),
+        class_folders=rows,
+        siblings=tuple(folders),
+    )
+    if kept_shards(opened.fingerprint) != list(rows.shards):
+        keep_shards(rows.shards, [[len(rows)]])
+    return opened
+
+
+def _no_split(source: str, name: str, names: Iterable[str]) -> InputError:
+    return InputError(f"data set {source!r} has no split {name!r}; it has: {', '.join(names)}")
 
 
 def _open(path: str, is_glob: bool) -> tuple[Any, dict[str, IterableDataset]]:
@@ -185,7 +235,7 @@ def _only(source: str, wanted: str, found: list[str], features: Features) -> str
 
 
 def _units(
-    parquet: ParquetShards | None, shards: Sequence[Shard], split: str, stream: IterableDataset
+    files: Sequence[str], parquet: ParquetShards | None, shards: Sequence[Shard], split: str, stream: IterableDataset
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the rows and the shard of each unit: from parquet's footers where there are some, else counted once."""
     if parquet is not None:
@@ -195,6 +245,8 @@ def _units(
     number = stream.num_shards
 
     def read_everything() -> list[list[int]]:
+        if number == len(files) and all(file.endswith(".tar") for file in files):
+            return [[rows] for rows in rows_of_archives(files, shards)]
         units = [stream.shard(num_shards=number, index=unit) for unit in range(number)]
         return [[sum(table.num_rows for table in tables_of(unit))] for unit in units]
 

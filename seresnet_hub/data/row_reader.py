@@ -45,7 +45,7 @@ class RowReader:
         self._upcoming: deque[Window] = deque()
         self._open: list[_OpenWindow] = []
         self._units: dict[int, Future[Sequence[Row]]] = {}
-        self._ahead = 4 if split.streamed else 1
+        self._ahead = 4 if split.is_far else 1
         self._threads = ThreadPoolExecutor(self._ahead, thread_name_prefix="reading")
         self.next_batch = start
         self.has_begun_all = False  # whether no unit is left that is not being read or was

@@ -5,12 +5,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 from datasets import IterableDataset
 
+from seresnet_hub.data.class_folders import ClassFolders
+from seresnet_hub.data.mounts import is_far
 from seresnet_hub.data.parquet_shards import ParquetShards
 from seresnet_hub.data.row_files import RowFiles
 from seresnet_hub.data.shards import Shard, fingerprint_of
@@ -44,7 +47,8 @@ class Split:
 
     A part of a split has a `subset`, which says which rows of each unit are in it. `siblings` names all splits of the
     data set. With `class_order`, label k of the data set is class `class_order[k]`. With `right_classes`, a row's label
-    is the number of its image there.
+    is the number of its image there. With `class_folders`, the rows are the pictures of these; else they come from
+    `dataset`.
     """
 
     source: str
@@ -62,8 +66,9 @@ class Split:
     files: tuple[str, ...] = field(default=(), repr=False, compare=False)
     row_files: RowFiles = field(default=RowFiles(""), repr=False, compare=False)
     unit_hashes: UnitHashes = field(repr=False, compare=False)
-    dataset: IterableDataset = field(repr=False, compare=False)
+    dataset: IterableDataset | None = field(default=None, repr=False, compare=False)
     parquet: ParquetShards | None = field(default=None, repr=False, compare=False)
+    class_folders: ClassFolders | None = field(default=None, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -90,8 +95,19 @@ class Split:
         """Whether files of it are still fetched over a network."""
         return self.remote and not (self.parquet is not None and self.parquet.cache.is_whole)
 
+    @property
+    def is_far(self) -> bool:
+        """Whether each reading waits for another machine, so that it is worth to read ahead."""
+        return self.streamed or (not self.remote and self._is_mounted)
+
+    @cached_property
+    def _is_mounted(self) -> bool:
+        file = self.class_folders.index.root if self.class_folders else "".join(self.files[:1]).rpartition("::")[2]
+        return bool(file) and is_far(file)
+
     def stream(self, unit: int) -> IterableDataset:
         """Return a stream of one unit's rows, where units are no row groups."""
+        assert self.dataset is not None
         return self.dataset.shard(num_shards=self.dataset.num_shards, index=unit)
 
     def place(self, index: int) -> str:

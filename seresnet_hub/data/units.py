@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 import pyarrow
 from datasets import Features, IterableDataset
 
 from seresnet_hub.data.read_retries import reading
-from seresnet_hub.data.shards import kept_file, kept_shards, require_unchanged
+from seresnet_hub.data.shards import fingerprint_of, kept_file, kept_shards, require_unchanged, shard_states
 from seresnet_hub.data.split import Split
+from seresnet_hub.data.tar_archives import kept_count
 from seresnet_hub.errors import InputError
 
 
@@ -37,9 +38,24 @@ def require_same_shards(split: Split, fingerprint: int) -> None:
     if fingerprint == split.fingerprint:
         split.unit_hashes.load(fingerprint)
         return
-    if before := kept_shards(fingerprint):
-        require_unchanged(split.source, before, split.shards)
+    before = kept_shards(fingerprint)
+    now = split.shards
+    if split.class_folders and (not before or before[0].etag.isdigit()):  # of a version that looked at each file's time
+        now = shard_states(split.class_folders.paths())
+        if fingerprint == fingerprint_of(now):
+            return
+    if before:
+        require_unchanged(split.source, before, now)
     raise InputError(f"{split.source} has other shards than the run began with")
+
+
+def require_unchanged_files(split: Split) -> None:
+    """Raise `InputError` that names the files which are not what they were at the opening."""
+    if split.class_folders is not None:
+        split.class_folders.require_unchanged(split.source)
+        return
+    now = reading(f"look at the shards of {split.source}", partial(shard_states, split.files))
+    require_unchanged(split.source, split.shards, now)
 
 
 def labels_of(split: Split) -> np.ndarray:
@@ -66,6 +82,8 @@ def unit_labels(split: Split, unit: int) -> np.ndarray:
 
 def label_values(split: Split, unit: int) -> pyarrow.Array:
     """Read the label column of one unit; a parquet file's images are not read."""
+    if split.class_folders is not None:
+        return pyarrow.array(split.class_folders.labels)
     if split.unit_rows[unit] == 0:
         return pyarrow.array([], pyarrow.int64())
 
@@ -86,6 +104,7 @@ def _tables(
         return tables_of(split.stream(unit).select_columns(columns))
     shard = split.unit_shards[unit]
     first = bisect_left(split.unit_shards, shard)
+    assert split.dataset is not None
     features = Features({name: (split.dataset.features or {})[name] for name in columns})
     return [split.parquet.read(shard, unit - first, features, needed=lambda group: needed(first + group))]
 
@@ -94,7 +113,48 @@ def tables_of(stream: IterableDataset) -> Iterable[Any]:
     return cast(Iterable[Any], stream.with_format("arrow").iter(batch_size=1024))
 
 
-def read_unit(split: Split, unit: int, needed: Callable[[int], bool] = lambda _: False) -> list[Row]:
+class PictureRows(Sequence[Row]):
+    """The rows of a folder of class folders, or of a part of it, each made when it is asked for."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+
+    def __len__(self) -> int:
+        return self._split.rows
+
+    @overload
+    def __getitem__(self, number: int) -> Row: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Row]: ...
+    def __getitem__(self, number: int | slice) -> Row | list[Row]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        folders, subset = self._split.class_folders, self._split.subset
+        assert folders is not None
+        row = number if subset is None else int(subset.rows[0][number])
+        image = {"bytes": None, "path": folders.path(row), "size": folders.size(row)}
+        found = Row(number, image, folders.label(row))
+        return found._replace(label=_label(self._split, found))
+
+
+def picture_bytes(split: Split, image: dict[str, Any]) -> bytes:
+    """Return a row's encoded picture, from the row itself or from the file that it names.
+
+    Errors: as of `RowFiles.read`; `InputError` where there is neither, or the file was changed since it was listed.
+    """
+    data = image.get("bytes")
+    if data is not None:
+        return cast(bytes, data.result() if isinstance(data, Future) else data)
+    if image.get("path") is None:
+        raise InputError("there is no image in this row")
+    data = split.row_files.read(image["path"])
+    if split.class_folders is not None and len(data) != image["size"]:
+        raise split.class_folders.changed_in_place(len(data), image["size"])
+    return data
+
+
+def read_unit(split: Split, unit: int, needed: Callable[[int], bool] = lambda _: False) -> Sequence[Row]:
     """Read one unit whole, so that no reader is ever left half-way (an open one can abort the interpreter at exit).
 
     Over a network, what fails is tried again; units that are `needed` later may be fetched with it, and kept on the
@@ -102,6 +162,8 @@ def read_unit(split: Split, unit: int, needed: Callable[[int], bool] = lambda _:
     """
     if split.unit_rows[unit] == 0:  # a row group may be empty, but cannot be read as a stream
         return []
+    if split.class_folders is not None:
+        return PictureRows(split)
     first = sum(split.unit_rows[:unit])
 
     def read() -> list[Row]:
@@ -114,6 +176,8 @@ def read_unit(split: Split, unit: int, needed: Callable[[int], bool] = lambda _:
         if len(rows) != announced:
             with suppress(OSError):  # what was kept may be wrong: it is counted anew the next time
                 kept_file(split.fingerprint).unlink(missing_ok=True)
+                for shard in split.unit_shards[unit : unit + 1]:
+                    kept_count(split.shards[shard]).unlink(missing_ok=True)
             raise InputError(f"it gave {len(rows)} rows, not the {announced} it announced")
         if not split.unit_hashes.match(unit, ((row.image, row.label) for row in rows)):
             raise InputError(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from seresnet_hub.data.decoding import DecodedImage, TransformError
+from seresnet_hub.data.files_ahead import FilesAhead
 from seresnet_hub.data.loader_spec import LoaderSpec
 from seresnet_hub.data.plan import Reader
 from seresnet_hub.data.read_image import UnavailableError
 from seresnet_hub.data.row_reader import RowReader
 from seresnet_hub.data.shared_batches import SharedBatches
 from seresnet_hub.data.transforms import reseed, streams_kept
-from seresnet_hub.data.units import Row
+from seresnet_hub.data.units import Row, picture_bytes
 from seresnet_hub.errors import InputError
 
 
@@ -67,7 +68,7 @@ class RowDecoder(Dataset[WorkerRows | InputError | None]):
     def __init__(self, specs: Sequence[LoaderSpec], shared: SharedBatches | None) -> None:
         self._specs, self._shared = specs, shared
         self._specs_of: dict[int, LoaderSpec] = {}  # by the numbers of passes, as the next
-        self._readers: dict[int, RowReader] = {}
+        self._readers: dict[int, RowReader | FilesAhead] = {}
 
     def __getitem__(self, request: Request | None) -> WorkerRows | InputError | None:
         """Return what was asked for, `None` where that is nothing."""
@@ -98,13 +99,15 @@ class RowDecoder(Dataset[WorkerRows | InputError | None]):
             self._specs_of[key.number] = self._specs[key.spec].of_epoch(key.epoch)
         return self._specs_of[key.number]
 
-    def _reader(self, key: PassKey, number: int, batch: int) -> RowReader | None:
+    def _reader(self, key: PassKey, number: int, batch: int) -> RowReader | FilesAhead | None:
         """Return a reader of a pass, at a batch; `None` where the pass has fewer readers."""
         spec, reader = self._spec(key), self._readers.get(key.number)
         if number >= spec.readers:
             return None
         if reader is None or reader.next_batch != batch:
             reader = RowReader(spec.split, spec.plan, spec.reader(number), batch)
+            if spec.split.class_folders is not None and spec.split.is_far:
+                reader = FilesAhead(reader, spec.split, spec.plan.steps)
             self._readers[key.number] = reader
         return reader
 
@@ -146,11 +149,8 @@ class RowDecoder(Dataset[WorkerRows | InputError | None]):
 
 def _picture(spec: LoaderSpec, row: Row) -> DecodedImage:
     """Read and decode. Errors: `InputError`, and its kind `UnavailableError` where it is out of reach."""
-    data, path = (row.image.get("bytes"), row.image.get("path")) if row.image else (None, None)
-    if data is None and path is None:
-        raise InputError("there is no image in this row")
     try:
-        return spec.decoder.decode(spec.split.row_files.read(cast(str, path)) if data is None else data)
+        return spec.decoder.decode(picture_bytes(spec.split, row.image or {}))
     except (OSError, TypeError, ValueError) as error:
         raise InputError(error) from error
 
