@@ -91,9 +91,9 @@ def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
         note(f"decoded batch {request.batch} of {spec.split.name} {request.current.epoch}, reader {request.reader}")
         return answer
 
-    def and_read(split: Any, unit: int, *needed: Any) -> Any:
+    def and_read(split: Any, unit: int, *more: Any) -> Any:
         note(f"read unit {unit} of {split.name}")
-        return read(split, unit, *needed)
+        return read(split, unit, *more)
 
     monkeypatch.setattr(worker.RowDecoder, "_decoded", and_decoded)
     monkeypatch.setattr(row_reader, "read_unit", and_read)
@@ -203,7 +203,7 @@ def test_a_pass_that_is_left_or_interrupted_spoils_no_other(root: Path, workers:
 
 
 def test_passes_may_have_more_or_fewer_readers(root: Path) -> None:
-    """One of the two workers has nothing to do in evaluations."""
+    """Where evaluations ask for one worker, the other one has nothing to do in them."""
     train, evaluation = specs_of(root)
     evaluation = replace(evaluation, workers=1)
     assert (train.readers, evaluation.readers) == (2, 1)

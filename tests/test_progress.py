@@ -104,3 +104,18 @@ def test_what_was_not_measured_is_empty_in_the_summary(tmp_path: Path) -> None:
         read = list(csv.DictReader(file))
     assert [row["top1"] for row in read] == ["", "40.0"]
     assert float(read[1]["train_loss"]) == 1 / 3
+
+
+def test_the_epochs_that_are_left_are_known_in_advance() -> None:
+    """An epoch of 4 steps, an accuracy after every second one and at the end, and a run that ends within an epoch."""
+    progress = Progress(steps_per_epoch=4, last_step=14)
+    whole = [(0, 0, False), (1, 0, True), (2, 0, False), (3, 0, True)]
+    assert progress.epochs_left(2) == whole
+    progress.step = 6
+    assert progress.epochs_left(2) == [(1, 2, True), *whole[2:]]
+    for step, epoch in ((8, 1), (14, 3)):
+        progress.step = step
+        progress.history = [{"step": step}]  # trained, and not measured yet
+        assert progress.epochs_left(2) == [(epoch, None, True), *whole[epoch + 1 :]]
+        progress.history[-1]["top1"] = 50.0
+        assert progress.epochs_left(2) == whole[epoch + 1 :]
