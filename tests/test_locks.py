@@ -190,3 +190,32 @@ def test_folders_that_are_rings_of_links_or_no_names_are_one_line(tmp_path: Path
     for path in (tmp_path / "ring" / "lock", tmp_path / "a\0b" / "lock"):
         with pytest.raises(InputError, match="cannot write"):
             acquire(path, what="it", say=print, patience=0)
+
+
+def test_a_process_that_is_forked_while_a_short_lock_ends_does_not_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock belongs to the open file, which the fork has too: closing it in the parent alone would free nothing."""
+    forked: list[int] = []
+
+    class ForkingSet(set[int]):
+        def remove(self, number: int) -> None:
+            super().remove(number)
+            if (pid := os.fork()) == 0:
+                time.sleep(60)
+                os._exit(0)
+            forked.append(pid)
+
+    path = tmp_path / "lock"
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(locks, "_short", ForkingSet())
+            with locks.one_at_a_time(path) as is_free:
+                assert is_free
+        with locks.one_at_a_time(path, patience=0) as is_free:
+            assert is_free
+    finally:
+        for pid in forked:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+    assert len(forked) == 1

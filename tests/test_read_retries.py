@@ -72,6 +72,7 @@ def test_faults_of_the_network_are_tried_again(error: Exception, pauses: list[fl
     [
         FileNotFoundError(), PermissionError(), MemoryError(), KeyError("a"), answered(404), answered(401),
         HTTPError("http://a", 404, "Not Found", None, None), caused(OSError(), FileNotFoundError()),  # type: ignore[arg-type]
+        caused(InputError("too many requests for 10 minutes"), answered(429)),  # all of it was waited for already
     ],
     ids=repr,
 )  # fmt: skip

@@ -17,6 +17,7 @@ from seresnet_hub.hub.failures import causes_of
 # A failed read is tried again after 1, 2, 4 … seconds, at most a minute: 4 minutes in all.
 ATTEMPTS, OPENING_ATTEMPTS = 9, 4
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
+TOO_MANY = 429  # requests
 HOPELESS_STATUS = frozenset({400, 401, 403, 404, 410})
 HOPELESS = (FileNotFoundError, PermissionError, OfflineModeIsEnabled, MemoryError)
 MAY_PASS = (InputError, OSError, IncompleteRead)
@@ -62,6 +63,8 @@ def _may_pass(error: BaseException) -> bool:
     statuses |= {one.code for one in chain if isinstance(one, HTTPError)}
     if statuses & HOPELESS_STATUS or any(isinstance(one, HOPELESS) for one in chain):
         return False
+    if TOO_MANY in statuses and isinstance(error, InputError):
+        return False  # `hub.shared_pause` has waited for it already, and says so
     if statuses - {None}:
         return True
     return any(isinstance(one, MAY_PASS) or type(one).__module__.startswith(LIBRARIES) for one in chain)

@@ -212,14 +212,13 @@ class ShardCache:
         if not self._may_keep(number):
             return memoryview(fetch(*wanted))
         with ExitStack() as locks:
-            locks.enter_context(one_at_a_time(_lock_of(place, wanted), patience=PATIENCE))
+            is_alone = locks.enter_context(one_at_a_time(_lock_of(place, wanted), patience=PATIENCE))
             if (found := place.partial.read(*wanted)) is not None:  # another process has fetched it meanwhile
                 return found
             if (path := self.whole(number)) is not None:
                 return _read_file(path, wanted)
-            gaps = place.partial.missing(
-                *wanted
-            )  # none where its bytes are damaged, and another thread has not noticed yet
+            # None where its bytes are damaged, and another thread has not noticed yet.
+            gaps = place.partial.missing(*wanted)
             start, stop = (gaps[0][0], gaps[-1][1]) if gaps else wanted
             for one in following if stop == wanted[1] else ():
                 gaps = place.partial.missing(*one)
@@ -229,7 +228,8 @@ class ShardCache:
                     break
                 stop = gaps[0][1]
             data = memoryview(fetch(start, stop))
-            self._keep(place, start, data, cuts)
+            if is_alone:  # who writes without the lock might write into a file that has just been compared as a whole
+                self._keep(place, start, data, cuts)
             is_all = start <= wanted[0] and wanted[1] <= stop
             found = data[wanted[0] - start : wanted[1] - start] if is_all else place.partial.read(*wanted)
         self.complete(number)

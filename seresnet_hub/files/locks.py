@@ -144,6 +144,8 @@ def one_at_a_time(path: Path, *, patience: float = PATIENCE_SECONDS) -> Iterator
         yield is_free
     finally:
         if descriptor in _short:  # else this is a forked process, which has closed it
+            if is_free:  # a process that was forked just now has the descriptor too, and closing this one frees nothing
+                _unlock(descriptor)
             _short.remove(descriptor)
             os.close(descriptor)
 
@@ -209,6 +211,13 @@ def _lock(descriptor: int, what: str, say: Callable[[str], None]) -> bool | None
         say(f"warning: {what} is on a file system without locks: start no second run in it")
         return False
     return True
+
+
+def _unlock(descriptor: int) -> None:
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
