@@ -18,7 +18,7 @@ from conftest import WriteSplit, numbered_picture
 from warm_python import children
 
 from seresnet_hub.data import loader_workers as module
-from seresnet_hub.data import row_reader, worker, worker_pool
+from seresnet_hub.data import row_reader, units, worker, worker_pool
 from seresnet_hub.data.loader import Batch, Loader, evaluation_spec, training_spec
 from seresnet_hub.data.loader_spec import LoaderSpec
 from seresnet_hub.data.loader_workers import LoaderWorkers, Pass
@@ -273,7 +273,7 @@ def test_shards_that_change_between_epochs_are_named(root: Path, announced: bool
 def test_nobody_waits_for_a_slow_look_at_the_shards(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the Hub answers late, batches are handed out meanwhile, but not the last one."""
     train, evaluation = specs_of(root)
-    look, looks = module.shard_states, []
+    look, looks = units.shard_states, []
     answered = [True, False]
 
     def slow(files: Any) -> Any:
@@ -282,7 +282,7 @@ def test_nobody_waits_for_a_slow_look_at_the_shards(root: Path, monkeypatch: pyt
         wait_until(lambda: answered[min(number, 1)], "nobody let it go on")
         return look(files)
 
-    monkeypatch.setattr(module, "shard_states", slow)
+    monkeypatch.setattr(units, "shard_states", slow)
     with LoaderWorkers(train, evaluation) as running:
         running.announce([Pass(train), Pass(train.of_epoch(1))])
         list(Loader(train, workers=running))
