@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from conftest import WriteSplit, numbered_picture
 from warm_python import children
 
 from seresnet_hub.data import loader_workers as module
-from seresnet_hub.data import row_reader, worker, worker_pool
+from seresnet_hub.data import row_reader, units, worker, worker_pool
 from seresnet_hub.data.loader import Batch, Loader, evaluation_spec, training_spec
 from seresnet_hub.data.loader_spec import LoaderSpec
 from seresnet_hub.data.loader_workers import LoaderWorkers, Pass
@@ -121,7 +122,9 @@ def test_passes_give_the_batches_that_loaders_of_their_own_give(root: Path, work
             processes |= {child.pid for child in children()}
     assert len(processes) == workers
     if workers:
-        assert len(places) <= module.AHEAD + 2  # in shared memory, whatever was prepared and dropped
+        assert (
+            len(places) <= max(train.ahead, evaluation.ahead) + 2
+        )  # in shared memory, whatever was prepared and dropped
     assert psutil.wait_procs(children(), timeout=20)[1] == []
 
 
@@ -149,7 +152,7 @@ def test_a_run_starts_its_workers_once(root: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_what_comes_next_is_decoded_before_anyone_asks_for_it(root: Path, noted: Callable[[], list[str]]) -> None:
-    """While the last batch of a pass is in use, the first two of the next one are made, by each of the workers."""
+    """While the last batch of a pass is in use, the first of the next one are made, by each of the workers."""
     train, evaluation = specs_of(root)
     after = {"train 0": "validation 0", "validation 0": "train 1"}
     with LoaderWorkers(train, evaluation) as running:
@@ -162,8 +165,52 @@ def test_what_comes_next_is_decoded_before_anyone_asks_for_it(root: Path, noted:
             wanted = {f"decoded batch {batch} of {then}, reader {reader}" for batch in (0, 1) for reader in (0, 1)}
             wait_until(lambda wanted=wanted: wanted <= set(noted()), f"nothing of {then} is there at the end of {now}")  # type: ignore[misc]
             assert batches.state_dict()["batch"] == spec.plan.steps  # handed out, not prepared
-            assert not any(f"decoded batch 2 of {then}" in line for line in noted())
+            assert then == "train 1" or not any("train 1" in line for line in noted())
             assert list(stream) == []
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_all_workers_are_busy_although_a_batch_has_fewer_rows(root: Path, noted: Callable[[], list[str]]) -> None:
+    """With a row a batch and five workers, all five work while the first batch is in use."""
+    evaluation = evaluation_spec(
+        open_split(str(root), "validation"), LARGER, input_size=(16, 16), batch_size=1, num_classes=10, workers=5
+    )
+    stream = iter(Loader(evaluation))
+    next(stream)
+    with_rows = {
+        f"decoded batch {batch} of validation 0, reader {reader}" for batch in range(6) for reader in range(5)
+        if len(range(*evaluation.plan.places(batch, evaluation.reader(reader))))
+    }  # fmt: skip
+    assert {line[-1] for line in with_rows} == set("01234")
+    wait_until(lambda: with_rows <= set(noted()), "some workers wait for the first batch to be used")
+    assert sum(1 for _ in stream) == 19
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "workers", "size", "batches"),
+    [
+        *((256, 8, 224, 2), (64, 4, 224, 2), (32, 4, 224, 4), (32, 8, 224, 8), (32, 16, 224, 13)),
+        *((4, 16, 8, 32), (1, 1, 8, 32), (32, 16, 8, 16), (32, 16, 1024, 2)),
+    ],
+)  # fmt: skip
+def test_batches_ahead_give_each_worker_images_and_little_memory(
+    root: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, workers: int, size: int, batches: int
+) -> None:
+    """32 images of each worker, at least 2 batches, at most 32, and beyond 2 no more than 64 MiB hold."""
+    reserved: list[int] = []
+
+    class Noted(module.SharedBatches):
+        def __init__(self, slots: int, shape: tuple[int, ...]) -> None:
+            reserved.append(slots)
+            raise InputError("no more is needed")
+
+    monkeypatch.setattr(module, "SharedBatches", Noted)
+    split = open_split(str(root), "train")
+    plan = replace(training_spec(split, RECIPE).plan, unit_rows=(1000,), batch_size=batch_size)
+    spec = replace(training_spec(split, RECIPE, workers=workers), plan=plan, size=(size, size))
+    with pytest.raises(InputError, match="no more is needed"):
+        next(iter(Loader(spec)))
+    assert reserved == [batches + 2]
 
 
 def test_the_first_units_of_the_next_pass_are_read_when_no_unit_of_this_one_is_left(
@@ -266,30 +313,73 @@ def test_shards_that_change_between_epochs_are_named(root: Path, announced: bool
         list(Loader(evaluation, workers=running))
         found = []
         with pytest.raises(InputError, match=r"shards of .* have changed.*train-00001-of-00002.parquet \(was "):
-            found += list(Loader(train.of_epoch(1), workers=running))
+            for batch in Loader(train.of_epoch(1), workers=running):
+                found.append(batch.indices)
         assert found == []
+
+
+class SlowLook:
+    """The looks at shards, of which all after the first wait until they may go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.number, self.may_go_on, self._look = 0, threading.Event(), units.shard_states
+        monkeypatch.setattr(units, "shard_states", self)
+
+    def __call__(self, files: Any) -> Any:
+        self.number += 1
+        if self.number == 2:
+            assert self.may_go_on.wait(60), "nobody let it go on"
+        return self._look(files)
 
 
 def test_nobody_waits_for_a_slow_look_at_the_shards(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the Hub answers late, batches are handed out meanwhile, but not the last one."""
-    train, evaluation = specs_of(root)
-    look, looks = module.shard_states, []
-    answered = [True, False]
-
-    def slow(files: Any) -> Any:
-        number = len(looks)
-        looks.append(number)
-        wait_until(lambda: answered[min(number, 1)], "nobody let it go on")
-        return look(files)
-
-    monkeypatch.setattr(module, "shard_states", slow)
-    with LoaderWorkers(train, evaluation) as running:
+    train, _ = specs_of(root)
+    look = SlowLook(monkeypatch)
+    monkeypatch.setattr(module, "LOOK_PATIENCE", 0.1)
+    with LoaderWorkers(train) as running:
         running.announce([Pass(train), Pass(train.of_epoch(1))])
         list(Loader(train, workers=running))
         stream = iter(Loader(train.of_epoch(1), workers=running))
         for _ in range(train.plan.steps - 1):
             next(stream)
-        assert not answered[1]
-        answered[1] = True
+        assert not look.may_go_on.is_set()
+        look.may_go_on.set()
         assert len(list(stream)) == 1
-        assert len(looks) == 2
+        assert look.number == 2
+
+
+def test_the_first_batch_waits_for_a_look_that_is_soon_done(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no step is made with shards that have changed."""
+    train, _ = specs_of(root)
+    look, shard = SlowLook(monkeypatch), root / "train-00001-of-00002.parquet"
+    monkeypatch.setattr(module, "LOOK_PATIENCE", 60)
+    with LoaderWorkers(train) as running:
+        running.announce([Pass(train), Pass(train.of_epoch(1))])
+        list(Loader(train, workers=running))
+        shard.write_bytes(shard.read_bytes() + b"more")
+        threading.Timer(0.5, look.may_go_on.set).start()
+        found = []
+        with pytest.raises(InputError, match="have changed"):
+            for batch in Loader(train.of_epoch(1), workers=running):
+                found.append(batch.indices)
+        assert found == []
+
+
+def test_no_worker_is_forked_during_a_look(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may hold locks, of a connection for example, which the worker would have for ever."""
+    train, evaluation = specs_of(root)
+    look, looking = SlowLook(monkeypatch), []
+
+    def noted_pool(*options: Any) -> Any:
+        looking.append([thread for thread in threading.enumerate() if thread.name == "shards"])
+        return worker_pool.WorkerPool(*options)
+
+    monkeypatch.setattr(module, "WorkerPool", noted_pool)
+    with LoaderWorkers(train) as running:
+        running.announce([Pass(train), Pass(train.of_epoch(1))])
+        list(Loader(train, workers=running))
+        wait_until(lambda: look.number == 2, "the next epoch's shards are not looked at")
+        threading.Timer(0.5, look.may_go_on.set).start()
+        assert len(list(Loader(evaluation, workers=running))) == 3
+    assert looking == [[], []]

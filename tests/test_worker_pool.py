@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 import psutil
 import pytest
 from conftest import WriteSplit, numbered_picture
 from warm_python import children
 
+from seresnet_hub.data import row_reader
 from seresnet_hub.data import worker_pool as module
 from seresnet_hub.data.loader import loader
 from seresnet_hub.data.shared_batches import SharedBatches
@@ -57,6 +59,28 @@ def test_a_worker_that_goes_on_is_waited_for(write_split: WriteSplit, monkeypatc
     waker = subprocess.Popen(["sh", "-c", f"sleep 1.5; kill -CONT {worker.pid}"])
     assert sum(1 for _ in stream) == 166
     waker.wait()
+
+
+def test_workers_that_wait_for_data_end_at_once(write_split: WriteSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their threads may sleep for minutes before they ask the Hub again; torch's loader waits for each in turn."""
+    read, units = row_reader.read_unit, []
+
+    def late(split: Any, unit: int, *more: Any) -> Any:
+        units.append(unit)
+        if len(units) > 2:
+            time.sleep(600)
+        return read(split, unit, *more)
+
+    monkeypatch.setattr(row_reader, "read_unit", late)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 60)
+    stream = iter(loader(str(write_split([[200] * 10])), "train", replace(RECIPE, lanes=2), workers=2))
+    next(stream)
+    workers = children()
+    start = time.monotonic()
+    stream.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - start < 40
+    assert len(workers) == 2
+    assert children() == []
 
 
 CODE = """

@@ -8,6 +8,9 @@ from seresnet_hub.data.decoding import Decoder
 from seresnet_hub.data.plan import Plan, Reader
 from seresnet_hub.data.split import Split
 
+# What workers prepare ahead of the batch in use: at least so many batches, and so many images of each worker.
+LEAST_AHEAD, MOST_AHEAD, IMAGES_AHEAD = 2, 32, 32
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderSpec:
@@ -38,6 +41,15 @@ class LoaderSpec:
     def shape(self) -> tuple[int, ...]:
         """The shape of this rank's part of the largest batch: rows, height, width, channels."""
         return (self.rows(0), *self.size, 3)
+
+    @property
+    def ahead(self) -> int:
+        """The batches to prepare ahead, more of them where a worker's part of each is small.
+
+        Otherwise each batch waits for the images that take longest, while most workers have nothing to do.
+        """
+        batches = -(-IMAGES_AHEAD * self.readers // max(self.rows(0), 1))
+        return min(max(batches, LEAST_AHEAD), MOST_AHEAD)
 
     def of_epoch(self, epoch: int) -> LoaderSpec:
         """Return what is asked for in another epoch; without an order all epochs are the same."""

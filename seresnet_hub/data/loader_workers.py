@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -18,15 +18,17 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
-from seresnet_hub.data.loader_spec import LoaderSpec
+from seresnet_hub.data.loader_spec import LEAST_AHEAD, LoaderSpec
 from seresnet_hub.data.shared_batches import SharedBatches
 from seresnet_hub.data.units import require_unchanged_files
 from seresnet_hub.data.worker import PassKey, Request, RowDecoder, WorkerRows
 from seresnet_hub.data.worker_pool import WorkerPool
 from seresnet_hub.errors import InputError
 
-# Batches that the workers prepare ahead of the one in use.
-AHEAD = 2
+# Bytes of the batches that are prepared ahead, where these are more than the least.
+MOST_BYTES_AHEAD = 64 * 2**20
+# Seconds that the first batch of an announced pass waits for the look at its shards, and new workers for all looks.
+LOOK_PATIENCE, LONGEST_LOOK = 1.0, 60.0
 
 
 class Pass(NamedTuple):
@@ -68,6 +70,7 @@ class LoaderWorkers:
         self._asked: deque[_Asked] = deque()  # not answered yet
         self._pool: WorkerPool | None = None
         self._shared: SharedBatches | None = None
+        self._looks: list[Future[None]] = []  # at shards, begun in threads
         self._width = 1  # answers to each batch, one of each worker
 
     def announce(self, passes: Iterable[Pass]) -> None:
@@ -82,7 +85,7 @@ class LoaderWorkers:
         """Yield for each batch of a pass what its readers made, and its images where they are in shared memory.
 
         Errors: `InputError` where the split's shards are not what they were, or a worker fails. Where the pass was
-        announced, nobody waits for the look at the shards before its last batch.
+        announced, its first batch waits a second for the look at the shards, and its last one as long as it takes.
         """
         taken, last = self._take_up(asked), asked.spec.plan.steps - 1
         for batch in range(asked.start, last + 1):
@@ -92,6 +95,8 @@ class LoaderWorkers:
             parts = [answer for answer in answers[: asked.spec.readers] if not isinstance(answer, InputError)]
             errors = [answer for answer in answers if isinstance(answer, InputError)]
             del answers
+            if batch == asked.start:
+                wait(taken.shards_looked_at, LOOK_PATIENCE)
             for look in taken.shards_looked_at:  # what cannot be read may have been changed, which says more
                 if errors or batch == last or look.done():
                     look.result()
@@ -167,11 +172,16 @@ class LoaderWorkers:
         with_workers = [spec for spec in self._specs if spec.workers]
         number = max((spec.readers for spec in with_workers), default=0)
         self._width = max(number, 1)
+        ahead = None
         if with_workers:
-            self._shared = SharedBatches(AHEAD + 2, max((spec.shape for spec in with_workers), key=_product))
+            shape = max((spec.shape for spec in with_workers), key=_product)
+            fitting = max(MOST_BYTES_AHEAD // max(_product(shape), 1), LEAST_AHEAD)
+            ahead = min(max(spec.ahead for spec in with_workers), fitting)
+            self._shared = SharedBatches(ahead + 2, shape)
+            wait(self._looks, LONGEST_LOOK)  # a fork copies the locks that their threads hold, and nobody frees them
         loader_of = partial(
             DataLoader, RowDecoder(self._specs, self._shared), batch_size=None, sampler=self._requests(),
-            collate_fn=_unchanged, prefetch_factor=AHEAD if number else None,
+            collate_fn=_unchanged, prefetch_factor=ahead,
         )  # fmt: skip
         try:
             self._pool = WorkerPool(loader_of, number)
@@ -183,11 +193,11 @@ class LoaderWorkers:
         """Yield the requests to the workers, one to each in turn; torch's loader asks when it needs one.
 
         Where no pass is known to come, the workers are asked for nothing, so that there are always as many requests
-        under way.
+        under way; so too where all of the next pass was asked for, as each pass looks at its shards shortly before it.
         """
         while True:
             self._look_ahead()
-            if not self._coming:
+            if not self._coming or self._begun:
                 self._asked.append(_Asked(None, 0, None))
                 yield from [None] * self._width
                 continue
@@ -196,6 +206,7 @@ class LoaderWorkers:
             if number != self._taken:
                 self._begun.append(current)
                 current.shards_looked_at.append(_in_background(partial(require_unchanged_files, spec.split)))
+                self._looks = [*(look for look in self._looks if not look.done()), *current.shards_looked_at]
             for batch in range(current.what.start, spec.plan.steps):
                 if number < self._taken:
                     break

@@ -10,6 +10,7 @@ import os
 import signal
 import struct
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -56,8 +57,9 @@ class WorkerPool:
             worker_init_fn=partial(_start_worker, self._shared) if number else None,
             multiprocessing_context=get_context("fork") if number else None,
         )  # fmt: skip
+        self._answers: Iterator[Any] = iter(())
         try:
-            self._answers: Iterator[Any] = iter(loader)
+            self._answers = iter(loader)
         except OSError as error:
             self.close()
             raise _cannot_start(number, error) from error
@@ -101,15 +103,44 @@ class WorkerPool:
             self.close()
 
     def close(self) -> None:
-        """Let the workers end; those that somebody stopped go on for it."""
+        """End the workers, also those that somebody stopped and those whose threads wait for data."""
         self._leave()
         atexit.unregister(self._leave)
         for pid, state in self._states().items():
             if state == "stopped":
                 with suppress(OSError):
                     os.kill(pid, signal.SIGCONT)
+        loader, self._answers = self._answers, iter(())
+        if not hasattr(loader, "_shutdown_workers"):  # without workers
+            return
+        # Not left to the loader's own end: whoever holds the traceback of an error holds the loader.
+        over = threading.Event()
+        signalling = threading.Thread(target=self._end, args=(loader, over), name="ending workers", daemon=True)
+        with suppress(RuntimeError):  # at the interpreter's end there are no new threads, and the workers end anyway
+            signalling.start()
+        try:
+            loader._shutdown_workers()
+        finally:
+            over.set()
+        if signalling.is_alive():
+            signalling.join()
+        for worker in loader._workers:  # type: ignore[attr-defined]
+            if worker.is_alive():
+                worker.kill()
+                worker.join(LOOK_EVERY)
 
-        self._answers = iter(())  # torch's own ends its workers when it goes
+    def _end(self, loader: Any, over: threading.Event) -> None:
+        """Signal the workers of a loader that shuts down; else it waits for the threads of one after the other.
+
+        Not before the loader has set its event: a worker that ended while it asks for that would keep its lock.
+        """
+        while not loader._workers_done_event.is_set():
+            if over.wait(0.01):
+                return
+        ready = struct.unpack_from(f"{self._number}q", self._shared, 8)
+        for worker in loader._workers:
+            if worker.pid in ready:
+                worker.terminate()
 
     def _states(self) -> dict[int, str]:
         """Return what the worker processes do, by their numbers, as far as the system says it."""
@@ -164,13 +195,13 @@ def state_of(pid: int) -> str:
 
 
 def _start_worker(shared: mmap.mmap, number: int) -> None:
-    struct.pack_into("q", shared, 8 * (number + 1), os.getpid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to report
     # A scheduler signals all processes of a job. A worker serves on while the main process trains to where it saves.
     main = os.getppid()
     # No exit code but 0, of which torch's loader would make an error, whatever the main process does then.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if shared[0] or os.getppid() != main else None)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    struct.pack_into("q", shared, 8 * (number + 1), os.getpid())  # from here on it may be told to end
     torch.set_num_threads(1)
     gc.freeze()  # a collection here would write to, and so copy, the memory inherited from the main process
     sys.excepthook = _report_unless_hung_up
