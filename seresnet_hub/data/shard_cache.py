@@ -75,7 +75,7 @@ class ShardCache:
         self._least_free = LEAST_FREE
         self._room = self._found_room(cache_gb) if any("://" in file for file in files) else self.size
         self._kept = self._fitting()
-        self._next_line = time.monotonic() + SECONDS_BETWEEN if self.is_filling else math.inf
+        self._next_line, self._said = time.monotonic() + SECONDS_BETWEEN if self.is_filling else math.inf, 0
 
     # ------------------------------------------------------------------ how much is kept
 
@@ -87,7 +87,7 @@ class ShardCache:
             disk = shutil.disk_usage(_existing(self._folder()))
         except OSError:
             return 0
-        if not os.access(_existing(self._folder()), os.W_OK):
+        if not os.access(_existing(self._folder()), os.W_OK) and not self.is_whole:
             self._stop("it cannot be written")
         had = self.kept_bytes()
         if cache_gb is None:
@@ -134,10 +134,12 @@ class ShardCache:
         )
 
     def say_now_and_then(self) -> None:
-        """Say how much is kept, at most once a minute, until it is all."""
+        """Say how much is kept, at most once a minute, and only where it has become more."""
         if time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + SECONDS_BETWEEN if self.is_filling else math.inf
-            say(f"{self.kept_bytes() / 1e9:.2f} of {self.size / 1e9:.2f} GB of the data set are on this machine")
+            if (kept := self.kept_bytes()) > self._said:
+                say(f"{kept / 1e9:.2f} of {self.size / 1e9:.2f} GB of the data set are on this machine")
+            self._said = kept
 
     @property
     def is_filling(self) -> bool:
@@ -268,7 +270,8 @@ class ShardCache:
                 if place.partial.is_sound(size):  # else its damaged ranges are fetched again when they are read
                     self._put_in_place(number, place, place.whole)
         except OSError as error:
-            self._stop(error.strerror or str(error))
+            if self.whole(number) is None:  # else another process was faster, where files cannot be locked
+                self._stop(error.strerror or str(error))
 
     def _put_in_place(self, number: int, place: _Place, whole: Path) -> None:
         etag = self._shards[number].etag
