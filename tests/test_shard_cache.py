@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections import namedtuple
 from collections.abc import Callable
 from io import BytesIO
@@ -463,6 +464,26 @@ def test_how_far_it_is_is_said_until_all_is_there(
     )  # the last group came with the footer
     remote.opened().cache.say_now_and_then()
     assert not capsys.readouterr().err
+
+
+def test_a_footer_of_more_rows_than_can_be_there_is_refused(tmp_path: Path) -> None:
+    """It is written by whoever made the data set, and a plan takes memory for each row that it announces."""
+    path = str(tmp_path / "train.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"image": pyarrow.nulls(10**6)}), path)
+    with pytest.raises(InputError, match=r"train\.parquet: its footer says that a row group has 1,000,000 rows"):
+        ParquetShards([path], [Shard("train.parquet", os.path.getsize(path), "a")]).row_groups()
+
+
+def test_users_who_share_a_cache_share_its_locks(serve: Serve, tmp_path: Path) -> None:
+    """The Hub's client has its own locks in the same folder; one that is private would keep all others from it."""
+    remote = serve(parquet_bytes(2))
+    before = os.umask(0o002)
+    try:
+        read_all(remote.opened(), remote)
+    finally:
+        os.umask(before)
+    found = list((tmp_path / "hub" / ".locks").rglob("*"))
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o775, 0o664}
 
 
 def test_what_never_becomes_whole_is_not_said_for_ever(

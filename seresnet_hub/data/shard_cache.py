@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -214,7 +214,7 @@ class ShardCache:
         if not self._may_keep(number):
             return memoryview(fetch(*wanted))
         with ExitStack() as locks:
-            is_alone = locks.enter_context(one_at_a_time(_lock_of(place, wanted), patience=PATIENCE))
+            is_alone = locks.enter_context(_locked(place, wanted, PATIENCE))
             if (found := place.partial.read(*wanted)) is not None:  # another process has fetched it meanwhile
                 return found
             if (path := self.whole(number)) is not None:
@@ -226,7 +226,7 @@ class ShardCache:
                 gaps = place.partial.missing(*one)
                 if len(gaps) != 1 or gaps[0][0] != stop or gaps[0][1] - start > LARGEST_REQUEST:
                     break
-                if not locks.enter_context(one_at_a_time(_lock_of(place, one), patience=0)):
+                if not locks.enter_context(_locked(place, one)):
                     break
                 stop = gaps[0][1]
             data = memoryview(fetch(start, stop))
@@ -264,7 +264,7 @@ class ShardCache:
         if place.partial.missing(0, size):
             return
         try:
-            with one_at_a_time(_lock_of(place, (0, size)), patience=0) as is_free:
+            with _locked(place, (0, size)) as is_free:
                 if not is_free or self.whole(number) is not None:
                     return
                 if place.partial.is_sound(size):  # else its damaged ranges are fetched again when they are read
@@ -331,6 +331,11 @@ def _lock_of(place: _Place, wanted: Range) -> Path:
     key = hashlib.sha256(f"{place.partial.path.name} {wanted}".encode()).digest()
     folder = place.folder.parent / ".locks" / place.folder.name  # where the Hub's client has its own
     return folder / f"seresnet-hub-{int.from_bytes(key[:4]) % LOCKS:04}.lock"
+
+
+def _locked(place: _Place, wanted: Range, patience: float = 0.0) -> AbstractContextManager[bool]:
+    # A cache that several users share is theirs all, and so are its locks.
+    return one_at_a_time(_lock_of(place, wanted), patience=patience, private=False)
 
 
 def _existing(folder: Path) -> Path:
