@@ -131,8 +131,9 @@ def only_writer(directory: Path, *, patience: float = PATIENCE_SECONDS) -> Itera
 def one_at_a_time(path: Path, *, patience: float = PATIENCE_SECONDS, private: bool = True) -> Iterator[bool]:
     """Let one thread of one process of the machine at a time into the block, by a lock on the file `path`.
 
-    The file, which is made where it is not there, stays; a `private` one and its folder are this user's alone. For what is only wasteful when done twice: who has waited
-    `patience` seconds, and who cannot lock files here, goes in without the lock. Yields whether nobody else has it.
+    The file, which is made where it is not there, stays; a `private` one and its folder are this user's alone. For what
+    is only wasteful when done twice: who has waited `patience` seconds, and who cannot lock files here, goes in without
+    the lock. Yields whether nobody else has it.
     """
     descriptor, is_free = -1, True
     with suppress(OSError):
