@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 import pytest
 from conftest import WriteSplit, numbered_picture
@@ -51,6 +52,18 @@ def test_sorted_shards_are_named_with_the_way_out(write_labels) -> None:  # type
     assert "shuffle the rows when the data set is written" in line
     assert warning(split, window=480) is None
     assert warning(split, lanes=40) is None  # a window has a row group of each lane at least
+
+
+@pytest.mark.parametrize("label", [2**62, -(2**63)])
+def test_labels_that_are_no_classes_take_no_memory(write_labels, label: int) -> None:  # type: ignore[no-untyped-def]
+    """Footers are written by whoever made the data set; which label is wrong is said where its row is read."""
+    folder = Path(write_labels(LABELS[:40], "odd").source)
+    (shard,) = folder.rglob("*.parquet")
+    table = pyarrow.parquet.read_table(shard)
+    at = table.column_names.index("label")
+    labels = pyarrow.array([*LABELS[:39].tolist(), label], table.schema.field(at).type)
+    pyarrow.parquet.write_table(table.set_column(at, table.schema.field(at), labels), shard, row_group_size=4)
+    assert warning(open_split(str(folder), "train")) is None
 
 
 def test_shuffled_shards_are_not(write_labels) -> None:  # type: ignore[no-untyped-def]

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from collections import namedtuple
 from collections.abc import Callable
 from io import BytesIO
@@ -25,6 +26,8 @@ from seresnet_hub.data.partial_file import RECORD, PartialFile
 from seresnet_hub.data.shard_cache import ShardCache
 from seresnet_hub.data.shards import Shard
 from seresnet_hub.errors import InputError
+from seresnet_hub.files import locks
+from seresnet_hub.hub.client import hash_like
 
 COMMIT = "0123456789" * 4
 FEATURES = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["a", "b"])})
@@ -461,6 +464,61 @@ def test_how_far_it_is_is_said_until_all_is_there(
     )  # the last group came with the footer
     remote.opened().cache.say_now_and_then()
     assert not capsys.readouterr().err
+
+
+def test_a_footer_of_more_rows_than_can_be_there_is_refused(tmp_path: Path) -> None:
+    """It is written by whoever made the data set, and a plan takes memory for each row that it announces."""
+    path = str(tmp_path / "train.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"image": pyarrow.nulls(10**6)}), path)
+    with pytest.raises(InputError, match=r"train\.parquet: its footer says that a row group has 1,000,000 rows"):
+        ParquetShards([path], [Shard("train.parquet", os.path.getsize(path), "a")]).row_groups()
+
+
+def test_users_who_share_a_cache_share_its_locks(serve: Serve, tmp_path: Path) -> None:
+    """The Hub's client has its own locks in the same folder; one that is private would keep all others from it."""
+    remote = serve(parquet_bytes(2))
+    before = os.umask(0o002)
+    try:
+        read_all(remote.opened(), remote)
+    finally:
+        os.umask(before)
+    found = list((tmp_path / "hub" / ".locks").rglob("*"))
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o775, 0o664}
+
+
+def test_what_never_becomes_whole_is_not_said_for_ever(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a column that nobody reads is not fetched, or the address is none of the Hub's."""
+    remote = serve(parquet_bytes(4, other=100_000))
+    monkeypatch.setattr(shard_cache, "SECONDS_BETWEEN", 0.0)
+    opened = remote.opened()
+    for said in (1, 0, 0):
+        read_all(opened, remote)
+        assert not opened.cache.is_whole
+        opened.cache.say_now_and_then()
+        assert capsys.readouterr().err.count("of the data set are on this machine") == said
+
+
+def test_without_locks_two_processes_may_finish_a_shard(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on Lustre that is mounted without flock: the slower one goes on keeping other shards."""
+    remote = serve(parquet_bytes(4), parquet_bytes(3, seed=1))
+    opened, other = remote.opened(), remote.opened()
+    monkeypatch.setattr(locks, "_lock", lambda *_: False)
+    others_turn = iter([True])
+
+    def slow_hash(path: Path, etag: str) -> str:
+        found = hash_like(path, etag)
+        if next(others_turn, False):
+            other.cache.complete(0)
+        return found
+
+    monkeypatch.setattr(shard_cache, "hash_like", slow_hash)
+    read_all(opened, remote)
+    assert opened.cache.is_whole
+    assert not caplog.records
 
 
 def test_local_shards_are_neither_kept_nor_counted(

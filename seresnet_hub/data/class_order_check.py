@@ -14,6 +14,7 @@ from seresnet_hub.errors import InputError
 
 # A window of fewer than this share of the classes is named. Of shuffled rows one holds nearly all of them.
 LEAST_SHARE = 0.25
+MOST_CLASSES = 10**7  # more than this between two labels are no numbers of classes
 
 
 def few_classes(split: Split, plan: Plan) -> str | None:
@@ -29,7 +30,10 @@ def few_classes(split: Split, plan: Plan) -> str | None:
     rows = max(plan.order.window, plan.lanes * plan.rows // units)  # at least one unit a lane
     drawn = min(rows * units / max(plan.rows, 1), units)
     least = ranges.min()
-    ends = np.zeros(ranges.max() - least + 2, np.int64)
+    span = int(ranges.max()) - int(least)
+    if span >= MOST_CLASSES:
+        return None
+    ends = np.zeros(span + 2, np.int64)
     np.add.at(ends, ranges[:, 0] - least, 1)
     np.add.at(ends, ranges[:, 1] - least + 1, -1)
     holders = np.cumsum(ends)[:-1]  # of each class, the units that may have rows of it
@@ -54,9 +58,9 @@ def _label_ranges(split: Split) -> np.ndarray | None:
         for number, shard in enumerate(split.shards):
             footer = reading(f"read the footer of {shard.name}", partial(parquet.footer, number), remote=split.remote)
             ranges += _ranges_of(footer.metadata, split.label_column)
-    except (InputError, TypeError):  # without it the run is as good as with it
+        return np.array(ranges, np.int64).reshape(-1, 2)
+    except (InputError, OverflowError, TypeError):  # without it the run is as good as with it
         return None
-    return np.array(ranges, np.int64).reshape(-1, 2)
 
 
 def _ranges_of(metadata: pyarrow.parquet.FileMetaData, column: str) -> list[tuple[int, int]]:

@@ -33,6 +33,7 @@ ENDING = 8  # bytes after the footer: its length, and "PAR1"
 FOOTERS_HELD = 4  # parsed ones, in each process: one may take a megabyte, and parsing it half a millisecond
 # A row group is fetched as a whole where the columns that nobody reads are at most this share of it.
 MOST_UNREAD = 0.1
+MOST_ROWS_A_BYTE = 8  # rows without pictures take a bit or so; a footer that says more is wrong
 MOST_TOGETHER = 16  # row groups in one request: for each, a lock is an open file
 
 
@@ -45,8 +46,11 @@ class Footer:
 
     @property
     def rows(self) -> list[int]:
-        """The rows of each row group."""
-        return [self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)]
+        """The rows of each row group. Errors: `InputError` where so many cannot be in the shard."""
+        rows = [self.metadata.row_group(group).num_rows for group in range(self.metadata.num_row_groups)]
+        if wrong := [count for count in rows if not 0 <= count <= MOST_ROWS_A_BYTE * self.size]:
+            raise InputError(f"its footer says that a row group has {wrong[0]:,} rows, and it has {self.size:,} bytes")
+        return rows
 
     @cached_property
     def chunks(self) -> list[list[Chunk]]:
@@ -132,8 +136,8 @@ class ParquetShards:
 
         Of a remote shard that is kept, the row groups that follow and are `needed` later may be fetched as well.
         """
-        # Arrow keeps the memory of row groups that were used up, in a worker more than it holds of them. To give it back
-        # takes half a millisecond a row group.
+        # Arrow keeps the memory of row groups that were used up, in a worker more than it holds of them. To give it
+        # back takes half a millisecond a row group.
         pyarrow.default_memory_pool().release_unused()
         footer = self.footer(number)
         source: str | _Source | None = self.cache.whole(number)

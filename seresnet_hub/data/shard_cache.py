@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -75,7 +75,7 @@ class ShardCache:
         self._least_free = LEAST_FREE
         self._room = self._found_room(cache_gb) if any("://" in file for file in files) else self.size
         self._kept = self._fitting()
-        self._next_line = time.monotonic() + SECONDS_BETWEEN if self.is_filling else math.inf
+        self._next_line, self._said = time.monotonic() + SECONDS_BETWEEN if self.is_filling else math.inf, 0
 
     # ------------------------------------------------------------------ how much is kept
 
@@ -87,7 +87,7 @@ class ShardCache:
             disk = shutil.disk_usage(_existing(self._folder()))
         except OSError:
             return 0
-        if not os.access(_existing(self._folder()), os.W_OK):
+        if not os.access(_existing(self._folder()), os.W_OK) and not self.is_whole:
             self._stop("it cannot be written")
         had = self.kept_bytes()
         if cache_gb is None:
@@ -134,10 +134,12 @@ class ShardCache:
         )
 
     def say_now_and_then(self) -> None:
-        """Say how much is kept, at most once a minute, until it is all."""
+        """Say how much is kept, at most once a minute, and only where it has become more."""
         if time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + SECONDS_BETWEEN if self.is_filling else math.inf
-            say(f"{self.kept_bytes() / 1e9:.2f} of {self.size / 1e9:.2f} GB of the data set are on this machine")
+            if (kept := self.kept_bytes()) > self._said:
+                say(f"{kept / 1e9:.2f} of {self.size / 1e9:.2f} GB of the data set are on this machine")
+            self._said = kept
 
     @property
     def is_filling(self) -> bool:
@@ -212,7 +214,7 @@ class ShardCache:
         if not self._may_keep(number):
             return memoryview(fetch(*wanted))
         with ExitStack() as locks:
-            is_alone = locks.enter_context(one_at_a_time(_lock_of(place, wanted), patience=PATIENCE))
+            is_alone = locks.enter_context(_locked(place, wanted, PATIENCE))
             if (found := place.partial.read(*wanted)) is not None:  # another process has fetched it meanwhile
                 return found
             if (path := self.whole(number)) is not None:
@@ -224,7 +226,7 @@ class ShardCache:
                 gaps = place.partial.missing(*one)
                 if len(gaps) != 1 or gaps[0][0] != stop or gaps[0][1] - start > LARGEST_REQUEST:
                     break
-                if not locks.enter_context(one_at_a_time(_lock_of(place, one), patience=0)):
+                if not locks.enter_context(_locked(place, one)):
                     break
                 stop = gaps[0][1]
             data = memoryview(fetch(start, stop))
@@ -262,13 +264,14 @@ class ShardCache:
         if place.partial.missing(0, size):
             return
         try:
-            with one_at_a_time(_lock_of(place, (0, size)), patience=0) as is_free:
+            with _locked(place, (0, size)) as is_free:
                 if not is_free or self.whole(number) is not None:
                     return
                 if place.partial.is_sound(size):  # else its damaged ranges are fetched again when they are read
                     self._put_in_place(number, place, place.whole)
         except OSError as error:
-            self._stop(error.strerror or str(error))
+            if self.whole(number) is None:  # else another process was faster, where files cannot be locked
+                self._stop(error.strerror or str(error))
 
     def _put_in_place(self, number: int, place: _Place, whole: Path) -> None:
         etag = self._shards[number].etag
@@ -328,6 +331,11 @@ def _lock_of(place: _Place, wanted: Range) -> Path:
     key = hashlib.sha256(f"{place.partial.path.name} {wanted}".encode()).digest()
     folder = place.folder.parent / ".locks" / place.folder.name  # where the Hub's client has its own
     return folder / f"seresnet-hub-{int.from_bytes(key[:4]) % LOCKS:04}.lock"
+
+
+def _locked(place: _Place, wanted: Range, patience: float = 0.0) -> AbstractContextManager[bool]:
+    # A cache that several users share is theirs all, and so are its locks.
+    return one_at_a_time(_lock_of(place, wanted), patience=patience, private=False)
 
 
 def _existing(folder: Path) -> Path:

@@ -128,16 +128,18 @@ def only_writer(directory: Path, *, patience: float = PATIENCE_SECONDS) -> Itera
 
 
 @contextmanager
-def one_at_a_time(path: Path, *, patience: float = PATIENCE_SECONDS) -> Iterator[bool]:
+def one_at_a_time(path: Path, *, patience: float = PATIENCE_SECONDS, private: bool = True) -> Iterator[bool]:
     """Let one thread of one process of the machine at a time into the block, by a lock on the file `path`.
 
-    The file, which is made where it is not there, stays. For what is only wasteful when done twice: who has waited
-    `patience` seconds, and who cannot lock files here, goes in without the lock. Yields whether nobody else has it.
+    The file, which is made where it is not there, stays; a `private` one and its folder are this user's alone. For what
+    is only wasteful when done twice: who has waited `patience` seconds, and who cannot lock files here, goes in without
+    the lock. Yields whether nobody else has it.
     """
     descriptor, is_free = -1, True
     with suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        path.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(path, flags, 0o600 if private else 0o666)
         _short.add(descriptor)
         is_free = any(_lock(descriptor, str(path), lambda _: None) is not None for _ in _tries(patience))
     try:
