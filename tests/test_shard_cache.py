@@ -19,7 +19,7 @@ import pytest
 from conftest import numbered_picture
 from huggingface_hub import constants, scan_cache_dir, try_to_load_from_cache
 
-from seresnet_hub.data import shard_cache
+from seresnet_hub.data import open_split, shard_cache
 from seresnet_hub.data.parquet_shards import ParquetShards
 from seresnet_hub.data.partial_file import RECORD, PartialFile
 from seresnet_hub.data.shard_cache import ShardCache
@@ -505,3 +505,24 @@ def test_a_worker_that_waits_for_another_is_not_held_up_for_ever(serve: Serve, m
         assert is_free
         read_all(opened, remote)
     assert remote.bytes == remote.shards[0].size
+
+
+def test_offline_the_folder_in_the_cache_is_named(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` streams nothing by the Hub's id then; the folder that is named has what was fetched."""
+    remote = serve(parquet_bytes(2))
+    opened = remote.opened()
+    read_all(opened, remote)
+    snapshot = next((tmp_path / "hub").glob("datasets--*/snapshots/*"))
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir(exist_ok=True)
+    (refs / "main").write_text(snapshot.name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(open_split, "_open", lambda *_: (_ for _ in ()).throw(RuntimeError("offline")))
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE=1 is set") as refusal:
+        open_split.open_split("someone/pictures", "train")
+    folder = str(refusal.value).rpartition(": ")[2]
+    assert Path(folder) == snapshot
+    with pytest.raises(InputError, match="nobody/nothing is no folder here$"):
+        open_split.open_split("nobody/nothing", "train")
