@@ -9,6 +9,7 @@ from urllib.error import HTTPError, URLError
 
 import pyarrow
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from seresnet_hub.data import read_retries as retry
 from seresnet_hub.data.read_image import UnavailableError
@@ -91,3 +92,26 @@ def test_reading_says_what_could_not_be_done(pauses: list[float], tmp_path: Path
         reading("read it", (tmp_path / "none").read_bytes, kind=UnavailableError)
     with pytest.raises(InputError, match="no shared memory left: make /dev/shm larger"):
         reading("read it", Failing(OSError("no shared memory left")), remote=False)
+
+
+def test_too_many_requests_are_waited_for_as_long_as_asked_though_a_file_was_missing_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`datasets` asks for files that a data set may have or not, so a 404 stands in the history of what comes next."""
+    waits: list[float] = []
+    monkeypatch.setattr(retry.time, "sleep", waits.append)
+
+    def answer(status: int) -> HfHubHTTPError:
+        response = SimpleNamespace(status_code=status, headers={"Retry-After": "77"}, request=None)
+        return HfHubHTTPError("no", response=response)  # type: ignore[arg-type]
+
+    def act() -> str:
+        if waits:
+            return "opened"
+        try:
+            raise answer(404)
+        except HfHubHTTPError:
+            raise answer(429)  # noqa: B904 (as `datasets` does)
+
+    assert retrying("open it", act) == "opened"
+    assert waits == [77.0]

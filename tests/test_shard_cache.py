@@ -20,7 +20,7 @@ import pytest
 from conftest import numbered_picture
 from huggingface_hub import constants, scan_cache_dir, try_to_load_from_cache
 
-from seresnet_hub.data import shard_cache
+from seresnet_hub.data import open_split, shard_cache
 from seresnet_hub.data.parquet_shards import ParquetShards
 from seresnet_hub.data.partial_file import RECORD, PartialFile
 from seresnet_hub.data.shard_cache import ShardCache
@@ -360,13 +360,13 @@ def test_a_tenth_of_the_disk_and_ten_gigabytes_stay_free(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(25 * free / 2.4, 0, free))
     read_all(remote.opened(), remote)
     assert not list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
-    assert "0.00 GB of 0.00 GB are kept" in remote.opened().cache.summary()
+    assert "no more is kept" in remote.opened().cache.summary()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(8 * free, 0, free + 11e9))
     opened = remote.opened()
-    assert "the other" not in opened.cache.summary()
+    assert opened.cache.summary().endswith("; the rest is kept there as it is read")
     read_all(opened, remote)
     assert opened.cache.is_whole
-    assert re.fullmatch(r"all 0\.00 GB are in .*datasets--someone--pictures already", opened.cache.summary())
+    assert re.fullmatch(r"all \S+ MB are in .*datasets--someone--pictures already", opened.cache.summary())
 
 
 def test_a_place_that_cannot_be_written_is_named_once(
@@ -381,11 +381,24 @@ def test_a_place_that_cannot_be_written_is_named_once(
     assert "no more of the data set is kept" in caplog.text
 
 
+def test_a_folder_that_is_not_ours_to_write_is_said_where_the_run_begins(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And is no warning of each split; as the tests may run as root, `os.access` says so here."""
+    remote = serve(parquet_bytes(3))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    opened = remote.opened()
+    assert ", which cannot be written: the rest is fetched in each epoch" in opened.cache.summary()
+    assert not opened.cache.keeps_all
+    read_all(opened, remote)
+    assert not caplog.records
+
+
 def test_the_limit_holds_and_the_rest_is_fetched(serve: Serve, tmp_path: Path) -> None:
     contents = [parquet_bytes(4, seed=k) for k in range(3)]
     remote = serve(*contents)
     opened = remote.opened(2.5 * len(contents[0]) / 1e9)
-    assert "the other" in opened.cache.summary()
+    assert re.search(r"; \S+ MB are kept there as they are read, \S+ MB are fetched", opened.cache.summary())
     read_all(opened, remote)
     assert [opened.cache.whole(k) is not None for k in range(3)] == [True, True, False]
     assert sum(file.stat().st_size for file in (tmp_path / "hub").rglob("blobs/*")) <= 2.5 * len(contents[0])
@@ -550,3 +563,24 @@ def test_a_worker_that_waits_for_another_is_not_held_up_for_ever(serve: Serve, m
         assert is_free
         read_all(opened, remote)
     assert remote.bytes == remote.shards[0].size
+
+
+def test_offline_the_folder_in_the_cache_is_named(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` streams nothing by the Hub's id then; the folder that is named has what was fetched."""
+    remote = serve(parquet_bytes(2))
+    opened = remote.opened()
+    read_all(opened, remote)
+    snapshot = next((tmp_path / "hub").glob("datasets--*/snapshots/*"))
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir(exist_ok=True)
+    (refs / "main").write_text(snapshot.name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(open_split, "_open", lambda *_: (_ for _ in ()).throw(RuntimeError("offline")))
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE=1 is set") as refusal:
+        open_split.open_split("someone/pictures", "train")
+    folder = str(refusal.value).rpartition(": ")[2]
+    assert Path(folder) == snapshot
+    with pytest.raises(InputError, match="nobody/nothing is no folder here$"):
+        open_split.open_split("nobody/nothing", "train")

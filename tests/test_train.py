@@ -329,12 +329,14 @@ def test_a_card_says_in_which_precision_its_accuracy_was_measured(tmp_path: Path
     assert same(tmp_path / "no", tmp_path / "bf16"), "what is learnt is the same"
 
 
-@pytest.mark.parametrize(("cache_gb", "workers", "times"), [(0, 12, 1.5), (0, 8, None), (None, 12, None)])
-def test_fetching_a_unit_several_times_is_said(cache_gb: float | None, workers: int, times: float | None) -> None:
+@pytest.mark.parametrize(("keeps_all", "workers", "times"), [(False, 12, 1.5), (False, 8, None), (True, 12, None)])
+def test_fetching_a_unit_several_times_is_said(keeps_all: bool, workers: int, times: float | None) -> None:
     """Workers that share lanes fetch the same units, unless these are kept on the disk."""
-    recipe = replace(SMALL, cache_gb=cache_gb, workers=workers)
+    recipe = replace(SMALL, workers=workers)
     plan = Plan(unit_rows=(100,) * 2000, batch_size=256, lanes=128, order=None)
-    split = SimpleNamespace(source="far/away", streamed=True, parquet=object())
+    split = SimpleNamespace(
+        source="far/away", streamed=True, parquet=SimpleNamespace(cache=SimpleNamespace(keeps_all=keeps_all))
+    )
     line = training._fetched_again(recipe, cast(Any, split), plan, 8)
     assert (line is None) == (times is None)
     if line is not None:

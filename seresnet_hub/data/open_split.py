@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 
 from seresnet_hub.data.class_folders import ClassFolders, class_folders, has_no_classes
 from seresnet_hub.data.folder_index import ENDINGS, index_of
@@ -86,6 +90,8 @@ def open_split(
     except Exception as error:  # datasets, huggingface_hub and fsspec each raise their own
         if index and (wrong := trouble_in(index)):
             raise InputError(f"{source}: {wrong}") from error
+        if constants.HF_HUB_OFFLINE and not (local or is_glob):
+            raise InputError(_offline(source)) from error
         hint = "" if local or is_glob else " (it is no folder here, so it was looked for on the Hub)"
         raise InputError(f"cannot open data set {source!r}{hint}: {error or type(error).__name__}") from error
     name = _default_split(source, list(streams)) if split is None else split
@@ -129,6 +135,19 @@ def open_split(
         if any(not isinstance(number, int) or number < 0 for number in given or ()):
             raise InputError(f"{opened.place(row)}: labels {given!r}, expected class numbers")
     return replace(opened, right_classes=RightClasses(tuple(tuple(given or ()) for given in lists)))
+
+
+def _offline(source: str) -> str:
+    """Say how to read a data set of the Hub without asking the Hub: from its folder in the Hub's cache."""
+    text = f"cannot open data set {source!r}: HF_HUB_OFFLINE=1 is set, and {source} is no folder here"
+    with suppress(OSError, ValueError):  # no name of a repository, or none of it is there
+        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=source, repo_type="dataset"))
+        commit = (folder / "refs" / "main").read_text().strip()
+        if (folder / "snapshots" / commit).is_dir():
+            return (
+                f"{text}; where all of it was fetched, give its folder in the Hub's cache: {folder}/snapshots/{commit}"
+            )
+    return text
 
 
 def _of_class_folders(

@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from seresnet_hub.errors import InputError, PrintableLog
-from seresnet_hub.hub.failures import causes_of
+from seresnet_hub.hub.failures import TOO_MANY_PATIENCE, asked_wait, causes_of, status_of
 
 # A failed read is tried again after 1, 2, 4 … seconds, at most a minute: 4 minutes in all.
 ATTEMPTS, OPENING_ATTEMPTS = 9, 4
@@ -38,8 +38,10 @@ def retrying(what: str, act: Callable[[], Result], *, attempts: int = ATTEMPTS) 
         except Exception as error:
             if not _may_pass(error):
                 raise
-            log.warning("cannot %s (%s): trying again in %.0f s (%d of %d)", what, error, delay, attempt, attempts - 1)
-        time.sleep(delay * random.uniform(0.8, 1.2))
+            asked = asked_wait(error) if status_of(error) else None  # by the Hub
+            wait = max(delay * random.uniform(0.8, 1.2), min(asked or 0.0, TOO_MANY_PATIENCE))
+            log.warning("cannot %s (%s): trying again in %.0f s (%d of %d)", what, error, wait, attempt, attempts - 1)
+        time.sleep(wait)
         delay = min(2 * delay, LONGEST_DELAY)
     return act()
 
@@ -59,6 +61,9 @@ def reading(
 def _may_pass(error: BaseException) -> bool:
     """Return whether an error may be a fault of the network: not a refusal, and nothing wrong with the data set."""
     chain = list(causes_of(error))
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == TOO_MANY or (status or 0) >= 500:
+        return True  # whatever came before: `datasets` asks for files that may be missing, and goes on after a 404
     statuses = {getattr(getattr(one, "response", None), "status_code", None) for one in chain}
     statuses |= {one.code for one in chain if isinstance(one, HTTPError)}
     if statuses & HOPELESS_STATUS or any(isinstance(one, HOPELESS) for one in chain):

@@ -46,6 +46,10 @@ SECONDS_BETWEEN = 60.0  # two lines that say how much is kept
 log = PrintableLog(__name__)
 
 
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
 class _Place(NamedTuple):
     """Where a remote shard is kept: its partial file, and the whole one (None: it never is one) with its pointer.
 
@@ -88,7 +92,7 @@ class ShardCache:
         except OSError:
             return 0
         if not os.access(_existing(self._folder()), os.W_OK) and not self.is_whole:
-            self._stop("it cannot be written")
+            self._wrong[len(self._files)] = 1  # `summary` says so, once for all splits
         had = self.kept_bytes()
         if cache_gb is None:
             self._least_free = max(FREE_SHARE * disk.total, FREE_BYTES)
@@ -125,20 +129,24 @@ class ShardCache:
     def summary(self) -> str:
         """Say where and how much is kept."""
         if self.is_whole:
-            return f"all {self.size / 1e9:.2f} GB are in {self._folder()} already"
+            return f"all {_gb(self.size)} are in {self._folder()} already"
         keeps = sum(shard.size for shard in self._shards[: self._kept])
-        rest = f"; the other {(self.size - keeps) / 1e9:.2f} GB are fetched in each epoch" if keeps < self.size else ""
-        return (
-            f"{keeps / 1e9:.2f} GB of {self.size / 1e9:.2f} GB are kept in {self._folder()} as they are read "
-            f"({self.kept_bytes() / 1e9:.2f} GB are there){rest}"
-        )
+        if self._full:
+            more = ", which cannot be written: the rest is fetched in each epoch"
+        elif keeps == self.size:
+            more = "; the rest is kept there as it is read"
+        elif keeps == 0:
+            more = "; no more is kept, so the rest is fetched in each epoch"
+        else:
+            more = f"; {_gb(keeps)} are kept there as they are read, {_gb(self.size - keeps)} are fetched in each epoch"
+        return f"{_gb(self.kept_bytes())} of {_gb(self.size)} are in {self._folder()}{more}"
 
     def say_now_and_then(self) -> None:
         """Say how much is kept, at most once a minute, and only where it has become more."""
         if time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + SECONDS_BETWEEN if self.is_filling else math.inf
             if (kept := self.kept_bytes()) > self._said:
-                say(f"{kept / 1e9:.2f} of {self.size / 1e9:.2f} GB of the data set are on this machine")
+                say(f"{_gb(kept)} of {_gb(self.size)} of the data set are on this machine")
             self._said = kept
 
     @property
@@ -184,6 +192,11 @@ class ShardCache:
                 if path is not None and path.stat().st_size == self._shards[number].size:
                     return str(path)
         return None
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether each byte is fetched once, if at all."""
+        return self.is_whole or (self._kept == len(self._files) and not self._full)
 
     @property
     def is_whole(self) -> bool:

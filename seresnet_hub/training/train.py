@@ -254,7 +254,7 @@ def _plan_of_an_epoch(recipe: Recipe, split: Split, world_size: int) -> Plan:
 def _fetched_again(recipe: Recipe, split: Split, plan: Plan, world_size: int) -> str | None:
     """Say so where loader workers that share lanes fetch the same units, and nothing is kept on the disk."""
     readings = plan.readings(world_size, max(recipe.workers, 1))
-    is_kept = split.parquet is not None and recipe.cache_gb != 0
+    is_kept = split.parquet is not None and split.parquet.cache.keeps_all
     if not split.streamed or is_kept or readings < 1.25:
         return None
     return (
