@@ -12,7 +12,10 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import read_json
 
 # The kept results of `benchmark.py loader`, and where the images came from.
-LOCAL, REMOTE = "benchmark_loader.json", {"cold": "benchmark_loader_cold.json", "cached": "benchmark_loader_cached.json"}
+LOCAL, REMOTE = (
+    "benchmark_loader.json",
+    {"cold": "benchmark_loader_cold.json", "cached": "benchmark_loader_cached.json"},
+)
 NAMES = {
     OURS: "this package", "region": "this package, `decoder=region`", "pil": "this package, `decoder=pil`",
     AGAINST: "this package before",

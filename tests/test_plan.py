@@ -256,3 +256,10 @@ def test_class_sorted_shards_are_mixed_as_well_as_the_window_allows() -> None:
     assert classes(50_000) == pytest.approx(classes_of_draws_from(500), rel=0.01)
     assert classes(16_384) == pytest.approx(classes_of_draws_from(24 * 7), rel=0.05)  # 7 row groups a lane
     assert classes(1) == pytest.approx(classes_of_draws_from(24), rel=0.1)
+
+
+@pytest.mark.parametrize(("drop_last", "max_steps"), [(False, None), (True, None), (False, 2)])
+def test_rows_of_the_batches_before_one(drop_last: bool, max_steps: int | None) -> None:
+    plan = Plan(unit_rows=(7, 0, 16), batch_size=5, lanes=2, order=None, drop_last=drop_last, max_steps=max_steps)
+    rows = [plan.batch_rows(batch) for batch in range(plan.steps)]
+    assert [plan.rows_until(batch) for batch in range(plan.steps + 1)] == [sum(rows[:k]) for k in range(len(rows) + 1)]

@@ -49,9 +49,9 @@ class PartialFile:
             return None
         first, last = int(found[0][0]), max(int(record[1]) for record in found)
         try:
-            with self.path.open("rb", buffering=0) as file:
+            with self.path.open("rb") as file:  # buffered, since one call of the system reads two gigabytes at most
                 file.seek(first)
-                data = memoryview(file.read(last - first) or b"")
+                data = memoryview(file.read(last - first))
         except OSError:
             return None
         for record in found:

@@ -131,6 +131,10 @@ class Plan:
         """Return how many rows a batch has over all readers."""
         return self.batch_size if batch < self.full_batches else self.rest
 
+    def rows_until(self, batch: int) -> int:
+        """Return how many rows the batches before one have over all readers."""
+        return min(batch, self.full_batches) * self.batch_size + (self.rest if batch > self.full_batches else 0)
+
     def places(self, batch: int, reader: Reader) -> tuple[int, int]:
         """Return the places of a batch that a reader fills, first and one past the last."""
         return self._places(batch, self.batch_rows(batch), reader)

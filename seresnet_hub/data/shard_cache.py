@@ -356,6 +356,6 @@ def _existing(folder: Path) -> Path:
 
 
 def _read_file(path: str, wanted: Range) -> memoryview:
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb") as file:  # buffered, since one call of the system reads two gigabytes at most
         file.seek(wanted[0])
-        return memoryview(file.read(wanted[1] - wanted[0]) or b"")
+        return memoryview(file.read(wanted[1] - wanted[0]))

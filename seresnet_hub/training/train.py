@@ -266,8 +266,8 @@ def _fetched_again(recipe: Recipe, split: Split, plan: Plan, world_size: int) ->
 
 def _images_until(step: int, plan: Plan, recipe: Recipe) -> int:
     """Return how many images the batches before a step have, those that are seen several times counted so."""
-    rows = [plan.batch_rows(batch) * recipe.repeated_augmentation for batch in range(plan.steps)]
-    return step // plan.steps * sum(rows) + sum(rows[: step % plan.steps])
+    epochs, batches = divmod(step, plan.steps)
+    return (epochs * plan.rows_until(plan.steps) + plan.rows_until(batches)) * recipe.repeated_augmentation
 
 
 def _start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
