@@ -311,11 +311,8 @@ def test_shards_that_change_between_epochs_are_named(root: Path, announced: bool
         list(Loader(train, workers=running))
         shard.write_bytes(shard.read_bytes() + b"more")
         list(Loader(evaluation, workers=running))
-        found = []
         with pytest.raises(InputError, match=r"shards of .* have changed.*train-00001-of-00002.parquet \(was "):
-            for batch in Loader(train.of_epoch(1), workers=running):
-                found.append(batch.indices)
-        assert found == []
+            next(iter(Loader(train.of_epoch(1), workers=running)))
 
 
 class SlowLook:
@@ -359,11 +356,8 @@ def test_the_first_batch_waits_for_a_look_that_is_soon_done(root: Path, monkeypa
         list(Loader(train, workers=running))
         shard.write_bytes(shard.read_bytes() + b"more")
         threading.Timer(0.5, look.may_go_on.set).start()
-        found = []
         with pytest.raises(InputError, match="have changed"):
-            for batch in Loader(train.of_epoch(1), workers=running):
-                found.append(batch.indices)
-        assert found == []
+            next(iter(Loader(train.of_epoch(1), workers=running)))
 
 
 def test_no_worker_is_forked_during_a_look(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
