@@ -64,7 +64,6 @@ def test_ranks_and_workers_do_not_change_the_batches(write_split: WriteSplit, wo
     assert [len(batch) for batch in alone] == [12, 12, 11]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_more_workers_than_rows_take_turns(write_split: WriteSplit) -> None:
     """Six workers share the two rows that each of six ranks has; a run of one process goes on with such ranks."""
     split = open_split(str(write_split(UNEVEN)), "train")

@@ -169,7 +169,6 @@ def test_what_comes_next_is_decoded_before_anyone_asks_for_it(root: Path, noted:
             assert list(stream) == []
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_all_workers_are_busy_although_a_batch_has_fewer_rows(root: Path, noted: Callable[[], list[str]]) -> None:
     """With a row a batch and five workers, all five work while the first batch is in use."""
     evaluation = evaluation_spec(

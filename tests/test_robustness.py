@@ -301,7 +301,6 @@ def test_any_shards_and_ranks_give_the_same_batches(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, which is the point
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shards=st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=4), min_size=1, max_size=20),

@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -52,14 +53,17 @@ class WorkerPool:
         self._shared = mmap.mmap(-1, 8 * (number + 1))
         self._leave = partial(self._shared.__setitem__, 0, 1)
         atexit.register(self._leave)
-        loader: DataLoader[Any] = loader_of(
-            num_workers=number, timeout=LOOK_EVERY if number else 0, generator=torch.Generator(),
-            worker_init_fn=partial(_start_worker, self._shared) if number else None,
-            multiprocessing_context=get_context("fork") if number else None,
-        )  # fmt: skip
         self._answers: Iterator[Any] = iter(())
         try:
-            self._answers = iter(loader)
+            with warnings.catch_warnings():
+                # Four lines of torch's, where more workers are asked for than this process has CPUs.
+                warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+                loader: DataLoader[Any] = loader_of(
+                    num_workers=number, timeout=LOOK_EVERY if number else 0, generator=torch.Generator(),
+                    worker_init_fn=partial(_start_worker, self._shared) if number else None,
+                    multiprocessing_context=get_context("fork") if number else None,
+                )  # fmt: skip
+                self._answers = iter(loader)
         except OSError as error:
             self.close()
             raise _cannot_start(number, error) from error
