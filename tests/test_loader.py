@@ -176,7 +176,9 @@ def test_a_label_outside_the_classes_is_named(write_split: WriteSplit, label: in
 def test_wrong_sources_are_refused(write_split: WriteSplit, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no data at .*nowhere: the folder does not exist"):
         open_split(str(tmp_path / "nowhere"), None)
-    with pytest.raises(InputError, match="cannot open data set 'somebody/nothing': HF_HUB_OFFLINE=1 is set, and somebody/nothing is no"):
+    with pytest.raises(
+        InputError, match="'somebody/nothing': HF_HUB_OFFLINE=1 is set, and somebody/nothing is no folder"
+    ):
         open_split("somebody/nothing", None)
     root = write_split([[3]])
     with pytest.raises(InputError, match="has no split 'valid'; it has: train"):
