@@ -141,7 +141,9 @@ class Plan:
 
     def _places(self, batch: Numbers, rows: Numbers, reader: Reader) -> tuple[Numbers, Numbers]:
         rank, world_size, worker, workers = reader
-        low, high = (_cut(rows, number, world_size, batch) for number in (rank, rank + 1))
+        # The last, incomplete batch is no turn: where ranks divide the others, nothing moves from epoch to epoch.
+        rank_turn = batch * (batch < self.full_batches)
+        low, high = (_cut(rows, number, world_size, rank_turn) for number in (rank, rank + 1))
         # After `period` batches the ranks' boundaries are the same again. The workers' must not be, or one worker would
         # always divide its rank's larger parts, and another the smaller ones.
         period = world_size // math.gcd(self.batch_size, world_size)
