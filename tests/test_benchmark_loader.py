@@ -23,7 +23,7 @@ SMALL = ["--images", 400, "--rounds", 1, "--workers", 1, "--batch-size", 100]
         (["--peer-python", "timm"], "--peer-python timm: write NAME=PATH"),
         (["--peer-python", "timm=/no/python"], "--peer-python timm=/no/python: write NAME=PATH"),
         (["--peer-python", f"nobody={sys.executable}"], "--peer-python nobody=.*: write NAME=PATH, a peer"),
-        (["--rounds", "0"], "--rounds 0: at least one is needed"),
+        (["--rounds", "0"], "--rounds 0 --repeats 1: at least one is needed"),
     ],
 )
 def test_wrong_options_are_one_line(words: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:

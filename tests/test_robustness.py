@@ -166,9 +166,10 @@ def test_augmented_pixels_depend_on_neither_workers_nor_a_restart(write_split: W
 
 def test_batches_share_a_few_places_in_memory_and_kept_ones_stay(write_split: WriteSplit) -> None:
     split = open_split(str(write_split([[120, 120]])), "train")
-    places = [batch.images.data_ptr() for batch in loader(split, None, RECIPE, workers=2)]
+    batches = loader(split, None, RECIPE, workers=2)
+    places = [batch.images.data_ptr() for batch in batches]
     assert len(places) == 20
-    assert len(set(places)) <= 4
+    assert len(set(places)) <= batches.spec.ahead + 2 < 10
     kept = list(loader(split, None, RECIPE, workers=2))
     assert all(numbers_in(batch.images) == batch.indices.tolist() for batch in kept)
 

@@ -54,7 +54,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 
 
 def reader_of(plan: Plan, reader: Reader | None = None, start: int = 0, *, streamed: bool = False) -> RowReader:
-    split = SimpleNamespace(streamed=streamed, unit_rows=plan.unit_rows)
+    split = SimpleNamespace(is_far=streamed, class_folders=None, unit_rows=plan.unit_rows)
     return RowReader(cast(Split, split), plan, reader or Reader(), start)
 
 
