@@ -190,11 +190,11 @@ def _draw(result: dict[str, Any], measured: Measured, path: Path) -> None:
     for axis, (key, label, scale) in zip(axes, panels, strict=True):
         values = [result["loaders"][name][key] * scale for name in names]
         bars = axis.barh(names, values, color=["tab:blue" if name == OURS else "tab:gray" for name in names])
-        axis.bar_label(bars, fmt="%.3g", padding=2)
+        axis.bar_label(bars, [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values], padding=12)
         for number, name in enumerate(names):
             axis.plot([one[key] * scale for one in measured[name]], [number] * len(measured[name]), "k.", markersize=3)
         axis.set_title(label, fontsize=10)
-        axis.margins(x=0.2)
+        axis.margins(x=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
     figure.suptitle(

@@ -37,8 +37,10 @@ def measure_cpu(source: str, trained: tuple[str, ...], *, images: int, code: str
 def _measure(source: str, name: str, *settings: str, images: int) -> dict[str, Any]:
     recipe = override(seresnet_hub.get_recipe(name), settings)
     repeats = recipe.repeated_augmentation
-    recipe = replace(recipe, batch_size=ROWS * repeats, drop_last=True)
     split = seresnet_hub.open_split(source, "train")
+    # As in ImageNet, each lane has row groups of its own; a sample has fewer of them.
+    lanes = min(recipe.lanes, len(split.unit_rows))
+    recipe = replace(recipe, batch_size=ROWS * repeats, drop_last=True, lanes=lanes)
     means: list[float] = []
     spent, seen, epoch = 0.0, 0, 0
     while seen < images:

@@ -15,8 +15,7 @@ from itertools import count
 
 import numpy as np
 
-# As the loader has them: batches that workers prepare ahead, and the one that waits on the GPU.
-AHEAD, ON_DEVICE = 2, 1
+ON_DEVICE = 1  # batches that wait on the GPU
 # Row groups that a reader fetches at once, and keeps ahead, where the data is not on this machine, and where it is.
 REMOTE_AHEAD, LOCAL_AHEAD = 4, 1
 
@@ -25,7 +24,8 @@ REMOTE_AHEAD, LOCAL_AHEAD = 4, 1
 class Setup:
     """What is emulated: `readers` is over all GPUs, `batch_size` counts augmented images, times are in seconds.
 
-    `cpu_spread` is the standard deviation of one image's CPU time, divided by its mean. A row group costs
+    `cpu_spread` is the standard deviation of one image's CPU time, divided by its mean. Workers prepare
+    `batches_ahead` of the one that a GPU took last. A row group costs
     `requests_a_row_group`, and a file's address costs one request of each of `address_holders` groups of readers, and
     is used for `address_seconds`. `network` and `disk` are in bytes/s.
     """
@@ -38,6 +38,7 @@ class Setup:
     batch_size: int
     repeats: int
     steps: int
+    batches_ahead: int
     row_group_rows: int
     row_group_bytes: float
     files: int
@@ -248,7 +249,11 @@ class Simulation:
         """Begin with the next batch where its rows are here and the loader has asked for it."""
         reader = self._readers[number]
         batch = reader.next_batch
-        if reader.decoding or batch >= self._setup.steps or batch >= self._taken[reader.rank] + AHEAD:
+        if (
+            reader.decoding
+            or batch >= self._setup.steps
+            or batch >= self._taken[reader.rank] + self._setup.batches_ahead
+        ):
             return
         first = int(reader.ends[batch - 1]) // self._setup.row_group_rows if batch else 0
         last = (int(reader.ends[batch]) - 1) // self._setup.row_group_rows

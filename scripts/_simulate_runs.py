@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 from _simulate_cpu import CPU_FILE
 from _simulate_epoch import Epoch, Limit, Setup, Simulation, epoch_seconds
 
+from seresnet_hub.data.loader_spec import IMAGES_AHEAD, LEAST_AHEAD, MOST_AHEAD
+from seresnet_hub.data.loader_workers import MOST_BYTES_AHEAD
+from seresnet_hub.data.plan import Plan
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import read_json
 from seresnet_hub.hub.signed_addresses import KEPT_SECONDS
@@ -80,13 +83,21 @@ def setup_of(trained: str, loader: Loader, machine: Machine, measured: Path) -> 
         raise InputError(
             f"{measured / CPU_FILE} has no figures of {trained}, {loader.cpu}: measure them with --measure"
         )
-    readers = GPUS * min(loader.most_workers, machine.workers)
+    workers = min(loader.most_workers, machine.workers)
+    rows = recipe.batch_size // GPUS  # of each GPU's part of a batch
+    fitting = MOST_BYTES_AHEAD // (rows * 3 * recipe.input_size**2)
+    ahead = max(min(-(-IMAGES_AHEAD * workers // rows), fitting, MOST_AHEAD), LEAST_AHEAD)
+    plan = Plan(unit_rows=(ROWS,), batch_size=recipe.batch_size // recipe.repeated_augmentation, lanes=recipe.lanes,
+                order=None)  # fmt: skip
+    # Kept on this machine, a row group that several readers need is fetched once, and then in the system's memory.
+    readings = plan.readings(GPUS, workers) if loader.cpu == "now" and not loader.caches else 1.0
     shared = max(1.0, (GPUS + GPUS * machine.workers) / machine.cores)  # each GPU's own process needs a core too
     return Setup(
-        gpus=GPUS, gpu_images_per_second=gpu_images_per_second(measured), readers=readers,
+        gpus=GPUS, gpu_images_per_second=gpu_images_per_second(measured), readers=GPUS * workers,
         cpu_seconds_per_image=figures["cpu_seconds_per_image"] * shared, cpu_spread=figures["cpu_spread"],
         batch_size=recipe.batch_size, repeats=recipe.repeated_augmentation, steps=ROWS // recipe.batch_size,
-        row_group_rows=ROW_GROUP_ROWS, row_group_bytes=BYTES / ROWS * ROW_GROUP_ROWS, files=FILES,
+        batches_ahead=ahead if loader.cpu == "now" else LEAST_AHEAD,
+        row_group_rows=ROW_GROUP_ROWS, row_group_bytes=readings * BYTES / ROWS * ROW_GROUP_ROWS, files=FILES,
         requests_a_row_group=loader.requests_a_row_group, address_holders=loader.address_holders,
         address_seconds=KEPT_SECONDS, network=machine.network_gigabits * 1e9 / 8,
         disk=machine.disk_gigabytes * 1e9, seconds_a_request=machine.seconds_a_request,

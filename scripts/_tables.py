@@ -10,6 +10,7 @@ from typing import Any
 
 import _tables_gpu as gpu_tables
 import _tables_kernels as kernel_tables
+import _tables_loader as loader_tables
 import _tables_package as package_tables
 import _tables_simulated as simulated_tables
 import timm
@@ -154,6 +155,8 @@ MEASURED_TABLES: dict[str, Callable[[Path], str]] = {
     "predicted": kernel_tables.predicted,
     "gpu": gpu_tables.speed,
     "gpu_runs": gpu_tables.runs,
+    "loaders": loader_tables.loaders,
+    "remote_loaders": loader_tables.remote_loaders,
     "simulated": simulated_tables.simulated,
 }
 

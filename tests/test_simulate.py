@@ -20,7 +20,8 @@ MEASURED = Path(__file__).parents[1] / "model_cards"
 # Nothing holds this epoch up but what a test makes scarce: 40,000 images, 0.4 ms each on the GPUs, are 16 s.
 PLENTY = Setup(
     gpus=2, gpu_images_per_second=1250.0, readers=8, cpu_seconds_per_image=1e-3, cpu_spread=0.0, batch_size=80,
-    repeats=1, steps=500, row_group_rows=100, row_group_bytes=1e7, files=4, requests_a_row_group=1.0, address_holders=0,
+    repeats=1, steps=500, batches_ahead=2, row_group_rows=100, row_group_bytes=1e7, files=4, requests_a_row_group=1.0,
+    address_holders=0,
     address_seconds=3600.0, network=1e10, disk=1e10, seconds_a_request=0.01,
 )  # fmt: skip
 MANY = 1e9
