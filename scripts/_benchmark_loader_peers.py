@@ -149,15 +149,21 @@ def _webdataset(source: Source) -> Iterator[torch.Tensor]:
         yield images
 
 
-def _litdata(source: Source) -> Iterator[torch.Tensor]:
-    import litdata
+def _decoding(dataset: Any) -> Any:
+    """Return a kind of data set whose rows are decoded as they are taken."""
 
-    class Decoded(litdata.StreamingDataset):  # type: ignore[misc]
+    class Decoded(dataset):  # type: ignore[misc]
         def __getitem__(self, index: Any) -> Any:
             row = super().__getitem__(index)
             return _decode(row["image"]), row["label"]
 
-    stream = Decoded(source.of("litdata"), shuffle=True)
+    return Decoded
+
+
+def _litdata(source: Source) -> Iterator[torch.Tensor]:
+    import litdata
+
+    stream = _decoding(litdata.StreamingDataset)(source.of("litdata"), shuffle=True)
     batches = litdata.StreamingDataLoader(
         stream, batch_size=source.batch_size, num_workers=source.workers, worker_init_fn=_one_thread
     )
@@ -169,16 +175,11 @@ def _mosaicml(source: Source) -> Iterator[torch.Tensor]:
     import streaming
     from torch.utils.data import DataLoader
 
-    class Decoded(streaming.StreamingDataset):  # type: ignore[misc]
-        def __getitem__(self, index: Any) -> Any:
-            row = super().__getitem__(index)
-            return _decode(row["image"]), row["label"]
-
     streaming.base.util.clean_stale_shared_memory()
     place = {"local": source.of("mds")}
     if source.remote:
         place = {"remote": f"hf://datasets/{source.of('mds')}", "local": source.cache("mds")}
-    stream = Decoded(**place, shuffle=True, batch_size=source.batch_size)
+    stream = _decoding(streaming.StreamingDataset)(**place, shuffle=True, batch_size=source.batch_size)
     batches: DataLoader[Any] = DataLoader(
         stream, batch_size=source.batch_size, num_workers=source.workers, worker_init_fn=_one_thread
     )  # fmt: skip

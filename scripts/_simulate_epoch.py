@@ -173,7 +173,7 @@ class Simulation:
         self._ahead = LOCAL_AHEAD if cached == 1 else REMOTE_AHEAD
         self._events: list[tuple[float, int, Callable[[int], None], int]] = []
         self._number = count()
-        self._step, self._gpu_free, self._last_start = 0, self.now, self.now
+        self._step, self._gpu_free = 0, self.now
         self._fetched = self._fetched_remotely = 0
         self._decoding_seconds = 0.0
         self._taken = [0] * setup.gpus  # batches that each GPU's process took from its loader

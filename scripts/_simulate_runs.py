@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from _simulate_cpu import CPU_FILE
 from _simulate_epoch import Epoch, Limit, Setup, Simulation, epoch_seconds
 
-from seresnet_hub.data.loader_spec import IMAGES_AHEAD, LEAST_AHEAD, MOST_AHEAD
-from seresnet_hub.data.loader_workers import MOST_BYTES_AHEAD
+from seresnet_hub.data.loader_spec import LEAST_AHEAD, batches_ahead, fitting_ahead
 from seresnet_hub.data.plan import Plan
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import read_json
@@ -85,8 +84,7 @@ def setup_of(trained: str, loader: Loader, machine: Machine, measured: Path) -> 
         )
     workers = min(loader.most_workers, machine.workers)
     rows = recipe.batch_size // GPUS  # of each GPU's part of a batch
-    fitting = MOST_BYTES_AHEAD // (rows * 3 * recipe.input_size**2)
-    ahead = max(min(-(-IMAGES_AHEAD * workers // rows), fitting, MOST_AHEAD), LEAST_AHEAD)
+    ahead = fitting_ahead(batches_ahead(rows, workers), rows * 3 * recipe.input_size**2)
     plan = Plan(unit_rows=(ROWS,), batch_size=recipe.batch_size // recipe.repeated_augmentation, lanes=recipe.lanes,
                 order=None)  # fmt: skip
     # Kept on this machine, a row group that several readers need is fetched once, and then in the system's memory.

@@ -10,6 +10,21 @@ from seresnet_hub.data.split import Split
 
 # What workers prepare ahead of the batch in use: at least so many batches, and so many images of each worker.
 LEAST_AHEAD, MOST_AHEAD, IMAGES_AHEAD = 2, 32, 32
+# Bytes of the batches that are prepared ahead, where these are more than the least.
+MOST_BYTES_AHEAD = 64 * 2**20
+
+
+def batches_ahead(rows: int, readers: int) -> int:
+    """Return how many batches to prepare ahead, whose `rows` so many readers divide: more where each has few of them.
+
+    Otherwise each batch waits for the images that take longest, while most workers have nothing to do.
+    """
+    return min(max(-(-IMAGES_AHEAD * readers // max(rows, 1)), LEAST_AHEAD), MOST_AHEAD)
+
+
+def fitting_ahead(batches: int, batch_bytes: int) -> int:
+    """Return how many of the batches to prepare ahead, of so many bytes each, have room in memory."""
+    return min(batches, max(MOST_BYTES_AHEAD // max(batch_bytes, 1), LEAST_AHEAD))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +59,8 @@ class LoaderSpec:
 
     @property
     def ahead(self) -> int:
-        """The batches to prepare ahead, more of them where a worker's part of each is small.
-
-        Otherwise each batch waits for the images that take longest, while most workers have nothing to do.
-        """
-        batches = -(-IMAGES_AHEAD * self.readers // max(self.rows(0), 1))
-        return min(max(batches, LEAST_AHEAD), MOST_AHEAD)
+        """The batches to prepare ahead (see `batches_ahead`)."""
+        return batches_ahead(self.rows(0), self.readers)
 
     def of_epoch(self, epoch: int) -> LoaderSpec:
         """Return what is asked for in another epoch; without an order all epochs are the same."""

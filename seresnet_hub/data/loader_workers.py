@@ -18,15 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
-from seresnet_hub.data.loader_spec import LEAST_AHEAD, LoaderSpec
+from seresnet_hub.data.loader_spec import LoaderSpec, fitting_ahead
 from seresnet_hub.data.shared_batches import SharedBatches
 from seresnet_hub.data.units import require_unchanged_files
 from seresnet_hub.data.worker import PassKey, Request, RowDecoder, WorkerRows
 from seresnet_hub.data.worker_pool import WorkerPool
 from seresnet_hub.errors import InputError
 
-# Bytes of the batches that are prepared ahead, where these are more than the least.
-MOST_BYTES_AHEAD = 64 * 2**20
 # Seconds that the first batch of an announced pass waits for the look at its shards, and new workers for all looks.
 LOOK_PATIENCE, LONGEST_LOOK = 1.0, 60.0
 
@@ -175,8 +173,7 @@ class LoaderWorkers:
         ahead = None
         if with_workers:
             shape = max((spec.shape for spec in with_workers), key=_product)
-            fitting = max(MOST_BYTES_AHEAD // max(_product(shape), 1), LEAST_AHEAD)
-            ahead = min(max(spec.ahead for spec in with_workers), fitting)
+            ahead = fitting_ahead(max(spec.ahead for spec in with_workers), _product(shape))
             self._shared = SharedBatches(ahead + 2, shape)
             wait(self._looks, LONGEST_LOOK)  # a fork copies the locks that their threads hold, and nobody frees them
         loader_of = partial(

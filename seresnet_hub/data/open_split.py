@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import constants
-from huggingface_hub.file_download import repo_folder_name
 
 from seresnet_hub.data.class_folders import ClassFolders, class_folders, has_no_classes
 from seresnet_hub.data.folder_index import ENDINGS, index_of
@@ -25,6 +23,7 @@ from seresnet_hub.data.image_folders import left_out_of, refuse_unreadable, trou
 from seresnet_hub.data.parquet_shards import ParquetShards
 from seresnet_hub.data.read_retries import OPENING_ATTEMPTS, reading, retrying
 from seresnet_hub.data.row_files import RowFiles, folder_of
+from seresnet_hub.data.shard_cache import folder_in_hub_cache
 from seresnet_hub.data.shards import (
     READ_AHEAD,
     Shard,
@@ -141,7 +140,7 @@ def _offline(source: str) -> str:
     """Say how to read a data set of the Hub without asking the Hub: from its folder in the Hub's cache."""
     text = f"cannot open data set {source!r}: HF_HUB_OFFLINE=1 is set, and {source} is no folder here"
     with suppress(OSError, ValueError):  # no name of a repository, or none of it is there
-        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=source, repo_type="dataset"))
+        folder = folder_in_hub_cache(source)
         commit = (folder / "refs" / "main").read_text().strip()
         if (folder / "snapshots" / commit).is_dir():
             return (

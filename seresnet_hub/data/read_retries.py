@@ -61,10 +61,10 @@ def reading(
 def _may_pass(error: BaseException) -> bool:
     """Return whether an error may be a fault of the network: not a refusal, and nothing wrong with the data set."""
     chain = list(causes_of(error))
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status, *earlier = [getattr(getattr(one, "response", None), "status_code", None) for one in chain]
     if status == TOO_MANY or (status or 0) >= 500:
         return True  # whatever came before: `datasets` asks for files that may be missing, and goes on after a 404
-    statuses = {getattr(getattr(one, "response", None), "status_code", None) for one in chain}
+    statuses = {status, *earlier}
     statuses |= {one.code for one in chain if isinstance(one, HTTPError)}
     if statuses & HOPELESS_STATUS or any(isinstance(one, HOPELESS) for one in chain):
         return False

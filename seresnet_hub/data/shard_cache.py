@@ -33,8 +33,9 @@ from seresnet_hub.files.locks import one_at_a_time
 from seresnet_hub.hub.client import hash_like
 from seresnet_hub.hub.messages import say
 from seresnet_hub.hub.range_requests import HUB_FILE, fetch_range
+from seresnet_hub.hub.revisions import is_hash
 
-COMMIT, CONTENT_HASH = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 # With cache_gb=none, what stays free of the disk: this share of it, and these bytes.
 FREE_SHARE, FREE_BYTES = 0.1, 10e9
 LEAST_FREE = 1e9  # with a number, too: other programs need the disk as well
@@ -303,17 +304,22 @@ class ShardCache:
         _point(place)
 
 
+def folder_in_hub_cache(repo: str) -> Path:
+    """Return where the Hub's client keeps a data set. Errors: `ValueError` of the client where it is no name of one."""
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="dataset"))
+
+
 def _on_the_hub(file: str, shard: Shard) -> _Place | None:
     """Return the place of a file of a data set's commit in the Hub's cache, None of any other file.
 
     Its layout is documented: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
     """
     found = HUB_FILE.fullmatch(file)
-    if found is None or not COMMIT.fullmatch(found["revision"]) or not CONTENT_HASH.fullmatch(shard.etag):
+    if found is None or not COMMIT.fullmatch(found["revision"]) or not is_hash(shard.etag):
         return None
     if {"", ".", ".."} & {*found["path"].split("/")}:
         return None
-    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=found["repo"], repo_type="dataset"))
+    folder = folder_in_hub_cache(found["repo"])
     whole = folder / "blobs" / shard.etag
     partial_file = PartialFile(whole.with_name(f"{shard.etag}.seresnet-hub.incomplete"), shard.etag)
     return _Place(partial_file, whole, folder / "snapshots" / found["revision"] / found["path"], folder)

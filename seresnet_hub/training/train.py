@@ -253,9 +253,10 @@ def _plan_of_an_epoch(recipe: Recipe, split: Split, world_size: int) -> Plan:
 
 def _fetched_again(recipe: Recipe, split: Split, plan: Plan, world_size: int) -> str | None:
     """Say so where loader workers that share lanes fetch the same units, and nothing is kept on the disk."""
+    if not split.streamed or (split.parquet is not None and split.parquet.cache.keeps_all):
+        return None
     readings = plan.readings(world_size, max(recipe.workers, 1))
-    is_kept = split.parquet is not None and split.parquet.cache.keeps_all
-    if not split.streamed or is_kept or readings < 1.25:
+    if readings < 1.25:
         return None
     return (
         f"each part of {split.source} is fetched {readings:.1f} times an epoch, as {world_size} x {recipe.workers} "
