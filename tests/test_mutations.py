@@ -31,14 +31,29 @@ def outcome(act: Callable[[], Any]) -> tuple[Any, InputError | None]:
         return None, error
 
 
+@pytest.fixture(scope="module")
+def whole_files() -> tuple[bytes, bytes]:
+    """One checkpoint in both of PyTorch's formats.
+
+    Written once: the older format names tensors by their address, so its length differs from one writing to the
+    next, and Hypothesis must find the same length each time it runs an example again.
+    """
+    files = []
+    for zipped in (False, True):
+        buffer = io.BytesIO()
+        state = {"state_dict": {"w": torch.ones(3), "b": torch.zeros(2)}, "epoch": 1}
+        torch.save(state, buffer, _use_new_zipfile_serialization=zipped)
+        files.append(buffer.getvalue())
+    return files[0], files[1]
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damaged_bytes_are_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+def test_damaged_bytes_are_read_or_refused(
+    tmp_path: Path, whole_files: tuple[bytes, bytes], data: st.DataObject
+) -> None:
     """Protects from crashes: any bytes end in tensors or in InputError."""
-    buffer = io.BytesIO()
-    torch.save({"state_dict": {"w": torch.ones(3), "b": torch.zeros(2)}, "epoch": 1}, buffer,
-               _use_new_zipfile_serialization=data.draw(st.booleans()))  # fmt: skip
-    content = bytearray(buffer.getvalue())
+    content = bytearray(data.draw(st.sampled_from(whole_files)))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path / "a.pth"
