@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from seresnet_hub.data.loader import loader
     from seresnet_hub.data.open_split import open_split
     from seresnet_hub.errors import InputError
-    from seresnet_hub.inference.evaluate import evaluate
+    from seresnet_hub.evaluation.evaluate import evaluate
     from seresnet_hub.inference.predict import extract_features, predict
     from seresnet_hub.mmpretrain_api import get_model, inference_model
     from seresnet_hub.models import blocks
@@ -29,7 +29,7 @@ _MODULES = {
     "InputError": "seresnet_hub.errors",
     "Recipe": "seresnet_hub.recipes.recipe",
     "convert": "seresnet_hub.conversion.convert",
-    "evaluate": "seresnet_hub.inference.evaluate",
+    "evaluate": "seresnet_hub.evaluation.evaluate",
     "extract_features": "seresnet_hub.inference.predict",
     "fuse": "seresnet_hub.models.fusion",
     "get_model": "seresnet_hub.mmpretrain_api",

@@ -30,9 +30,9 @@ from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.split import Split
 from seresnet_hub.environment import loader_workers
 from seresnet_hub.errors import InputError
+from seresnet_hub.evaluation.evaluate import Accuracy, evaluate, in_model_order, with_real_labels
+from seresnet_hub.evaluation.report import require_report, worst_classes, write_report
 from seresnet_hub.files.locks import only_writer
-from seresnet_hub.inference.evaluate import Accuracy, evaluate, in_model_order, with_real_labels
-from seresnet_hub.inference.report import require_report, worst_classes, write_report
 from seresnet_hub.models.compiling import compile_for_inference
 
 ROWS = [[20, 9], [1], [17]]  # 47 images
@@ -93,7 +93,7 @@ def test_the_speed_is_that_after_the_first_two_batches(
 ) -> None:
     """A clock that the model moves: a thousand seconds at its first batch, one at each other. 47 images."""
     now = [0.0]
-    monkeypatch.setattr("seresnet_hub.inference.evaluate.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("seresnet_hub.evaluation.evaluate.time.perf_counter", lambda: now[0])
 
     def called(*_: object) -> None:
         now[0] += 1.0 if now[0] else 1000.0
@@ -470,7 +470,7 @@ def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypa
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("seresnet_hub.inference.report.draw_confusion", fail)
+    monkeypatch.setattr("seresnet_hub.evaluation.report.draw_confusion", fail)
     with pytest.raises(InputError, match="cannot write .*report.*: No space left on device"):
         write_report(tmp_path / "report", np.eye(3, dtype=int))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

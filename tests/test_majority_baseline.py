@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from seresnet_hub.data.held_out import open_splits
 from seresnet_hub.data.open_split import open_split
-from seresnet_hub.inference.majority_baseline import Chance, binomial_tail, chance_of
+from seresnet_hub.evaluation.majority_baseline import Chance, binomial_tail, chance_of
 from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.training import train as training
 

@@ -23,7 +23,7 @@ from warm_python import run_python
 import seresnet_hub
 from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.plan import Plan
-from seresnet_hub.inference.evaluate import evaluate
+from seresnet_hub.evaluation.evaluate import evaluate
 from seresnet_hub.models.load import load
 from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.training import checkpoint

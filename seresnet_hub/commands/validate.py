@@ -46,8 +46,8 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.data.class_names import class_names
     from seresnet_hub.data.held_out import allowed_damage, split_for
     from seresnet_hub.environment import loader_workers
-    from seresnet_hub.inference.evaluate import evaluate, in_model_order, with_real_labels
-    from seresnet_hub.inference.report import require_report, worst_classes, write_report
+    from seresnet_hub.evaluation.evaluate import evaluate, in_model_order, with_real_labels
+    from seresnet_hub.evaluation.report import require_report, worst_classes, write_report
     from seresnet_hub.models.load import load
     from seresnet_hub.models.trial_forward import check_runs
 

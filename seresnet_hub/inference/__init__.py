@@ -1,1 +1,1 @@
-"""What a model says of pictures, and how often it is right."""
+"""What a model says of pictures, and the features it makes of them."""

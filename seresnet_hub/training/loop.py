@@ -20,7 +20,7 @@ from seresnet_hub.data.loader_workers import LoaderWorkers, Pass
 from seresnet_hub.data.repeated_augmentation import dealt
 from seresnet_hub.data.split import Split
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference.evaluate import Accuracy, Evaluation, evaluation_of, measure
+from seresnet_hub.evaluation.evaluate import Accuracy, Evaluation, evaluation_of, measure
 from seresnet_hub.recipes.recipe import Recipe
 from seresnet_hub.training.checkpoint import list_checkpoints, save_checkpoint
 from seresnet_hub.training.learner import Learner

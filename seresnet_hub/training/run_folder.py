@@ -20,11 +20,11 @@ from seresnet_hub.data.held_out import RECORD_KEY, record_of
 from seresnet_hub.data.open_split import EMBEDDED
 from seresnet_hub.data.split import Split
 from seresnet_hub.environment import code_commit, hardware, package_version, versions
+from seresnet_hub.evaluation.evaluate import Accuracy
+from seresnet_hub.evaluation.majority_baseline import Chance
 from seresnet_hub.files.atomic_writing import filling, replacing
 from seresnet_hub.files.locks import require_held
 from seresnet_hub.files.model_folder import CURVES_NAME, FACTS_KEY, SUMMARY_NAME, timm_config, write_model
-from seresnet_hub.inference.evaluate import Accuracy
-from seresnet_hub.inference.majority_baseline import Chance
 from seresnet_hub.models.cost import sizes_of
 from seresnet_hub.models.create import list_models
 from seresnet_hub.models.load import Origin

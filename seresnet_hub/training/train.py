@@ -22,8 +22,8 @@ from seresnet_hub.data.plan import Plan
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.units import require_same_shards
 from seresnet_hub.errors import InputError, printable
+from seresnet_hub.evaluation.majority_baseline import chance_of
 from seresnet_hub.files.locks import STATES_FOLDER
-from seresnet_hub.inference.majority_baseline import chance_of
 from seresnet_hub.models.load import origin_of
 from seresnet_hub.models.names import architecture_of
 from seresnet_hub.recipes.inductor import options_of

@@ -24,7 +24,7 @@ from seresnet_hub.data.split import RightClasses, Split, in_class_order
 from seresnet_hub.data.transforms import model_transform
 from seresnet_hub.environment import loader_workers
 from seresnet_hub.errors import InputError, printable
-from seresnet_hub.inference.counts import Counts
+from seresnet_hub.evaluation.counts import Counts
 from seresnet_hub.models.create import eval_mode
 from seresnet_hub.recipes.field_types import LEAST_CROP_PCT, LONGEST_SIDE
 from seresnet_hub.torch_settings import float32_arithmetic
