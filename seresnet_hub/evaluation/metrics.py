@@ -41,7 +41,7 @@ def metrics_of(records: ImageRecords) -> dict[str, float | None]:
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", UserWarning
-        )  # of classes without images, of which the docstring says what they count
+        )  # of classes without images
         for average in ("macro", "weighted"):
             precision, recall, f1, _ = precision_recall_fscore_support(
                 labels, predicted, average=average, zero_division=0
