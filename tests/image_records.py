@@ -16,7 +16,7 @@ def records_of(logits: np.ndarray, labels: np.ndarray) -> ImageRecords:
     losses = -np.take_along_axis(logarithms, labels[:, None], axis=1)[:, 0].astype(np.float32)
     return ImageRecords(
         rows=np.arange(len(labels)), labels=labels.astype(np.int64), classes=classes, scores=scores, losses=losses,
-        logits=logits.astype(np.float32),
+        logits=logits.astype(np.float32), logit_rows=np.arange(len(labels)),
     )  # fmt: skip
 
 

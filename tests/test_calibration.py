@@ -76,16 +76,26 @@ def test_a_known_temperature_is_found_again() -> None:
     assert found.ece_at_temperature < 0.015
 
 
+def test_of_a_part_of_the_logits() -> None:
+    """The error is that of all images, and the temperature that of those whose logits were kept."""
+    records = made_up(300, 5)
+    every_third = np.arange(0, 300, 3)
+    found = calibration_of(replace(records, logits=records.logits[every_third], logit_rows=every_third))
+    assert found.ece == calibration_of(records).ece
+    assert found.temperature == best_temperature(records.logits[every_third], records.labels[every_third])
+    assert found.temperature != best_temperature(records.logits, records.labels)
+
+
 def test_scores_at_a_temperature() -> None:
     logits = np.random.default_rng(0).normal(size=(9000, 4)).astype(np.float32)
     np.testing.assert_allclose(best_scores(logits, 1.7), softmax(logits.astype(float) / 1.7, axis=1).max(axis=1))
 
 
 def test_there_may_be_no_best_temperature() -> None:
-    """Where all images are right, or all wrong, there is always a better one; without logits it is not known."""
+    """Where all images are right, or all wrong, there is always a better one."""
     labels = np.arange(10) % 3
     right, wrong = records_of(5 * np.eye(3)[labels], labels), records_of(5 * np.eye(3)[(labels + 1) % 3], labels)
-    for records in (right, wrong, replace(made_up(50, 4), logits=None)):
+    for records in (right, wrong):
         found = calibration_of(records)
         assert (found.temperature, found.ece_at_temperature) == (None, None)
     assert best_temperature(np.zeros((3, 1), np.float32), np.zeros(3, int)) is None

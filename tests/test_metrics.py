@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,6 +81,11 @@ def test_of_one_class_and_of_one_image() -> None:
     assert (alone["f1_macro"], alone["balanced_accuracy"], alone["ece"], alone["temperature"]) == (1, 1, 0, None)
     wrong = answers(np.array([1]), np.array([0]), 2)
     assert (wrong["f1_macro"], wrong["balanced_accuracy"], wrong["recall_weighted"]) == (0, 0, 0)
+
+
+def test_there_are_none_without_labels() -> None:
+    records = made_up(10, 3)
+    assert metrics_of(replace(records, labels=np.full(10, -1))) == {}
 
 
 def test_of_each_class() -> None:

@@ -43,7 +43,7 @@ class Calibration(NamedTuple):
 
     `ece` and `bins` are of all images. `temperature` divides the logits so that the mean cross entropy of the images
     whose logits were kept is least; `ece_at_temperature` is that of these very images, so that other images may be
-    further from it. Both are `None` where no logits were kept or no temperature is best.
+    further from it. Both are `None` where no temperature is best.
     """
 
     ece: float
@@ -55,9 +55,9 @@ class Calibration(NamedTuple):
 def calibration_of(records: ImageRecords) -> Calibration:
     """Return the calibration of the best predictions (arXiv 1706.04599)."""
     bins = bins_of(records.scores[:, 0], records.classes[:, 0] == records.labels)
-    logits, labels = records.logits, records.labels
-    temperature = best_temperature(logits, labels) if logits is not None else None
-    if logits is None or temperature is None:
+    logits, labels = records.logits, records.labels[records.logit_rows]
+    temperature = best_temperature(logits, labels)
+    if temperature is None:
         return Calibration(bins.ece, bins, None, None)
     softened = bins_of(best_scores(logits, temperature), logits.argmax(axis=1) == labels)
     return Calibration(bins.ece, bins, temperature, softened.ece)
