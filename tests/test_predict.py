@@ -132,8 +132,22 @@ def test_what_cannot_be_done_is_said(model: nn.Module, photo: Image.Image) -> No
 def test_the_public_names_are_these() -> None:
     assert seresnet_hub.predict is predict
     assert seresnet_hub.extract_features is extract_features
-    assert list(inspect.signature(predict).parameters) == ["model", "images", "topk", "unreadable"]
-    assert list(inspect.signature(extract_features).parameters) == ["model", "images", "stage"]
+    assert list(inspect.signature(predict).parameters) == [
+        "model",
+        "images",
+        "topk",
+        "batch_size",
+        "workers",
+        "unreadable",
+    ]
+    assert list(inspect.signature(extract_features).parameters) == [
+        "model",
+        "images",
+        "stage",
+        "batch_size",
+        "workers",
+        "pooled",
+    ]
 
 
 def test_a_model_may_be_given_by_its_name(photo: Image.Image) -> None:
