@@ -14,9 +14,9 @@ from conftest import encode
 from PIL import Image
 
 import seresnet_hub
+from seresnet_hub.data import download_image as module
 from seresnet_hub.data import read_retries as retry
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference import download_image as module
 from seresnet_hub.inference.predict import extract_features, predict
 
 

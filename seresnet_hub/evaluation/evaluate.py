@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +27,7 @@ from seresnet_hub.errors import InputError, printable
 from seresnet_hub.evaluation.counts import Counts
 from seresnet_hub.models.create import eval_mode
 from seresnet_hub.recipes.field_types import LEAST_CROP_PCT, LONGEST_SIDE
-from seresnet_hub.torch_settings import float32_arithmetic
-
-Precision = Literal["no", "bf16", "fp16"]
-# The types in which autocast computes, by the precision that is asked for.
-AUTOCAST: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from seresnet_hub.torch_settings import AUTOCAST, Precision, float32_arithmetic
 
 # Batches that say nothing of the speed: workers start, and a compiled model compiles and records its CUDA graph.
 FIRST_BATCHES = 2
