@@ -133,7 +133,8 @@ class RowDecoder(Dataset[WorkerRows | InputError | None]):
             images = torch.empty((count, *spec.size, 3), dtype=torch.uint8)
         done = WorkerRows(
             request.slot, images.numpy() if request.slot is None else None,
-            np.zeros(count, np.int64), np.zeros(count, bool), np.zeros(count, bool), np.full(count, -1, np.int64), [], {},
+            np.zeros(count, np.int64), np.zeros(count, bool), np.zeros(count, bool), np.full(count, -1, np.int64),
+            [], {},
         )  # fmt: skip
         for place, row in rows:
             copies = slice((place - low) * repeats, (place - low + 1) * repeats)
