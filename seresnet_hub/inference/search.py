@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from seresnet_hub.data.picture_list import ImageInput
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import model_transform
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.embedding_index import EmbeddingIndex, open_index
-from seresnet_hub.inference.image_inputs import ImageInput, listed
+from seresnet_hub.inference.image_inputs import listed
 from seresnet_hub.inference.model_identity import tensors_sha256
 from seresnet_hub.inference.nearest_rows import Nearest, nearest, with_progress
 from seresnet_hub.inference.run_batches import BATCH_SIZE, run_batches
@@ -100,8 +101,8 @@ def require_same_model(index: EmbeddingIndex, model: nn.Module, name: object = "
     recorded = index.facts.get("tensors_sha256")
     if recorded is not None and (own := tensors_sha256(model)) != recorded:
         raise InputError(
-            f"{index.path} was made by other weights than those of {shown} (sha256 of the tensors {recorded[:12]}…, not "
-            f"{own[:12]}…): name the model that made it (--model), or make the index anew"
+            f"{index.path} was made by other weights than those of {shown} (sha256 of the tensors "
+            f"{recorded[:12]}…, not {own[:12]}…): name the model that made it (--model), or make the index anew"
         )
     config = model_transform(model)[1]
     for key in PREPARATION:

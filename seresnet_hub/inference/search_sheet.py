@@ -1,4 +1,4 @@
-"""Show on a contact sheet what a search found: each query at the left of its row, and its neighbours with their classes."""
+"""Show what a search found as a contact sheet: rows of a query and its neighbours, with their classes."""
 
 from __future__ import annotations
 
