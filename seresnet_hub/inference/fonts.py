@@ -22,7 +22,7 @@ def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
 
 @cache
 def _loaded(path: Path, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size)
+    return ImageFont.truetype(str(path), size)
 
 
 @cache
