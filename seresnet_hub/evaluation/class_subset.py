@@ -33,9 +33,10 @@ class ClassSubset:
 def subset_for(split: Split, model: nn.Module, classes: Sequence[int]) -> ClassSubset:
     """Return the subset of the model's `classes` that a split is measured on.
 
-    Where the split names as many classes, its class k is `classes[k]`. Otherwise its labels are the model's own class
-    numbers, and images of other classes are seen, but not counted. Errors: `InputError` where these are no classes of
-    the model's, or less than two.
+    The names of the split's classes decide which are meant where they are the model's. Otherwise, where the split has
+    as many classes, its class k is `classes[k]`, as with timm's `--valid-labels`, and where it names none or as many as
+    the model, its labels are the model's own numbers. Images of other classes are seen, but not counted. Errors:
+    `InputError` where these are no classes of the model's, less than two, or it is not known what the split's are.
     """
     num_classes: int = model.num_classes  # type: ignore[assignment]
     wrong = [number for number in classes if not 0 <= number < num_classes]
@@ -48,35 +49,29 @@ def subset_for(split: Split, model: nn.Module, classes: Sequence[int]) -> ClassS
         raise InputError(f"{len(classes)} class to tell apart: there must be two or more")
     if split.right_classes is not None:
         raise InputError(f"images of {split.source} have several right classes, which are not divided by a subset")
-    if split.class_names and len(split.class_names) == len(classes) != num_classes:
-        return ClassSubset(tuple(classes), None)
     position = {number: k for k, number in enumerate(classes)}
-    return ClassSubset(tuple(classes), tuple(position.get(number, -1) for number in range(num_classes)))
+    names = split.class_names or ()
+    own = classes_called(names, model) if names else None
+    if own is None and len(names) == len(classes) != num_classes:
+        return ClassSubset(tuple(classes), None)
+    if own is None and len(names) not in (0, num_classes):
+        raise InputError(
+            f"{split.source} has {len(names)} classes, whose names are not the model's: name {len(names)} of the "
+            f"model's {num_classes} classes in the same order, not {len(classes)}"
+        )
+    labels = range(num_classes) if own is None else own
+    return ClassSubset(tuple(classes), tuple(position.get(number, -1) for number in labels))
 
 
 def classes_for(split: Split, model: nn.Module, file: Path | None = None) -> tuple[int, ...] | None:
     """Return the model's classes to measure it on: those that `file` lists, or that a split with fewer has by name.
 
-    `None` means all of them. Where the split has as many classes as the file, its names decide which is which, or where
-    they are not the model's, their order, as with timm's `--valid-labels`. Errors: `InputError` where the file cannot
-    be read, or names classes that the model or the split has not.
+    `None` means all of them. Errors: `InputError` as for `read_classes`.
     """
-    names, num_classes = split.class_names or (), getattr(model, "num_classes", 0)
-    by_name = classes_called(names, model) if 1 < len(names) < num_classes else None
-    if file is None:
-        return by_name
-    listed = read_classes(file, model)
-    if by_name is None or len(listed) != len(by_name):
-        if names and len(names) not in (len(listed), num_classes):
-            raise InputError(
-                f"{file} lists {len(listed)} classes, and {split.source} has {len(names)}, the model {num_classes}: "
-                "list those of the data set"
-            )
-        return listed
-    if strangers := set(by_name) - set(listed):
-        name = names[by_name.index(min(strangers))]
-        raise InputError(f"class {name!r} of {split.source} is not among those that {file} lists")
-    return by_name
+    if file is not None:
+        return read_classes(file, model)
+    names = split.class_names or ()
+    return classes_called(names, model) if 1 < len(names) < getattr(model, "num_classes", 0) else None
 
 
 def read_classes(file: Path, model: nn.Module) -> tuple[int, ...]:

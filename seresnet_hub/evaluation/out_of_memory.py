@@ -24,7 +24,11 @@ def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error says that a device or the machine has no memory left."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(sign.lower() in str(error).lower() for sign in SIGNS)
+    return (
+        not isinstance(error, InputError)
+        and isinstance(error, RuntimeError)
+        and any(sign.lower() in str(error).lower() for sign in SIGNS)
+    )
 
 
 def with_smaller_batches(
