@@ -52,7 +52,9 @@ def contact_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
 def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, x: int, y: int) -> None:
     if tile.picture is None:
         draw.rectangle([x, y, x + SIDE - 1, y + SIDE - 1], fill=BOX)
-        lines = textwrap.wrap(printable(tile.name), width=SIDE // (TEXT_SIZE - 5), break_on_hyphens=False) or ["no picture"]
+        lines = textwrap.wrap(printable(tile.name), width=SIDE // (TEXT_SIZE - 5), break_on_hyphens=False) or [
+            "no picture"
+        ]
         if len(lines) > MOST_LINES:
             lines = [*lines[: MOST_LINES - 2], "…", lines[-1]]
         top = y + (SIDE - len(lines) * LINE) // 2

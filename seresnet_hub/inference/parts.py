@@ -102,7 +102,9 @@ class Parts:
                             at = end
                         row = end
             except (OSError, pa.ArrowException) as error:
-                raise InputError(f"{path} cannot be read ({error}): remove it, and run the same command again") from error
+                raise InputError(
+                    f"{path} cannot be read ({error}): remove it, and run the same command again"
+                ) from error
 
     def _path(self, rows: Rows) -> Path:
         return self.folder / f"rows-{rows.first:012d}-{rows.stop:012d}.arrow"

@@ -68,7 +68,9 @@ class PredictionTable:
     def _score_columns(self, logits: torch.Tensor, failed: np.ndarray) -> dict[str, pa.Array]:
         probabilities = logits.softmax(dim=-1)
         best, classes = probabilities.topk(self.topk)
-        names = pa.array([_as_text(name) for name in self.class_names or map(str, range(self.num_classes))], pa.string())
+        names = pa.array(
+            [_as_text(name) for name in self.class_names or map(str, range(self.num_classes))], pa.string()
+        )
         columns: dict[str, pa.Array] = {}
         for k in range(self.topk):
             numbers = pa.array(classes[:, k].numpy().astype(np.int32), mask=failed)
@@ -118,4 +120,3 @@ def _lists(values: torch.Tensor, failed: np.ndarray) -> pa.FixedSizeListArray:
         raise InputError("the model's features are not finite numbers: its weights are damaged or were never trained")
     flat = pa.array(values.float().contiguous().numpy().reshape(-1), pa.float32())
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(failed))
-

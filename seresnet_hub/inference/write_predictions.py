@@ -113,7 +113,9 @@ def write_predictions(
     num_classes: int = getattr(model, "num_classes", 0)
     stages = [None if stage is None else checked_stage(model, stage) for stage in features]
     _require_options(num_classes, scores, stages, batch_size)
-    images = sources if isinstance(sources, Split) else open_sources(listed(sources), split=split, label_column=label_column)
+    images = (
+        sources if isinstance(sources, Split) else open_sources(listed(sources), split=split, label_column=label_column)
+    )
     _require_apart(output, images)
     table = table_for(model, images, topk=topk, scores=scores, labels_from_folder=labels_from_folder)
     metadata = {
@@ -130,7 +132,9 @@ def write_predictions(
         missing = together.from_main(lambda: _begin(parts, metadata, force=force, say=say, on_exit=on_exit))
         if missing is not None:
             if not parts.folder.is_dir():
-                raise InputError(f"{parts.folder}: process {together.rank} does not see it; use a folder that all share")
+                raise InputError(
+                    f"{parts.folder}: process {together.rank} does not see it; use a folder that all share"
+                )
             answers = partial(
                 run_batches, model, images, batch_size=batch_size, workers=workers, logits=bool(table.topk),
                 features=stages, precision=precision, decoder=decoder,
