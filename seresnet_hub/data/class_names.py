@@ -40,12 +40,8 @@ def class_order(names: Sequence[str], model: nn.Module, *, source: str) -> tuple
     """
     if len(names) != getattr(model, "num_classes", 0):
         return None  # evaluation refuses it
-    own, descriptions = _own_names(model)
-    known = [own, [descriptions.get(name, name) for name in own]] if own else []
-    subset = infer_imagenet_subset(model)
-    is_imagenet = subset is not None and (not own or own in _imagenet_names(subset))
-    if subset is not None and is_imagenet:
-        known += _imagenet_names(subset)
+    known, is_imagenet = _known_names(model)
+    own, _ = _own_names(model)
     if list(names) in known:
         return None
     for order in known:
@@ -71,6 +67,29 @@ def class_order(names: Sequence[str], model: nn.Module, *, source: str) -> tuple
     elif known:
         _require_mostly_same_numbers(names, known[-1], source)
     return None
+
+
+def classes_called(names: Sequence[str], model: nn.Module) -> tuple[int, ...] | None:
+    """Return the model's class of each name, `None` where the names are not all, each once, those of classes of it.
+
+    A class may be called as in the model's config, with ImageNet's also by WordNet id or by timm's words for it.
+    """
+    for order in _known_names(model)[0]:
+        number = dict(zip(order, range(len(order)), strict=True))
+        if len(number) == len(order) and set(names) <= number.keys() and len(set(names)) == len(names):
+            return tuple(number[name] for name in names)
+    return None
+
+
+def _known_names(model: nn.Module) -> tuple[list[list[str]], bool]:
+    """Return lists of what a model's classes may be called, in its order, and whether they are ImageNet's."""
+    own, descriptions = _own_names(model)
+    known = [own, [descriptions.get(name, name) for name in own]] if own else []
+    subset = infer_imagenet_subset(model)
+    is_imagenet = subset is not None and (not own or own in _imagenet_names(subset))
+    if subset is not None and is_imagenet:
+        known += _imagenet_names(subset)
+    return known, is_imagenet
 
 
 def _require_same_numbers(names: Sequence[str], own: Sequence[str], described: Sequence[str], source: str) -> None:
