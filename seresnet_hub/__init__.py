@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from seresnet_hub.errors import InputError
     from seresnet_hub.evaluation.evaluate import evaluate
     from seresnet_hub.inference.predict import extract_features, iterate_features, predict
+    from seresnet_hub.inference.write_predictions import write_predictions
     from seresnet_hub.mmpretrain_api import get_model, inference_model
     from seresnet_hub.models import blocks
     from seresnet_hub.models.create import list_models
@@ -45,6 +46,7 @@ _MODULES = {
     "split_for": "seresnet_hub.data.held_out",
     "train": "seresnet_hub.training.train",
     "verify": "seresnet_hub.publishing.verify",
+    "write_predictions": "seresnet_hub.inference.write_predictions",
 }
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "split_for",
     "train",
     "verify",
+    "write_predictions",
 ]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import WriteSplit
 
-from seresnet_hub.training.lost_processes import WATCHER
+from seresnet_hub.training.lost_processes import RESUME, WATCHER
 
 # One of several processes, watched although its backend would raise by itself. Each argument is what one of them does.
 PROCESS = """
@@ -107,7 +107,7 @@ def watchers() -> Iterator[list[subprocess.Popen[bytes]]]:
             started.append(subprocess.Popen([sys.executable, str(WATCHER)], bufsize=0, pass_fds=passed, **pipes))
             settings = {
                 "rank": rank, "world_size": 3, "parent": os.getpid(), "token": "secret", "address": "127.0.0.1",
-                "port": listener.getsockname()[1], "listener": passed[0] if passed else None,
+                "port": listener.getsockname()[1], "listener": passed[0] if passed else None, "way_out": RESUME,
             }  # fmt: skip
             tell(started[-1], json.dumps(settings))
     assert [watcher.stdout.read(1) for watcher in started if watcher.stdout] == [b"."] * 3
@@ -161,7 +161,7 @@ def test_the_watchers_end_those_that_are_left(tmp_path: Path) -> None:
             passed = [] if rank else [listener.fileno()]
             settings = {
                 "rank": rank, "world_size": 3, "token": "secret", "address": "127.0.0.1",
-                "port": listener.getsockname()[1], "listener": passed[0] if passed else None,
+                "port": listener.getsockname()[1], "listener": passed[0] if passed else None, "way_out": RESUME,
             }  # fmt: skip
             command = [sys.executable, "-c", PARENT, json.dumps(settings), kind, str(WATCHER)]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

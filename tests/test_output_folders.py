@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from seresnet_hub.errors import InputError
+from seresnet_hub.evaluation import report
 from seresnet_hub.files.locks import LOCK_NAME, only_writer
-from seresnet_hub.inference import report
 from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.training import checkpoint
 from seresnet_hub.training import start_or_resume as starting

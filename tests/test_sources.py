@@ -52,6 +52,12 @@ def test_a_folder_is_its_pictures_in_the_order_of_their_paths() -> None:
     assert names(open_sources(["p/a/x.txt"])) == ["p/a/x.txt"]  # what is named itself is looked at
 
 
+def test_a_folder_without_pictures_is_an_error() -> None:
+    Path("empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: no images in this folder \(\.apng, "):
+        open_sources(["empty"])
+
+
 def test_links_that_lead_nowhere_are_rows_and_links_to_folders_are_not_followed() -> None:
     Path("p/broken.png").symlink_to("nowhere")
     Path("p/good.png").symlink_to("b.png")

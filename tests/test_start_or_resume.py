@@ -20,7 +20,7 @@ from seresnet_hub.recipes.recipe import Recipe, get_recipe
 from seresnet_hub.training import checkpoint, loop
 from seresnet_hub.training import start_or_resume as starting
 from seresnet_hub.training import train as training
-from seresnet_hub.training.processes import processes_started, require_launcher
+from seresnet_hub.training.launchers import processes_started, require_launcher
 from seresnet_hub.training.start_or_resume import begin
 
 SMALL = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0)

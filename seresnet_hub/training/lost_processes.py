@@ -20,18 +20,25 @@ from seresnet_hub.errors import EXIT_NOT_OK, InputError, LostProcessError
 
 # Backends that do not raise where a process is lost: NCCL's kernels wait, and the host waits for them.
 WATCHED = frozenset({"nccl"})
+# How training goes on after a process is lost.
+RESUME = "start all of them again with --resume"
 WATCHER = Path(__file__).with_name("process_watcher.py")
 
 
+def is_of_a_lost_process(error: Exception) -> bool:
+    """Return whether an error is what torch's backends raise where another process is gone."""
+    if isinstance(error, InputError):
+        return False
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+
+
 @contextmanager
-def lost_processes_named() -> Iterator[None]:
-    """Turn what torch's backends raise where another process is gone into a `LostProcessError`."""
+def lost_processes_named(way_out: str = RESUME) -> Iterator[None]:
+    """Turn what torch's backends raise where another process is gone into a `LostProcessError` that names a way out."""
     try:
         yield
-    except InputError:
-        raise
     except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
+        if not is_of_a_lost_process(error):
             raise
         if not distributed.is_initialized():
             raise LostProcessError(
@@ -39,13 +46,12 @@ def lost_processes_named() -> Iterator[None]:
                 "port, and on CPUs GLOO_SOCKET_IFNAME may have to name the network interface that leads there"
             ) from error
         raise LostProcessError(
-            f"another process is gone, and its own machine's output says why ({error}): "
-            "start all of them again with --resume"
+            f"another process is gone, and its own machine's output says why ({error}): {way_out}"
         ) from error
 
 
 @contextmanager
-def watched() -> Iterator[None]:
+def watched(way_out: str = RESUME) -> Iterator[None]:
     """End this process with one line and exit code 1 where another one is gone and torch's backend would not say so.
 
     Beside each process runs a small one (`process_watcher.py`) that is connected with that of process 0, at MASTER_ADDR
@@ -57,7 +63,7 @@ def watched() -> Iterator[None]:
     if alone or not any(backend in distributed.get_backend_config() for backend in WATCHED):
         yield
         return
-    watcher = _start()
+    watcher = _start(way_out)
     _obey(watcher.stdout)  # until they are connected, so that none is missed that is lost soon
     ears = threading.Thread(target=_obey, args=(watcher.stdout,), daemon=True)
     ears.start()
@@ -80,7 +86,7 @@ def watched() -> Iterator[None]:
         watcher.stdout.close()
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(way_out: str) -> subprocess.Popen[bytes]:
     rank = distributed.get_rank()
     listener = _listener() if rank == 0 else None
     shared: list[Any] = [(listener.getsockname()[1], secrets.token_hex(16)) if listener else None]
@@ -93,7 +99,7 @@ def _start() -> subprocess.Popen[bytes]:
     settings = {
         "rank": rank, "world_size": distributed.get_world_size(), "parent": os.getpid(), "token": token,
         "address": os.environ.get("MASTER_ADDR", "localhost"), "port": port,
-        "listener": listener.fileno() if listener else None,
+        "listener": listener.fileno() if listener else None, "way_out": way_out,
     }  # fmt: skip
     assert watcher.stdin is not None
     watcher.stdin.write(json.dumps(settings).encode() + b"\n")

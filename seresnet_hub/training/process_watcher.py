@@ -67,6 +67,7 @@ class Connection:
 class Watcher:
     def __init__(self, settings: dict[str, Any], words: str) -> None:
         self._rank, self._token, self._parent = settings["rank"], settings["token"], settings["parent"]
+        self._way_out = settings["way_out"]
         self._listener = None if settings["listener"] is None else socket.socket(fileno=settings["listener"])
         self._address, self._port, self._world_size = settings["address"], settings["port"], settings["world_size"]
         self._connecting_until = time.monotonic() + CONNECT
@@ -183,7 +184,7 @@ class Watcher:
         """Say that another process is gone, and end the own one: exit code 1 where its interpreter still runs."""
         self._print(
             f"error: another process is gone, and its own machine's output says why (process {self._gone}): "
-            "start all of them again with --resume"
+            f"{self._way_out}"
         )
         with suppress(OSError):
             os.write(1, b"!")

@@ -1,4 +1,4 @@
-"""The processes of a training run: how they are joined, and what they say to each other."""
+"""The processes of a run: how they are joined, and what they say to each other."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from seresnet_hub.environment import usable_cpus
 from seresnet_hub.errors import InputError, printable
+from seresnet_hub.training.launchers import processes_started
 from seresnet_hub.training.rendezvous import join_again
 
 # How long a process waits for the others before it takes them for lost.
@@ -69,7 +70,7 @@ class Processes:
         if self.count == 1 and "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:
             self.say(
                 "warning: the launcher was asked for more processes but started only this one; "
-                "on CPUs start them with: accelerate launch --multi_gpu --num_processes N -m seresnet_hub train"
+                "on CPUs start them with: accelerate launch --multi_gpu --num_processes N -m seresnet_hub COMMAND"
             )
 
     def from_main(self, ask: Callable[[], Answer]) -> Answer:
@@ -86,6 +87,13 @@ class Processes:
         answer: Answer = answers[0]
         return answer
 
+    def gathered(self, value: Answer) -> list[Answer]:
+        """Return what each process gave, in the order of their numbers; all have to call it."""
+        answers: list[Any] = [value] * self.count
+        if self.count > 1:
+            distributed.all_gather_object(answers, value)
+        return answers
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Let the main process go first, and let the others wait for it as long as it takes."""
@@ -94,6 +102,12 @@ class Processes:
             distributed.barrier(group)
         yield
         if group is not None and self.main:
+            distributed.barrier(group)
+
+    def wait_for_all(self) -> None:
+        """Wait until every process has come here, as long as it takes."""
+        if self.count > 1:
+            group: Any = distributed.new_group(timeout=WAIT_FOR_READING, backend="gloo")
             distributed.barrier(group)
 
     def any(self, flag: bool) -> bool:
@@ -120,25 +134,3 @@ class Processes:
         if self.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
             local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             torch.set_num_threads(max(1, usable_cpus() // local_processes))
-
-
-def require_launcher(environment: Mapping[str, str]) -> None:
-    """Raise `InputError` where `srun` started several processes that know nothing of each other.
-
-    Each would train the whole run, all in one folder. A launcher sets WORLD_SIZE; the script of a batch job is no step.
-    """
-    tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
-    if tasks.isdecimal() and int(tasks) > 1 and not {"WORLD_SIZE", "RANK"} & environment.keys():
-        raise InputError(
-            f"srun started {tasks} processes that are not joined: let it start one launcher on each node (srun "
-            "--ntasks-per-node=1 torchrun … -m seresnet_hub train …, as the repository's scripts/cluster/slurm.sh "
-            "does); where each task is a run of its own, with an --output of its own, set WORLD_SIZE=1"
-        )
-
-
-def processes_started(environment: Mapping[str, str]) -> int:
-    """Return how many processes a launcher or MPI says it started, 0 where none says anything."""
-    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        if environment.get(name, "").isdecimal():
-            return int(environment[name])
-    return 0

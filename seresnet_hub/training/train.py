@@ -31,10 +31,11 @@ from seresnet_hub.recipes.recipe import AUTO, Recipe
 from seresnet_hub.torch_settings import settings_of_run
 from seresnet_hub.training.finetuning import resolved, start_of
 from seresnet_hub.training.initial_model import initial_model
+from seresnet_hub.training.launchers import require_launcher
 from seresnet_hub.training.learner import Learner
 from seresnet_hub.training.loop import Loop
 from seresnet_hub.training.lost_processes import lost_processes_named, watched
-from seresnet_hub.training.processes import Processes, require_launcher
+from seresnet_hub.training.processes import Processes
 from seresnet_hub.training.profiling import Profile, require_profile
 from seresnet_hub.training.progress import Progress
 from seresnet_hub.training.run_folder import facts_of_run

@@ -1,0 +1,88 @@
+"""What an evaluation says of each image: its best classes, their scores and its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+# Of more values, the logits of an evenly spaced part of the images are kept: a quarter of a gigabyte.
+MOST_LOGITS = 2**26
+# The classes that are recorded of each image.
+TOP = 5
+
+
+@dataclass(frozen=True)
+class ImageRecords:
+    """Every image of a split that could be decoded, sorted by `rows`, their numbers within the split (int64).
+
+    `labels` (int64) are -1 and `losses` (float32, nats) NaN where an image has no label, or a list of them. `classes`
+    (int32) and `scores` (float32), `(images, k)`, are the best classes with their probabilities, best first. `logits`
+    (float32, `(logit_rows, classes)`) are those of the images at the positions `logit_rows` (int64): of all where they
+    have room in memory, else of an evenly spaced part.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+    losses: np.ndarray
+    logits: np.ndarray
+    logit_rows: np.ndarray
+
+    def labelled(self) -> ImageRecords:
+        """Return the records of the images that have one label."""
+        there = self.labels >= 0
+        if there.all():
+            return self
+        kept = there[self.logit_rows]
+        position = np.cumsum(there) - 1
+        return ImageRecords(
+            rows=self.rows[there], labels=self.labels[there], classes=self.classes[there], scores=self.scores[there],
+            losses=self.losses[there], logits=self.logits[kept], logit_rows=position[self.logit_rows[kept]],
+        )  # fmt: skip
+
+
+class Recorder:
+    """Collect `ImageRecords` batch by batch; `images` are those of the whole split, over all processes."""
+
+    def __init__(self, images: int, num_classes: int) -> None:
+        self._every = max(-(-images * num_classes // MOST_LOGITS), 1)
+        self._num_classes, self._parts = num_classes, list[tuple[np.ndarray, ...]]()
+
+    def add(self, logits: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor | None, mask: torch.Tensor) -> None:
+        """Record the rows of a batch where `mask` is true: `labels` are -1 where there is none, `None` for no row."""
+        logits = logits.float()
+        best = logits.softmax(1).topk(min(TOP, self._num_classes), dim=1)
+        if labels is None:
+            labels = torch.full_like(rows, -1)
+        losses = F.cross_entropy(logits, labels.clamp(min=0), reduction="none").where(labels >= 0, torch.nan)
+        values = (rows, labels, best.indices.int(), best.values, losses, logits)
+        there, *arrays = (value.cpu().numpy() for value in (mask, *values))
+        kept = there & (arrays[0] % self._every == 0)
+        self._parts.append((*(values[there] for values in arrays[:-1]), arrays[-1][kept]))
+
+    def part(self) -> tuple[np.ndarray, ...]:
+        """Return what this process has recorded, for `joined`."""
+        if not self._parts:
+            best = min(TOP, self._num_classes)
+            shapes = ((0,), (0,), (0, best), (0, best), (0,), (0, self._num_classes))
+            types = (np.int64, np.int64, np.int32, *[np.float32] * 3)
+            return tuple(np.empty(shape, kind) for shape, kind in zip(shapes, types, strict=True))
+        parts, self._parts = self._parts, []
+        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+    def joined(self, parts: Sequence[tuple[np.ndarray, ...]]) -> ImageRecords:
+        """Return the records of all processes from the part of each."""
+        rows, labels, classes, scores, losses, logits = (
+            np.concatenate(arrays) for arrays in zip(*parts, strict=True)
+        )  # fmt: skip
+        kept = rows % self._every == 0
+        by_row, logits_by_row = np.argsort(rows), np.argsort(rows[kept])
+        return ImageRecords(
+            rows=rows[by_row], labels=labels[by_row], classes=classes[by_row], scores=scores[by_row],
+            losses=losses[by_row], logits=logits[logits_by_row], logit_rows=np.flatnonzero(kept[by_row]),
+        )  # fmt: skip
