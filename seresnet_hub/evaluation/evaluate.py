@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,11 +36,7 @@ from seresnet_hub.evaluation.test_time_augmentation import (
 )
 from seresnet_hub.models.create import eval_mode
 from seresnet_hub.recipes.field_types import LEAST_CROP_PCT, LONGEST_SIDE
-from seresnet_hub.torch_settings import float32_arithmetic
-
-Precision = Literal["no", "bf16", "fp16"]
-# The types in which autocast computes, by the precision that is asked for.
-AUTOCAST: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from seresnet_hub.torch_settings import AUTOCAST, Precision, float32_arithmetic
 
 # Batches that say nothing of the speed: workers start, and a compiled model compiles and records its CUDA graph.
 FIRST_BATCHES = 2
