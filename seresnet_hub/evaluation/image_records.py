@@ -33,6 +33,17 @@ class ImageRecords:
     logits: np.ndarray
     logit_rows: np.ndarray
 
+    def labelled(self) -> ImageRecords:
+        """Return the records of the images that have one label: those that metrics and mistakes are of."""
+        has_label = self.labels >= 0
+        kept = has_label[self.logit_rows]
+        positions = np.cumsum(has_label) - 1
+        return ImageRecords(
+            rows=self.rows[has_label], labels=self.labels[has_label], classes=self.classes[has_label],
+            scores=self.scores[has_label], losses=self.losses[has_label], logits=self.logits[kept],
+            logit_rows=positions[self.logit_rows[kept]],
+        )  # fmt: skip
+
 
 class Recorder:
     """Collect `ImageRecords` batch by batch; `images` are those of the whole split, over all processes."""
