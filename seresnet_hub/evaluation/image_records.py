@@ -34,15 +34,14 @@ class ImageRecords:
     logit_rows: np.ndarray
 
     def labelled(self) -> ImageRecords:
-        """Return the records of the images that have one label."""
-        there = self.labels >= 0
-        if there.all():
-            return self
-        kept = there[self.logit_rows]
-        position = np.cumsum(there) - 1
+        """Return the records of the images that have one label: those that metrics and mistakes are of."""
+        has_label = self.labels >= 0
+        kept = has_label[self.logit_rows]
+        positions = np.cumsum(has_label) - 1
         return ImageRecords(
-            rows=self.rows[there], labels=self.labels[there], classes=self.classes[there], scores=self.scores[there],
-            losses=self.losses[there], logits=self.logits[kept], logit_rows=position[self.logit_rows[kept]],
+            rows=self.rows[has_label], labels=self.labels[has_label], classes=self.classes[has_label],
+            scores=self.scores[has_label], losses=self.losses[has_label], logits=self.logits[kept],
+            logit_rows=positions[self.logit_rows[kept]],
         )  # fmt: skip
 
 
