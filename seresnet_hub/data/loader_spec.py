@@ -33,7 +33,8 @@ class LoaderSpec:
 
     `size` is height and width in pixels. Labels must be below `num_classes`, where it is known. Each image is augmented
     `repeats` times. `corrupt_share` of the images may be undecodable (see `most_damaged`). `workers=0` works in the
-    loader's own process.
+    loader's own process. With `reports_errors`, any image may be undecodable and any label missing: batches then say
+    which rows are, and why, and how pictures are called (`Batch.errors`, `Batch.paths`).
     """
 
     split: Split
@@ -46,6 +47,7 @@ class LoaderSpec:
     workers: int = 0
     repeats: int = 1
     corrupt_share: float = 0.0
+    reports_errors: bool = False
 
     @property
     def readers(self) -> int:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-# Of more values, the logits of an evenly spaced part of the images are kept: a gigabyte.
-MOST_LOGITS = 2**28
+# Of more values, the logits of an evenly spaced part of the images are kept: a quarter of a gigabyte.
+MOST_LOGITS = 2**26
 # The classes that are recorded of each image.
 TOP = 5
 
@@ -33,6 +33,18 @@ class ImageRecords:
     logits: np.ndarray
     logit_rows: np.ndarray
 
+    def labelled(self) -> ImageRecords:
+        """Return the records of the images that have one label."""
+        there = self.labels >= 0
+        if there.all():
+            return self
+        kept = there[self.logit_rows]
+        position = np.cumsum(there) - 1
+        return ImageRecords(
+            rows=self.rows[there], labels=self.labels[there], classes=self.classes[there], scores=self.scores[there],
+            losses=self.losses[there], logits=self.logits[kept], logit_rows=position[self.logit_rows[kept]],
+        )  # fmt: skip
+
 
 class Recorder:
     """Collect `ImageRecords` batch by batch; `images` are those of the whole split, over all processes."""
@@ -48,9 +60,10 @@ class Recorder:
         if labels is None:
             labels = torch.full_like(rows, -1)
         losses = F.cross_entropy(logits, labels.clamp(min=0), reduction="none").where(labels >= 0, torch.nan)
-        kept = mask & (rows % self._every == 0)
-        values = (rows[mask], labels[mask], best.indices[mask].int(), best.values[mask], losses[mask], logits[kept])
-        self._parts.append(tuple(value.cpu().numpy() for value in values))
+        values = (rows, labels, best.indices.int(), best.values, losses, logits)
+        there, *arrays = (value.cpu().numpy() for value in (mask, *values))
+        kept = there & (arrays[0] % self._every == 0)
+        self._parts.append((*(values[there] for values in arrays[:-1]), arrays[-1][kept]))
 
     def part(self) -> tuple[np.ndarray, ...]:
         """Return what this process has recorded, for `joined`."""
