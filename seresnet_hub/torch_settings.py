@@ -14,6 +14,9 @@ from seresnet_hub.errors import InputError
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 # The workspaces with which cuBLAS gives the same bits again, by NVIDIA's documentation; torch accepts no others.
 WORKSPACES = (":4096:8", ":16:8")
+Precision = Literal["no", "bf16", "fp16"]
+# The types in which autocast computes, by the precision that is asked for; "no" is the type of the weights.
+AUTOCAST: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # How a setting is read and written.
 Access = tuple[Callable[[], Any], Callable[[Any], object]]
 

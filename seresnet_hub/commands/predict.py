@@ -1,95 +1,180 @@
-"""Name what pictures show."""
+"""Name what pictures show, or write that and features of millions of them into a table."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seresnet_hub.commands.parser import Parser, command
 from seresnet_hub.commands.speed_options import add_speed_options, prepared
 from seresnet_hub.models.name_forms import NAME_FORMS
 
-EXAMPLE = "seresnet-hub predict runs/mine photos --topk 3"
+if TYPE_CHECKING:
+    from torch import nn
+
+    from seresnet_hub.data.split import Split
+    from seresnet_hub.training.processes import Processes
+
+EXAMPLE = "seresnet-hub predict runs/mine photos --output photos.parquet"
+FINAL = "final"  # the features before the classifier
+FEW_PICTURES = 256  # are read sooner than workers are started
 
 
 def parser() -> Parser:
     parser = command(__doc__, prog="seresnet-hub predict", example=EXAMPLE)
     parser.any_bytes = frozenset({"images"})
-    parser.usage = "%(prog)s [MODEL] IMAGE [IMAGE ...] [options]"
+    parser.usage = "%(prog)s [MODEL] SOURCE [SOURCE ...] [options]"
     parser.add_argument(
-        "images", metavar="[MODEL] IMAGE", nargs="+",
+        "images", metavar="[MODEL] SOURCE", nargs="+",
         help=f"{NAME_FORMS} (default: a small CIFAR-10 network that comes with the package); then picture files, "
-        "folders of them, or - for standard input",
+        "folders of them, quoted patterns ('*.jpg'), addresses, - for standard input; or one data set",
     )  # fmt: skip
+    parser.add_argument("--split", metavar="S", help="of the data set (default: validation, else test, else train)")
+    parser.add_argument("--label-column", metavar="NAME", help="of the data set (default: found by its type)")
     answer = parser.add_argument_group("the answer")
     answer.add_argument("--topk", type=int, default=5, metavar="K", help="classes to name (default: 5)")
-    add_speed_options(parser)
+    answer.add_argument(
+        "--output", metavar="FILE",
+        help="write a row for each picture into FILE.parquet, .csv or .jsonl, or into a folder of parquet shards; after "
+        "a kill the same command goes on",
+    )  # fmt: skip
+    answer.add_argument("--scores", action="store_true", help="write the probabilities of all classes (with --output)")
+    answer.add_argument(
+        "--features", nargs="*", type=_stage, metavar="STAGE",
+        help=f"write pooled features (with --output): of these stages, 0 is the stem; {FINAL} (the default) is what the "
+        "classifier sees",
+    )  # fmt: skip
+    answer.add_argument(
+        "--labels-from-folder", action="store_true", help="a picture's label is the name of its folder; count the right"
+    )
+    answer.add_argument("--force", action="store_true", help="replace another output, or begin anew")
+    speed = add_speed_options(parser)
+    speed.add_argument("--amp", choices=("bf16", "fp16"), help="compute in this precision (default: the weights')")
+    speed.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    speed.add_argument(
+        "--workers", type=int, metavar="N",
+        help="processes that decode images (default: as many as suit the machine); they change no result",
+    )  # fmt: skip
+    speed.add_argument(
+        "--decoder", choices=("pil", "fast"), default="pil", help="fast: pixels may differ a little from Pillow's"
+    )
     return parser
+
+
+def _stage(text: str) -> int | None:
+    return None if text == FINAL else int(text)
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
+    from seresnet_hub.commands.launched import launched_processes
+
+    with launched_processes() as processes:
+        return _run(options, processes)
+
+
+def _run(options: argparse.Namespace, processes: Processes | None) -> dict[str, Any]:
+    from seresnet_hub.commands.launched import on_all
     from seresnet_hub.commands.terminal import tell
-    from seresnet_hub.data.class_names import class_names
-    from seresnet_hub.data.read_image import MOST_BYTES
     from seresnet_hub.errors import InputError
-    from seresnet_hub.inference.find_images import picture_files
-    from seresnet_hub.inference.predict import predict
+    from seresnet_hub.inference.sources import open_sources
+    from seresnet_hub.inference.table_files import format_of
     from seresnet_hub.models.load import load
     from seresnet_hub.models.names import is_model_folder, is_model_name
     from seresnet_hub.models.published_weights import OWN_WEIGHTS
 
     first, *others = options.images
-    model_name, given_images = (first, others) if is_model_name(first) else (OWN_WEIGHTS[0].name, options.images)
-    if not given_images:
+    model_name, given = (first, others) if is_model_name(first) else (OWN_WEIGHTS[0].name, options.images)
+    if not given:
         raise InputError(f"there is no picture to look at: {first} is taken for a model; name pictures after it")
-    for given in given_images:
-        if is_model_folder(given):
-            raise InputError(f"{given} is a model folder, not a picture: name one model, before the pictures")
-    names: list[str] = []
-    pictures: list[Path | bytes] = []
-    for given in given_images:
-        if given == "-":
-            names.append("-")
-            # Closed, there is nothing to read from.
-            pictures.append(sys.stdin.buffer.read(MOST_BYTES + 1) if sys.stdin else b"")
-            continue
-        found, left_out = picture_files(given)
-        if left_out:
-            which = f"{len(left_out)} images that belong to models, runs or reports"
-            tell(f"{given}: {which} were left out ({left_out[0]} …)")
-        names += map(str, found)
-        pictures += found
-    if any(picture == b"" for picture in pictures):
-        raise InputError("-: standard input is empty or closed")
-    model = load(model_name)
-    default = "" if model_name == first else ", the default, which comes with the package"
-    tell(f"model: {model_name}{default} ({model.pretrained_cfg['architecture']}, {model.num_classes} classes)")  # type: ignore[index]
-    model = prepared(model, options)
-    unreadable: list[dict[str, str]] = []
-
-    def note(number: int, error: InputError) -> None:
-        if len(pictures) == 1:
-            raise error
-        tell(f"unreadable: {error}")
-        unreadable.append({"image": names[number], "error": str(error)})
-
-    results = predict(model, pictures, topk=options.topk, unreadable=note)
-    if not any(results):
-        raise InputError(f"none of the {len(names)} pictures can be read")
-    kept = [(name, classes) for name, classes in zip(names, results, strict=True) if classes]
-    known = set(class_names(model) or ())
-    folders = [Path(name).parent.name for name, _ in kept]
-    if known.issuperset(folders):
-        right = sum(classes[0]["name"] == folder for (_, classes), folder in zip(kept, folders, strict=True))
-        tell(f"{right} of {len(kept)} pictures show what the folder they are in is called")
-    predictions = [{"image": name, "classes": classes} for name, classes in kept]
-    return {"model": model_name, "predictions": predictions, "unreadable": unreadable}
+    for one in given:
+        if is_model_folder(one):
+            raise InputError(f"{one} is a model folder, not a picture: name one model, before the pictures")
+    if options.output is not None:
+        format_of(options.output)
+    elif options.scores or options.features is not None or options.force:
+        raise InputError("--scores, --features and --force are for a table: name it with --output")
+    elif processes is not None:
+        raise InputError("several processes write a table together: name it with --output")
+    split = on_all(processes, lambda: open_sources(given, split=options.split, label_column=options.label_column))
+    model = on_all(processes, lambda: load(model_name))
+    if processes is None or processes.main:
+        default = "" if model_name == first else ", the default, which comes with the package"
+        tell(f"model: {model_name}{default} ({model.pretrained_cfg['architecture']}, {model.num_classes} classes)")  # type: ignore[index]
+    if options.output is not None:
+        return _write(options, model, model_name, split, processes)
+    return {"model": model_name, **_predictions(options, prepared(model, options), split)}
 
 
-def exit_code(options: argparse.Namespace, result: dict[str, Any]) -> int:
-    """Return 1 where some of the pictures could not be read."""
-    return int(bool(result["unreadable"]))
+def _workers(options: argparse.Namespace, rows: int, processes: int) -> int:
+    from seresnet_hub.environment import loader_workers
+
+    if options.workers is not None:
+        return int(options.workers)
+    return 0 if rows <= FEW_PICTURES else max(1, loader_workers() // processes)
+
+
+def _write(
+    options: argparse.Namespace, model: nn.Module, name: str, split: Split, processes: Processes | None
+) -> dict[str, Any]:
+    """Write the table, and return what was counted."""
+    from seresnet_hub.commands.terminal import tell
+    from seresnet_hub.inference.model_identity import model_identity
+    from seresnet_hub.inference.write_predictions import write_predictions
+
+    identity = model_identity(model, name)
+    features = () if options.features is None else options.features or (None,)
+    return write_predictions(
+        prepared(model, options), split, options.output, topk=options.topk, scores=options.scores, features=features,
+        labels_from_folder=options.labels_from_folder, batch_size=options.batch_size,
+        workers=_workers(options, split.rows, 1 if processes is None else processes.count),
+        precision=options.amp or "no", decoder=options.decoder, force=options.force, identity=identity,
+        prepared_as={"fused": options.fuse, "compiled": options.compile}, processes=processes, say=tell,
+    )  # fmt: skip
+
+
+def _predictions(options: argparse.Namespace, model: nn.Module, split: Split) -> dict[str, Any]:
+    """Return the classes of each picture that can be read, and the errors of the others."""
+    from seresnet_hub.commands.terminal import tell
+    from seresnet_hub.errors import InputError
+    from seresnet_hub.inference.prediction_table import accuracy, count
+    from seresnet_hub.inference.run_batches import run_batches
+    from seresnet_hub.inference.write_predictions import table_for
+
+    by_folder = options.labels_from_folder or not split.label_column
+    table = table_for(model, split, topk=options.topk, labels_from_folder=by_folder)
+    if not table.topk:
+        raise InputError("the model has no classifier: write its features into a table (--features with --output)")
+    predictions: list[dict[str, Any]] = []
+    unreadable: list[dict[str, Any]] = []
+    counts = Counter[str]()
+    batches = run_batches(
+        model, split, batch_size=options.batch_size, workers=_workers(options, split.rows, 1),
+        precision=options.amp or "no", decoder=options.decoder,
+    )  # fmt: skip
+    for answers in batches:
+        rows = table.rows(answers)
+        counts.update(count(table, rows))
+        for row in rows.to_pylist():
+            if row["error"] is not None:
+                error = f"{row['image']}: {row['error']}" if row["image"] else row["error"]
+                if split.rows == 1:
+                    raise InputError(error)
+                tell(f"unreadable: {error}")
+                unreadable.append({"image": row["image"], "error": error})
+                continue
+            classes = [
+                {"index": row[f"class_{k}"], "name": row[f"name_{k}"], "score": row[f"score_{k}"]}
+                for k in range(1, table.topk + 1)
+            ]
+            predictions.append({"image": row["image"], "classes": classes})
+    if not predictions:
+        raise InputError(f"none of the {split.rows} pictures can be read")
+    result: dict[str, Any] = {"predictions": predictions, "unreadable": unreadable, "failed": len(unreadable)}
+    if options.labels_from_folder or split.label_column:
+        return result | accuracy(counts)
+    if counts["labelled"] == len(predictions):
+        tell(f"{counts['right']} of {len(predictions)} pictures show what the folder they are in is called")
+    return result

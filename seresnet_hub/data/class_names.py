@@ -40,8 +40,8 @@ def class_order(names: Sequence[str], model: nn.Module, *, source: str) -> tuple
     """
     if len(names) != getattr(model, "num_classes", 0):
         return None  # evaluation refuses it
-    known, is_imagenet = _known_names(model)
     own, _ = _own_names(model)
+    known, is_imagenet = _known_names(model)
     if list(names) in known:
         return None
     for order in known:
@@ -69,6 +69,19 @@ def class_order(names: Sequence[str], model: nn.Module, *, source: str) -> tuple
     return None
 
 
+def class_numbers(model: nn.Module) -> dict[str, frozenset[int]]:
+    """Return which of the model's classes a name may mean; a few of ImageNet's words are those of two classes.
+
+    A name is one of the model's config or what describes it, or ImageNet's; the number as text where it has no names.
+    """
+    known, _ = _known_names(model)
+    numbers: dict[str, frozenset[int]] = {}
+    for names in known or [[str(number) for number in range(getattr(model, "num_classes", 0))]]:
+        for number, name in enumerate(names):
+            numbers[name] = numbers.get(name, frozenset()) | {number}
+    return numbers
+
+
 def classes_called(names: Sequence[str], model: nn.Module) -> tuple[int, ...] | None:
     """Return the model's class of each name, `None` where the names are not all, each once, those of classes of it.
 
@@ -82,14 +95,13 @@ def classes_called(names: Sequence[str], model: nn.Module) -> tuple[int, ...] | 
 
 
 def _known_names(model: nn.Module) -> tuple[list[list[str]], bool]:
-    """Return lists of what a model's classes may be called, in its order, and whether they are ImageNet's."""
+    """Return the lists of names that the model's classes have, and whether they are ImageNet's."""
     own, descriptions = _own_names(model)
     known = [own, [descriptions.get(name, name) for name in own]] if own else []
     subset = infer_imagenet_subset(model)
-    is_imagenet = subset is not None and (not own or own in _imagenet_names(subset))
-    if subset is not None and is_imagenet:
-        known += _imagenet_names(subset)
-    return known, is_imagenet
+    if subset is None or (own and own not in _imagenet_names(subset)):
+        return known, False
+    return [*known, *_imagenet_names(subset)], True
 
 
 def _require_same_numbers(names: Sequence[str], own: Sequence[str], described: Sequence[str], source: str) -> None:

@@ -42,7 +42,8 @@ class Batch(NamedTuple):
     to be flipped (see `batch_augmentation.finish`). `indices` number the rows within the split; padding has -1.
     `whole` says whether all rows are known to count, and `missing` how many rows of this rank could not be decoded;
     neither is on a device. With repeated augmentation the copies of an image lie side by side, all on one rank, until
-    `repeated_augmentation.dealt` deals them out.
+    `repeated_augmentation.dealt` deals them out. Where the loader reports errors, `errors` says of each row that could
+    not be decoded why, and `paths` how pictures are called where rows of a data set say it; both by `indices`.
     """
 
     images: torch.Tensor
@@ -53,10 +54,12 @@ class Batch(NamedTuple):
     indices: torch.Tensor
     whole: bool
     missing: int
+    errors: Mapping[int, str] = {}
+    paths: Mapping[int, str] = {}
 
 
 class Loader:
-    """The batches of one epoch on one rank; iterate it. `len()` counts the batches from its position on.
+    """The batches of one epoch on one rank, before batch `stop`; iterate it. `len()` counts them from its position on.
 
     `workers` are those of the run; without them each iteration starts workers of its own.
     Each iteration begins at the position that was asked for. `state_dict()` gives the position of the running one as a
@@ -64,14 +67,16 @@ class Loader:
     `skipped` names the images of this rank that could not be decoded.
     """
 
-    def __init__(self, spec: LoaderSpec, position: int = 0, *, workers: LoaderWorkers | None = None) -> None:
+    def __init__(
+        self, spec: LoaderSpec, position: int = 0, *, stop: int | None = None, workers: LoaderWorkers | None = None
+    ) -> None:
         self.spec, self.split, self.plan = spec, spec.split, spec.plan
         self.skipped: list[str] = []
-        self._workers = workers
+        self._workers, self._stop = workers, stop
         self._start = self._next = position
 
     def __len__(self) -> int:
-        return max(self.plan.steps - self._start, 0)
+        return max(Pass(self.spec, self._start, self._stop).end - self._start, 0)
 
     def state_dict(self) -> dict[str, int]:
         """Return the position: seed, epoch, batches handed out, and the fingerprint of the shards."""
@@ -97,11 +102,13 @@ class Loader:
         self.skipped.clear()
         if not len(self):
             return
-        fingerprint, is_finalizing = self.split.fingerprint, sys.is_finalizing
+        is_finalizing = sys.is_finalizing
+        fingerprint = 0 if self.split.pictures is not None else self.split.fingerprint  # nothing is kept of pictures
         try:
             with LoaderWorkers(self.spec) if self._workers is None else nullcontext(self._workers) as workers:
-                for parts, images in workers.batches(Pass(self.spec, self._start)):
-                    self._count_skipped([text for part in parts for text in part.undecodable])
+                for parts, images in workers.batches(Pass(self.spec, self._start, self._stop)):
+                    if not self.spec.reports_errors:
+                        self._count_skipped([f"{one.name}: {one.reason}" for part in parts for one in part.undecodable])
                     self.split.unit_hashes.save(fingerprint)
                     if self.split.parquet is not None and self.spec.rank == 0:
                         self.split.parquet.cache.say_now_and_then()
@@ -134,6 +141,8 @@ class Loader:
         return Batch(
             images.permute(0, 3, 1, 2), labels, mask, self.plan.batch_rows(number) * self.spec.repeats, mirror, indices,
             whole=not padding and not undecodable, missing=undecodable,
+            errors={one.row: one.reason for part in parts for one in part.undecodable},
+            paths={row: path for part in parts for row, path in part.paths.items()},
         )  # fmt: skip
 
     def _count_skipped(self, texts: list[str]) -> None:

@@ -30,10 +30,17 @@ LOOK_PATIENCE, LONGEST_LOOK = 1.0, 60.0
 
 
 class Pass(NamedTuple):
-    """The batches of an epoch or an evaluation, from `start` on."""
+    """The batches of an epoch or an evaluation, from `start` on, to the end or before `stop`."""
 
     spec: LoaderSpec
     start: int = 0
+    stop: int | None = None
+
+    @property
+    def end(self) -> int:
+        """The batch before which the pass ends."""
+        steps = self.spec.plan.steps
+        return steps if self.stop is None else min(self.stop, steps)
 
 
 class _Expected(NamedTuple):
@@ -85,10 +92,10 @@ class LoaderWorkers:
         Errors: `InputError` where the split's shards are not what they were, or a worker fails. Where the pass was
         announced, its first batch waits a second for the look at the shards, and its last one as long as it takes.
         """
-        taken, last = self._take_up(asked), asked.spec.plan.steps - 1
+        taken, last = self._take_up(asked), asked.end - 1
         for batch in range(asked.start, last + 1):
             if self._taken != taken.key.number:  # another pass was taken up meanwhile
-                taken = self._take_up(Pass(asked.spec, batch))
+                taken = self._take_up(asked._replace(start=batch))
             answers, slot = self._answers_to(taken.key.number, batch)
             parts = [answer for answer in answers[: asked.spec.readers] if not isinstance(answer, InputError)]
             errors = [answer for answer in answers if isinstance(answer, InputError)]
@@ -157,7 +164,8 @@ class LoaderWorkers:
     def _expected(self, what: Pass) -> _Expected:
         spec, order = self._index(what.spec), what.spec.plan.order
         assert spec is not None
-        return _Expected(PassKey(next(self._numbers), spec, order.epoch if order else 0, what.start), what, [])
+        epoch = order.epoch if order else 0
+        return _Expected(PassKey(next(self._numbers), spec, epoch, what.start, what.end), what, [])
 
     def _index(self, spec: LoaderSpec) -> int | None:
         """Return which of the specs it is, whatever its epoch."""
@@ -204,7 +212,7 @@ class LoaderWorkers:
                 self._begun.append(current)
                 current.shards_looked_at.append(_in_background(partial(require_unchanged_files, spec.split)))
                 self._looks = [*(look for look in self._looks if not look.done()), *current.shards_looked_at]
-            for batch in range(current.what.start, spec.plan.steps):
+            for batch in range(current.what.start, current.what.end):
                 if number < self._taken:
                     break
                 self._look_ahead()

@@ -56,6 +56,7 @@ def open_split(
     label_column: str | None = None,
     label_lists: bool = False,
     cache_gb: float | None = None,
+    needs_labels: bool = True,
 ) -> Split:
     """Open one split of `source`: a folder, a Hub data set id, "digits", or a glob of files; reads metadata alone.
 
@@ -64,13 +65,14 @@ def open_split(
     HF_TOKEN). `label_column` is `label` or the only one of class numbers. With `label_lists` it may hold lists of them,
     which are read at once into `Split.right_classes`. What is read of remote parquet shards is kept on this machine:
     at most `cache_gb` gigabytes of the split, as many as the disk holds with room to spare (None), or none (0).
-    Errors: `InputError` where the source, the split or the column does not exist or cannot be told, or the disk cannot
-    hold so much; where a local folder's pictures are in no class folders, it says how to arrange them.
+    Without `needs_labels`, a column of labels that cannot be told is none. Errors: `InputError` where the source, the
+    split or the column does not exist or cannot be told, or the disk cannot hold so much; where a local folder's
+    pictures are in no class folders, it says how to arrange them.
     """
     path = _embedded() if source == EMBEDDED else source
     looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
     path = os.path.expanduser(path)
-    is_glob = "*" in path or "://" in path
+    is_glob = "*" in path or "://" in path or (path.endswith((".parquet", ".tar")) and os.path.isfile(path))
     if looks_local and not is_glob and not os.path.exists(path):
         raise InputError(f"no data at {source}: the folder does not exist")
     local = os.path.exists(path)
@@ -97,18 +99,19 @@ def open_split(
     if name not in streams:
         raise _no_split(source, name, streams)
     features = streams[name].features
-    labelled = features is not None and set(features) - {"image"}
+    labelled = features is not None and (set(features) - {"image"} or not needs_labels)
     if not labelled and index and (wrong := trouble_in(index)):
         raise InputError(f"{source}: {wrong}")
     if isinstance(builder, ImageFolder) and index and (warning := left_out_of(index)):
         log.warning(warning)
     if features is None:
         raise InputError(f"data set {source!r} declares no columns, so no images can be told from other data")
-    image_column, label_column = _columns(source, features, label_column, label_lists)
-    label = _class_feature(features[label_column])
+    image_column, label_column = _columns(source, features, label_column, label_lists, needs_labels)
+    label = _class_feature(features[label_column]) if label_column else None
     files = tuple(str(file) for file in (builder.config.data_files or {}).get(name, []))
     shards = patiently(f"look at the files of {source!r}", lambda: shard_states(files))
-    stream = streams[name].decode(False).select_columns([image_column, label_column])
+    columns = [image_column, *([label_column] if label_column else [])]
+    stream = streams[name].decode(False).select_columns(columns)
     parquet = ParquetShards(files, shards, cache_gb) if files and are_parquet(files) else None
     unit_rows, unit_shards = _units(files, parquet, shards, name, stream)
     opened = Split(
@@ -122,12 +125,12 @@ def open_split(
         unit_shards=unit_shards,
         files=files,
         row_files=RowFiles.of(path, files, lists_pictures=isinstance(builder, ImageFolder)),
-        unit_hashes=UnitHashes(len(unit_rows), columns=(image_column, label_column), folder=folder_of(files)),
+        unit_hashes=UnitHashes(len(unit_rows), columns=columns, folder=folder_of(files)),
         dataset=stream,
         siblings=tuple(streams),
         parquet=parquet,
     )
-    if label is features[label_column]:
+    if label is None or label is features[label_column]:
         return opened
     lists = [given for unit in range(len(unit_rows)) for given in label_values(opened, unit).to_pylist()]
     for row, given in enumerate(lists):
@@ -215,7 +218,9 @@ def _default_split(source: str, names: Sequence[str]) -> str:
     raise InputError(f"data set {source!r} has neither a validation nor a test split; name one of: {', '.join(names)}")
 
 
-def _columns(source: str, features: Features, label_column: str | None, label_lists: bool) -> tuple[str, str]:
+def _columns(
+    source: str, features: Features, label_column: str | None, label_lists: bool, needs_labels: bool = True
+) -> tuple[str, str]:
     """Return the names of the image and the label column: `image` and `label`, else the only ones of their kind."""
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
@@ -223,9 +228,12 @@ def _columns(source: str, features: Features, label_column: str | None, label_li
     image = _only(source, "image", images, features)
     if label_column is not None and label_column not in features:
         raise InputError(f"data set {source!r} has no column {label_column!r}; its columns are: {', '.join(features)}")
+    if label_column is None and not needs_labels:
+        whole = [name for name in labels if _holds_class_numbers(features[name])]
+        return image, "label" if "label" in whole else whole[0] if len(whole) == 1 else ""
     label = label_column or _only(source, "label", labels, features)
     kind, inner = features[label], _class_feature(features[label])
-    if not isinstance(inner, ClassLabel) and not str(getattr(inner, "dtype", "")).startswith(("int", "uint")):
+    if not _holds_class_numbers(inner):
         raise InputError(
             f"data set {source!r}: column {label!r} holds {getattr(kind, 'dtype', kind)}, not class numbers"
         )
@@ -235,6 +243,10 @@ def _columns(source: str, features: Features, label_column: str | None, label_li
             "not trained on"
         )
     return image, label
+
+
+def _holds_class_numbers(feature: Any) -> bool:
+    return isinstance(feature, ClassLabel) or str(getattr(feature, "dtype", "")).startswith(("int", "uint"))
 
 
 def _class_feature(feature: Any) -> Any:

@@ -50,6 +50,10 @@ class UnavailableError(InputError):
     """A file is out of reach, which is no fault of the file."""
 
 
+class OutOfResourcesError(UnavailableError):
+    """This machine has no more open files or memory to give, so that no other file can be read either."""
+
+
 def open_picture(data: bytes | memoryview, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Return the picture in `data`, of which only the header is read yet.
 
@@ -148,7 +152,7 @@ def read_file(path: str | Path, *, most: int = MOST_BYTES) -> bytes:
                 data += more
             after = os.fstat(descriptor)
     except OSError as error:
-        kind = UnavailableError if error.errno in OUT_OF_RESOURCES else InputError
+        kind = OutOfResourcesError if error.errno in OUT_OF_RESOURCES else InputError
         raise kind(error.strerror or error) from error
     except ValueError as error:  # a NUL in the name
         raise InputError(error) from error

@@ -15,6 +15,7 @@ from datasets import IterableDataset
 from seresnet_hub.data.class_folders import ClassFolders
 from seresnet_hub.data.mounts import is_far
 from seresnet_hub.data.parquet_shards import ParquetShards
+from seresnet_hub.data.picture_list import PictureList
 from seresnet_hub.data.row_files import RowFiles
 from seresnet_hub.data.shards import Shard, fingerprint_of
 from seresnet_hub.data.unit_hashes import UnitHashes
@@ -47,8 +48,8 @@ class Split:
 
     A part of a split has a `subset`, which says which rows of each unit are in it. `siblings` names all splits of the
     data set. With `class_order`, label k of the data set is class `class_order[k]`. With `right_classes`, a row's label
-    is the number of its image there. With `class_folders`, the rows are the pictures of these; else they come from
-    `dataset`.
+    is the number of its image there. With `class_folders` or `pictures`, the rows are the pictures of these; else they
+    come from `dataset`. Where `label_column` is "", rows have no labels.
     """
 
     source: str
@@ -69,6 +70,7 @@ class Split:
     dataset: IterableDataset | None = field(default=None, repr=False, compare=False)
     parquet: ParquetShards | None = field(default=None, repr=False, compare=False)
     class_folders: ClassFolders | None = field(default=None, repr=False, compare=False)
+    pictures: PictureList | None = field(default=None, repr=False)
 
     @property
     def rows(self) -> int:
@@ -83,7 +85,7 @@ class Split:
     @property
     def fingerprint(self) -> int:
         """A number that another split of other shards does not have."""
-        return fingerprint_of(self.shards)
+        return fingerprint_of(self.shards) if self.pictures is None else self.pictures.fingerprint
 
     @property
     def remote(self) -> bool:
@@ -98,11 +100,16 @@ class Split:
     @property
     def is_far(self) -> bool:
         """Whether each reading waits for another machine, so that it is worth to read ahead."""
+        if self.pictures is not None:
+            return self.pictures.has_addresses or self._is_mounted
         return self.streamed or (not self.remote and self._is_mounted)
 
     @cached_property
     def _is_mounted(self) -> bool:
-        file = self.class_folders.index.root if self.class_folders else "".join(self.files[:1]).rpartition("::")[2]
+        if self.pictures is not None:
+            file = self.pictures.first_file
+        else:
+            file = self.class_folders.index.root if self.class_folders else "".join(self.files[:1]).rpartition("::")[2]
         return bool(file) and is_far(file)
 
     def stream(self, unit: int) -> IterableDataset:
@@ -112,6 +119,8 @@ class Split:
 
     def place(self, index: int) -> str:
         """Say where a row lies, counted as a viewer of the data set counts, and in which shard."""
+        if self.pictures is not None:
+            return self.pictures.name(index) or f"picture {index}"
         ends = list(accumulate(self.unit_rows))
         unit = bisect_right(ends, index)
         name, unit_rows = self.name, self.whole_unit_rows

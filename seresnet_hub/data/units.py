@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow
 from datasets import Features, IterableDataset
 
+from seresnet_hub.data.picture_list import PictureList, read_named
 from seresnet_hub.data.read_retries import reading
 from seresnet_hub.data.shards import fingerprint_of, kept_file, kept_shards, require_unchanged, shard_states
 from seresnet_hub.data.split import Split
@@ -53,6 +54,7 @@ def require_unchanged_files(split: Split) -> None:
     """Raise `InputError` that names the files which are not what they were at the opening."""
     if split.class_folders is not None:
         split.class_folders.require_unchanged(split.source)
+    if split.class_folders is not None or split.pictures is not None:
         return
     now = reading(f"look at the shards of {split.source}", partial(shard_states, split.files))
     require_unchanged(split.source, split.shards, now)
@@ -138,6 +140,29 @@ class PictureRows(Sequence[Row]):
         return found._replace(label=_label(self._split, found))
 
 
+class ListedRows(Sequence[Row]):
+    """Some consecutive rows of a list of pictures, each made when it is asked for."""
+
+    def __init__(self, pictures: PictureList, rows: range) -> None:
+        self._pictures, self._rows = pictures, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, number: int) -> Row: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Row]: ...
+    def __getitem__(self, number: int | slice) -> Row | list[Row]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        row = self._rows[number]
+        held = self._pictures.held(row)
+        if held is None:
+            return Row(row, {"bytes": None, "path": self._pictures.name(row)}, None)
+        return Row(row, {"bytes": held if isinstance(held, bytes) else None, "path": None, "picture": held}, None)
+
+
 def picture_bytes(split: Split, image: dict[str, Any]) -> bytes:
     """Return a row's encoded picture, from the row itself or from the file that it names.
 
@@ -148,6 +173,8 @@ def picture_bytes(split: Split, image: dict[str, Any]) -> bytes:
         return cast(bytes, data.result() if isinstance(data, Future) else data)
     if image.get("path") is None:
         raise InputError("there is no image in this row")
+    if split.pictures is not None:
+        return read_named(image["path"])
     data = split.row_files.read(image["path"])
     if split.class_folders is not None and len(data) != image["size"]:
         raise split.class_folders.changed_in_place(len(data), image["size"])
@@ -165,12 +192,15 @@ def read_unit(split: Split, unit: int, needed: Callable[[int], bool] = lambda _:
     if split.class_folders is not None:
         return PictureRows(split)
     first = sum(split.unit_rows[:unit])
+    if split.pictures is not None:
+        return ListedRows(split.pictures, range(first, first + split.unit_rows[unit]))
 
     def read() -> list[Row]:
         rows: list[Row] = []
-        for table in _tables(split, unit, [split.image_column, split.label_column], needed):
+        columns = [split.image_column, *([split.label_column] if split.label_column else [])]
+        for table in _tables(split, unit, columns, needed):
             images = [image for chunk in table.column(split.image_column).chunks for image in _images(chunk)]
-            labels = table.column(split.label_column).to_pylist()
+            labels = table.column(split.label_column).to_pylist() if split.label_column else [None] * len(images)
             rows += [Row(first + len(rows) + k, image, labels[k]) for k, image in enumerate(images)]
         announced = split.whole_unit_rows[unit]
         if len(rows) != announced:

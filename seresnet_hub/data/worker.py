@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from seresnet_hub.data.decoding import DecodedImage, TransformError
 from seresnet_hub.data.files_ahead import FilesAhead
 from seresnet_hub.data.loader_spec import LoaderSpec
+from seresnet_hub.data.picture_list import as_rgb
 from seresnet_hub.data.plan import Reader
-from seresnet_hub.data.read_image import UnavailableError
+from seresnet_hub.data.read_image import OutOfResourcesError, UnavailableError
 from seresnet_hub.data.row_reader import RowReader
 from seresnet_hub.data.shared_batches import SharedBatches
 from seresnet_hub.data.transforms import reseed, streams_kept
@@ -22,12 +23,13 @@ from seresnet_hub.errors import InputError
 
 
 class PassKey(NamedTuple):
-    """How workers know a pass over a split: its number, which of their specs it has, its epoch and first batch."""
+    """How workers know a pass over a split: its number, which of their specs it has, its epoch and its batches."""
 
     number: int
     spec: int
     epoch: int
     start: int
+    stop: int
 
 
 class Request(NamedTuple):
@@ -43,11 +45,19 @@ class Request(NamedTuple):
     upcoming: PassKey | None
 
 
+class Undecodable(NamedTuple):
+    """An image that cannot be read: its row within the split, what it is called, and why."""
+
+    row: int
+    name: str
+    reason: str
+
+
 class WorkerRows(NamedTuple):
     """A worker's rows of a batch, small enough for one write to a pipe: the images are in `slot`, or else here.
 
-    As an array they go through the pipe, where a tensor would need room in /dev/shm. `undecodable` has a text for each
-    image that is left out.
+    As an array they go through the pipe, where a tensor would need room in /dev/shm. `undecodable` has the images that
+    are left out, and `paths` how pictures are called where the rows of a data set say it, by the numbers of the rows.
     """
 
     slot: int | None
@@ -56,7 +66,8 @@ class WorkerRows(NamedTuple):
     mask: np.ndarray
     mirror: np.ndarray
     indices: np.ndarray
-    undecodable: list[str]
+    undecodable: list[Undecodable]
+    paths: dict[int, str]
 
 
 class RowDecoder(Dataset[WorkerRows | InputError | None]):
@@ -106,8 +117,8 @@ class RowDecoder(Dataset[WorkerRows | InputError | None]):
             return None
         if reader is None or reader.next_batch != batch:
             reader = RowReader(spec.split, spec.plan, spec.reader(number), batch)
-            if spec.split.class_folders is not None and spec.split.is_far:
-                reader = FilesAhead(reader, spec.split, spec.plan.steps)
+            if (spec.split.class_folders is not None or spec.split.pictures is not None) and spec.split.is_far:
+                reader = FilesAhead(reader, spec.split, key.stop)
             self._readers[key.number] = reader
         return reader
 
@@ -122,11 +133,17 @@ class RowDecoder(Dataset[WorkerRows | InputError | None]):
             images = torch.empty((count, *spec.size, 3), dtype=torch.uint8)
         done = WorkerRows(
             request.slot, images.numpy() if request.slot is None else None,
-            np.zeros(count, np.int64), np.zeros(count, bool), np.zeros(count, bool), np.full(count, -1, np.int64), [],
+            np.zeros(count, np.int64), np.zeros(count, bool), np.zeros(count, bool), np.full(count, -1, np.int64),
+            [], {},
         )  # fmt: skip
         for place, row in rows:
             copies = slice((place - low) * repeats, (place - low + 1) * repeats)
             done.indices[copies], label = row.number, _label(spec, row)
+            if spec.reports_errors:
+                done.labels[copies] = label
+            says_paths = spec.split.dataset is not None and (spec.reports_errors or spec.reports_paths)
+            if says_paths and row.image and row.image.get("path"):
+                done.paths[row.number] = row.image["path"]
             try:
                 picture = _picture(spec, row)  # decoded once, augmented several times
                 for repeat in range(repeats):
@@ -135,13 +152,14 @@ class RowDecoder(Dataset[WorkerRows | InputError | None]):
                         reseed(order.seed, order.epoch, row.number, *([repeat] if repeat else []))
                     done.mirror[at] = spec.decoder.apply(picture, images[at].permute(2, 0, 1))
             except UnavailableError as error:
-                raise InputError(f"{_name(spec, row)}: {error}") from error
+                if spec.split.pictures is None or isinstance(error, OutOfResourcesError):
+                    raise InputError(f"{_name(spec, row)}: {error}") from error
+                done.undecodable.append(_left_out(spec, row, error, images[copies]))
             except TransformError as error:
                 raise InputError(f"{_name(spec, row)}: {error}; the picture itself is whole") from error
             except InputError as error:
-                images[copies] = 0  # masked, but batch statistics see them
                 done.mirror[copies] = False
-                done.undecodable.append(f"{_name(spec, row)}: {error}")
+                done.undecodable.append(_left_out(spec, row, error, images[copies]))
             else:
                 done.labels[copies], done.mask[copies] = label, True
         return done
@@ -149,19 +167,29 @@ class RowDecoder(Dataset[WorkerRows | InputError | None]):
 
 def _picture(spec: LoaderSpec, row: Row) -> DecodedImage:
     """Read and decode. Errors: `InputError`, and its kind `UnavailableError` where it is out of reach."""
+    image = row.image or {}
     try:
-        return spec.decoder.decode(picture_bytes(spec.split, row.image or {}))
+        if image.get("picture") is not None and image["bytes"] is None:
+            return as_rgb(image["picture"])
+        return spec.decoder.decode(picture_bytes(spec.split, image))
     except (OSError, TypeError, ValueError) as error:
         raise InputError(error) from error
 
 
+def _left_out(spec: LoaderSpec, row: Row, error: InputError, images: torch.Tensor) -> Undecodable:
+    images.zero_()  # masked, but batch statistics see them
+    return Undecodable(row.number, _name(spec, row), str(error))
+
+
 def _name(spec: LoaderSpec, row: Row) -> str:
-    path = row.image.get("path") if row.image else None
+    path = row.image.get("path") if row.image and spec.split.pictures is None else None
     return spec.split.place(row.number) + (f" ({path})" if path else "")
 
 
 def _label(spec: LoaderSpec, row: Row) -> int:
     label, num_classes = row.label, spec.num_classes
+    if spec.reports_errors and (not isinstance(label, int) or label < 0):
+        return -1
     if not isinstance(label, int) or label < 0 or (num_classes is not None and label >= num_classes):
         expected = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
         raise InputError(f"{spec.split.place(row.number)}: label {label!r}, expected {expected}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from seresnet_hub.data.read_image import ENDINGS
 from seresnet_hub.errors import InputError, PrintableLog
@@ -29,45 +29,65 @@ NO_PICTURES = (
 )
 
 
-def image_files(path: str | Path) -> list[Path]:
-    """Return the file `path`, or the images in and below the folder `path`, sorted; logs folders it cannot read.
+class Found(NamedTuple):
+    """A file that is called like a picture, and whether it is in or below the folder of a model, a run or a report."""
 
-    Errors: `InputError` where nothing is there, or no image in the folder.
+    path: str
+    of_a_model: bool
+
+
+def has_picture_ending(name: str) -> bool:
+    """Return whether a file is called like a picture."""
+    return os.path.splitext(name)[1].lower() in ENDINGS
+
+
+def found_in(folder: str) -> Iterator[Found]:
+    """Yield what is called like a picture in and below a folder, in the order of names; logs folders it cannot read.
+
+    Links to folders are not followed. A link that leads nowhere is yielded: whoever reads it says what is wrong.
     """
-
-    def say(error: OSError) -> None:
-        log.warning("%s: left out, this folder cannot be read (%s)", error.filename, error.strerror)
-
-    if not os.path.exists(path):
-        raise InputError(f"{path}: no such file or folder")
-    if not os.path.isdir(path):
-        return [Path(path)]
-    inside = (Path(folder, name) for folder, _, names in os.walk(path, onerror=say) for name in names)
-    found = sorted(file for file in inside if file.suffix.lower() in ENDINGS and file.is_file())
-    if not found:
-        raise InputError(f"{path}: no images in this folder ({', '.join(sorted(ENDINGS))})")
-    return found
+    levels = [_entries("" if folder == os.curdir else folder, False)]
+    while levels:
+        entry = next(levels[-1], None)
+        if entry is None:
+            levels.pop()
+        elif isinstance(entry, Found):
+            yield entry
+        else:
+            levels.append(_entries(*entry))
 
 
-def picture_files(given: str | Path) -> tuple[list[Path], list[Path]]:
-    """Return the picture file that `given` names, or those in that folder, and those there that are left out.
+class _Folder(NamedTuple):
+    path: str
+    of_a_model: bool
 
-    Left out is what lies in or below the folder of a model, a run or a report. Errors: `InputError` as for
-    `image_files`, and where nothing else is there.
-    """
-    found = image_files(given)
-    top = Path(given)
-    if not os.path.isdir(top):
-        return found, []
 
-    @cache
-    def is_left_out(folder: Path) -> bool:
-        if any(all((folder / name).is_file() for name in names) for names in NO_PICTURES):
-            return True
-        return folder != top and is_left_out(folder.parent)
+def _entries(folder: str, of_a_model: bool) -> Iterator[Found | _Folder]:
+    """Yield the folders and pictures that lie in a folder, in the present one where it has no name."""
+    folders, names = set(), []
+    try:
+        with os.scandir(folder or os.curdir) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.add(entry.name)
+                elif not has_picture_ending(entry.name) or entry.is_dir():
+                    continue
+                names.append(entry.name)
+    except OSError as error:
+        log.warning("%s: left out, this folder cannot be read (%s)", error.filename or folder, error.strerror)
+        return
+    of_a_model = of_a_model or any(
+        all(os.path.isfile(os.path.join(folder, name)) for name in together) for together in NO_PICTURES
+    )
+    names.sort()
+    for name in names:
+        kind = _Folder if name in folders else Found
+        yield kind(os.path.join(folder, name), of_a_model)
 
-    left_out = [path for path in found if is_left_out(path.parent)]
-    kept = [path for path in found if not is_left_out(path.parent)]
+
+def require_pictures(folder: str, kept: int, left_out: str | None) -> None:
+    """Raise `InputError` where no picture of a folder is kept; `left_out` is one that was not, if there is any."""
+    if not kept and left_out is not None:
+        raise InputError(f"{folder}: the images in this folder ({left_out} …) belong to models, runs and reports")
     if not kept:
-        raise InputError(f"{given}: the images in this folder ({left_out[0]} …) belong to models, runs and reports")
-    return kept, left_out
+        raise InputError(f"{folder}: no images in this folder ({', '.join(sorted(ENDINGS))})")

@@ -104,6 +104,12 @@ class Processes:
         if group is not None and self.main:
             distributed.barrier(group)
 
+    def wait_for_all(self) -> None:
+        """Wait until every process has come here, as long as it takes."""
+        if self.count > 1:
+            group: Any = distributed.new_group(timeout=WAIT_FOR_READING, backend="gloo")
+            distributed.barrier(group)
+
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any process; all have to call it."""
         if self.count == 1:

@@ -8,7 +8,7 @@ from http.client import HTTPException
 from urllib.error import HTTPError
 from urllib.parse import quote
 
-from seresnet_hub.data.read_image import MOST_BYTES
+from seresnet_hub.data.read_image import MOST_BYTES, OUT_OF_RESOURCES, OutOfResourcesError
 from seresnet_hub.data.read_retries import OPENING_ATTEMPTS, retrying
 from seresnet_hub.errors import InputError
 
@@ -23,7 +23,8 @@ def fetch_picture(url: str) -> bytes:
     """Return what lies at an address, whatever type the answer says it has.
 
     What may be a fault of the network is tried again. Errors: `InputError` that does not name the address: where it is
-    none of http or https or leads to one that is not, nothing can be fetched, or there is more than `MOST_BYTES`.
+    none of http or https or leads to one that is not, nothing can be fetched, or there is more than `MOST_BYTES`;
+    its kind `OutOfResourcesError` where this machine cannot open a connection.
     """
     if url.partition(":")[0].lower() not in SCHEMES:
         raise InputError(f"only addresses of {' and '.join(SCHEMES)} are fetched")
@@ -33,7 +34,9 @@ def fetch_picture(url: str) -> bytes:
         reason = " ".join(str(error.reason).split())
         raise InputError(f"cannot be fetched (the server answered {error.code}: {reason})") from error
     except (OSError, HTTPException, ValueError) as error:  # ValueError: what is no address
-        raise InputError(f"cannot be fetched ({getattr(error, 'reason', error)})") from error
+        why: object = getattr(error, "reason", error)
+        kind = OutOfResourcesError if getattr(why, "errno", None) in OUT_OF_RESOURCES else InputError
+        raise kind(f"cannot be fetched ({why})") from error
     if len(data) > MOST_BYTES:
         raise InputError(f"too large a picture (more than {MOST_BYTES:,} bytes)")
     return data

@@ -1,0 +1,122 @@
+"""What a table of predictions holds: its columns, how a batch of answers becomes rows, and what is counted in them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from seresnet_hub.errors import InputError
+from seresnet_hub.inference.run_batches import BatchAnswers
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionTable:
+    """Which columns a table has.
+
+    `class_names` are the model's, None where it does not name them; `class_numbers` says which of its classes a label's
+    name may mean. `topk` is 0 where the model has no classifier. `labels` is where labels come from: "" (there are
+    none), "data" (the data set, whose names for them are `label_names`) or "folder" (the name of the picture's folder).
+    """
+
+    num_classes: int
+    class_names: tuple[str, ...] | None = None
+    class_numbers: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    topk: int = 5
+    scores: bool = False
+    labels: str = ""
+    label_names: tuple[str, ...] | None = None
+
+    def rows(self, answers: BatchAnswers) -> pa.RecordBatch:
+        """Return the rows of a batch.
+
+        Columns: `row` and `image`; `label` and `label_name` where there are labels; `error`; `class_k`, `name_k` and
+        `score_k`, best first; `scores`, all probabilities; `features…`, pooled. What the model says is null where there
+        is an error. Errors: `InputError` where the model's outputs are no finite numbers.
+        """
+        failed = np.array([error is not None for error in answers.errors], bool)
+        columns: dict[str, pa.Array] = {
+            "row": pa.array(np.arange(answers.first, answers.first + len(failed)), pa.int64()),
+            "image": pa.array([_as_text(name) for name in answers.images], pa.string()),
+        }
+        if self.labels:
+            columns |= self._label_columns(answers)
+        columns["error"] = pa.array([_as_text(error) for error in answers.errors], pa.string())
+        if answers.logits is not None and self.topk:
+            columns |= self._score_columns(answers.logits, failed)
+        for name, values in answers.features.items():
+            columns[name] = _lists(values, failed)
+        return pa.record_batch(columns)
+
+    def _label_columns(self, answers: BatchAnswers) -> dict[str, pa.Array]:
+        if self.labels == "folder":
+            names = [_as_text(PurePosixPath(image).parent.name) if image else None for image in answers.images]
+            numbers = [min(self.class_numbers.get(name or "", ()), default=None) for name in names]
+            return {"label": pa.array(numbers, pa.int64()), "label_name": pa.array(names, pa.string())}
+        labels = pa.array(answers.labels, pa.int64(), mask=np.asarray(answers.labels) < 0)
+        if self.label_names is None:
+            return {"label": labels, "label_name": labels.cast(pa.string())}
+        names = pa.array([_as_text(name) for name in self.label_names], pa.string())
+        return {"label": labels, "label_name": names.take(labels)}
+
+    def _score_columns(self, logits: torch.Tensor, failed: np.ndarray) -> dict[str, pa.Array]:
+        probabilities = logits.softmax(dim=-1)
+        best, classes = probabilities.topk(self.topk)
+        names = pa.array(
+            [_as_text(name) for name in self.class_names or map(str, range(self.num_classes))], pa.string()
+        )
+        columns: dict[str, pa.Array] = {}
+        for k in range(self.topk):
+            numbers = pa.array(classes[:, k].numpy().astype(np.int32), mask=failed)
+            columns[f"class_{k + 1}"] = numbers
+            columns[f"name_{k + 1}"] = names.take(numbers)
+            columns[f"score_{k + 1}"] = pa.array(best[:, k].numpy(), pa.float32(), mask=failed)
+        if self.scores:
+            columns["scores"] = _lists(probabilities, failed)
+        return columns
+
+    def meant_classes(self, label: int | None, label_name: str | None) -> frozenset[int]:
+        """Return which of the model's classes a row's label means, none where the model does not know it."""
+        if self.labels == "data" and self.label_names is None:  # nothing but numbers: they are the model's
+            return frozenset({label}) if label is not None and label < self.num_classes else frozenset()
+        return self.class_numbers.get(label_name or "", frozenset())
+
+
+def count(table: PredictionTable, batch: pa.RecordBatch) -> Counter[str]:
+    """Return how many rows there are, `failed` ones among them, and `labelled` ones, of which the model is `right`.
+
+    Labelled is a row whose picture was read and whose label the model knows.
+    """
+    counts = Counter(rows=batch.num_rows, failed=batch.num_rows - batch.column("error").null_count, labelled=0, right=0)
+    if table.labels and table.topk:
+        columns = (batch.column(name).to_pylist() for name in ("label", "label_name", "class_1"))
+        for label, name, best in zip(*columns, strict=True):
+            if best is not None and (meant := table.meant_classes(label, name)):
+                counts["labelled"] += 1
+                counts["right"] += best in meant
+    return counts
+
+
+def accuracy(counts: Mapping[str, int]) -> dict[str, Any]:
+    """Return how many rows have a label that the model knows, and where there are some, for how many percent it is right."""
+    labelled = counts["labelled"]
+    return {"labelled": labelled, "top1": round(100 * counts["right"] / labelled, 4)} if labelled else {}
+
+
+def _as_text(name: str | None) -> str | None:
+    r"""Return a text as UTF-8: a byte in a file's name that is none becomes `\udcff`, in all formats and messages alike."""
+    return None if name is None else name.encode("utf-8", "backslashreplace").decode()
+
+
+def _lists(values: torch.Tensor, failed: np.ndarray) -> pa.FixedSizeListArray:
+    """Return a column of lists of as many float32 as `values`, `(rows, n)`, has columns."""
+    if not bool(values[torch.from_numpy(~failed)].isfinite().all()):
+        raise InputError("the model's features are not finite numbers: its weights are damaged or were never trained")
+    flat = pa.array(values.float().contiguous().numpy().reshape(-1), pa.float32())
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(failed))
