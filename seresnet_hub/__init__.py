@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from seresnet_hub.errors import InputError
     from seresnet_hub.evaluation.evaluate import evaluate
     from seresnet_hub.inference.predict import extract_features, iterate_features, predict
+    from seresnet_hub.inference.search import search
     from seresnet_hub.inference.write_predictions import write_predictions
     from seresnet_hub.mmpretrain_api import get_model, inference_model
     from seresnet_hub.models import blocks
@@ -43,6 +44,7 @@ _MODULES = {
     "open_split": "seresnet_hub.data.open_split",
     "predict": "seresnet_hub.inference.predict",
     "push": "seresnet_hub.publishing.push",
+    "search": "seresnet_hub.inference.search",
     "split_for": "seresnet_hub.data.held_out",
     "train": "seresnet_hub.training.train",
     "verify": "seresnet_hub.publishing.verify",
@@ -68,6 +70,7 @@ __all__ = [
     "open_split",
     "predict",
     "push",
+    "search",
     "split_for",
     "train",
     "verify",

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 MOST_IN_GRID = 20  # classes whose names and numbers can still be read
 MOST_PAIRS = 20
 LONGEST_NAME = 28
+ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 2, "frameon": False}
 BARS, LINES = "tab:blue", "tab:orange"
 # Colours that are drawn into a page's SVG, and what they become there: variables of its style sheet.
 TEXT = "#102030"
@@ -107,12 +108,12 @@ def draw_accuracies(axes: Axes, confusion: np.ndarray) -> None:
     axes.fill_between(np.arange(len(accuracies) + 1), [*accuracies, accuracies[-1]], step="post", color=BARS)
     axes.axhline(accuracies.mean(), color=LINES, label=f"mean {accuracies.mean():.1f} %")
     axes.set(xlim=(0, len(accuracies)), ylim=(0, 100), xlabel="classes, worst first", ylabel="accuracy (%)")
-    axes.legend(loc="lower right")
+    axes.legend(**ABOVE)
     axes.grid(alpha=0.3)
 
 
 def draw_reliability(axes: Axes, images: np.ndarray, confidence: np.ndarray, accuracy: np.ndarray) -> None:
-    """Draw how often images are right (bars) beside how sure the model is of them (line), by bins of the score.
+    """Draw how often images are right beside how sure the model is of them, by bins of the score.
 
     `images`, mean `confidence` and `accuracy` are those of bins of equal width, from 0 to 1, `(bins,)` each; bins
     without images have none. The fewer images a bin has, the paler is its bar.
@@ -123,10 +124,10 @@ def draw_reliability(axes: Axes, images: np.ndarray, confidence: np.ndarray, acc
     for edge, height, alpha in zip(edges[:-1][seen], 100 * accuracy[seen], strength[seen], strict=True):
         axes.bar(edge, height, width, align="edge", color=BARS, alpha=alpha, edgecolor=BARS)
     axes.plot((0, 100), (0, 100), color=LINES, linestyle="--", label="as often right as it says")
-    axes.plot(100 * confidence[seen], 100 * accuracy[seen], color=LINES, marker="o", label="measured")
+    axes.plot(100 * confidence[seen], 100 * accuracy[seen], "o", color=LINES, label="measured", clip_on=False)
     axes.set(xlim=(0, 100), ylim=(0, 100), xlabel="score of the best prediction (%)", ylabel="of these, right (%)")
     axes.set_aspect("equal")
-    axes.legend(loc="upper left")
+    axes.legend(**ABOVE)
     axes.grid(alpha=0.3)
 
 
@@ -139,7 +140,6 @@ def axes_as_svg(draw: Callable[..., None], *values: np.ndarray) -> str:
     """Return one diagram as an SVG element for a page, whose style sheet says its colours: see `OF_THE_PAGE`."""
     style = {f"{part}.color": TEXT for part in ("text", "xtick", "ytick")} | {
         "axes.edgecolor": TEXT, "axes.labelcolor": TEXT, "svg.fonttype": "none", "svg.hashsalt": draw.__name__,
-        "legend.framealpha": 0,
     }  # fmt: skip
     text = StringIO()
     with matplotlib.rc_context(style):
@@ -152,7 +152,7 @@ def axes_as_svg(draw: Callable[..., None], *values: np.ndarray) -> str:
 
 
 def _figure_of(draw: Callable[..., None], *values: np.ndarray) -> Figure:
-    figure = Figure(figsize=(5, 4.2), layout="constrained")
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure.subplots(), *values)
     return figure

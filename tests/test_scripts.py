@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -98,7 +97,7 @@ def test_predict_prints_its_result(
     code, out, _ = call("predict", f"local-dir:{trained}", tmp_path, "--topk", 2, capfd=capfd)
     assert code == 0
     result = json.loads(out)
-    assert list(result) == ["model", "predictions", "unreadable"]
+    assert list(result) == ["model", "predictions", "unreadable", "failed"]
     assert [Path(p["image"]).name for p in result["predictions"]] == ["a.png", "b.jpg"]
     assert all(list(c) == ["index", "name", "score"] for p in result["predictions"] for c in p["classes"])
     assert all(len(p["classes"]) == 2 for p in result["predictions"])
@@ -110,11 +109,9 @@ def test_a_bad_picture_among_others_costs_no_prediction(
     for name in ("a.png", "c.png"):
         photo.save(tmp_path / name)
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
-    arguments = [f"local-dir:{trained}", str(tmp_path)]
-    code = run(command("predict").main, arguments, exit_code=partial(command("predict").exit_code, None))
-    out, err = capfd.readouterr()
+    code, out, err = call("predict", f"local-dir:{trained}", tmp_path, capfd=capfd)
     result = json.loads(out)
-    assert code == 1
+    assert (code, result["failed"]) == (0, 1)
     assert [Path(p["image"]).name for p in result["predictions"]] == ["a.png", "c.png"]
     assert result["predictions"][0]["classes"] == result["predictions"][1]["classes"]
     (bad,) = result["unreadable"]

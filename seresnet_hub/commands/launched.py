@@ -84,7 +84,7 @@ def on_main(processes: Processes | None, ask: Callable[[], Answer]) -> Answer:
     answer, said = processes.from_main(outcome)
     if said is not None:
         raise own[0] if own else _error(said)
-    return answer  # type: ignore[no-any-return]
+    return answer
 
 
 def _said(error: Exception | None) -> tuple[bool, str] | None:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 # The options that results depend on, in the order in which a table names them.
 OPTIONS = (
-    "data", "split", "label_column", "real", "input_size", "crop_pct", "tta", "classes", "amp", "fuse", "compile",
+    "data", "split", "label_column", "real", "input_size", "crop_pct", "tta", "classes", "knn", "amp", "fuse",
+    "compile",
 )  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def _text(options: argparse.Namespace) -> str:
     for name in OPTIONS:
         value = getattr(options, name)
         if value is not None and value is not False:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+            words += [f"--{name.replace('_', '-')}", *([] if value in (True, "") else [str(value)])]
     return shlex.join(words)
 
 

@@ -43,6 +43,11 @@ def parser() -> argparse.ArgumentParser:
         help="choose among these classes alone: numbers or names, one a line, as timm's imagenet_a_indices.txt "
         "(default: those of the data set where their names are the model's)",
     )  # fmt: skip
+    what.add_argument(
+        "--knn", nargs="?", const="", metavar="INDEX",
+        help="also how often the nearest images by their features have the same class: of the others here, or of the "
+        "rows that predict --features wrote to INDEX.parquet",
+    )  # fmt: skip
     speed = add_speed_options(parser)
     speed.add_argument("--amp", choices=("bf16", "fp16"), help="compute in this precision (default: the weights')")
     speed.add_argument(
@@ -59,28 +64,46 @@ def parser() -> argparse.ArgumentParser:
         help="write a row for each model into TABLE.csv, or into TABLE.md with a TABLE.csv beside it; the same command "
         "goes on after a kill",
     )  # fmt: skip
-    results.add_argument("--report", type=Path, metavar="DIR", help="write accuracy by class and the confusion matrix")
+    results.add_argument(
+        "--predictions", type=Path, metavar="FILE",
+        help="write a row for each image into FILE.parquet, .csv or .jsonl, or into a folder of parquet shards",
+    )  # fmt: skip
+    results.add_argument(
+        "--report", type=Path, metavar="DIR", help="write a page of the mistakes, accuracy by class and the confusion"
+    )
     return parser
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
-    from seresnet_hub.commands.launched import launched_processes
+    from seresnet_hub.commands.launched import launched_processes, on_main
     from seresnet_hub.errors import InputError
 
     with launched_processes() as processes:
         from seresnet_hub.commands.measured_model import measured
         from seresnet_hub.commands.measured_models import measured_models, named_models
-        from seresnet_hub.evaluation.report import require_report
 
-        if options.report is not None and (processes is None or processes.main):
-            require_report(options.report)
+        if options.knn is not None and (options.input_size or options.crop_pct or options.real):
+            raise InputError("--knn goes with neither --input-size, --crop-pct nor --real")
         models = named_models(options.models)
-        if len(models) > 1 and options.report is not None:
-            raise InputError(f"--report is of one model, and these are {len(models)}")
+        for option, of_one in (("--report", options.report), ("--predictions", options.predictions)):
+            if len(models) > 1 and of_one is not None:
+                raise InputError(f"{option} is of one model, and these are {len(models)}")
+        on_main(processes, lambda: _require_places(options))
         if len(models) == 1 and options.output is None:
             return measured(options, models[0], processes)
         return measured_models(options, models, processes)
+
+
+def _require_places(options: argparse.Namespace) -> None:
+    """Raise `InputError` where what is asked for could not be written, before the work for it."""
+    from seresnet_hub.evaluation.image_table import require_image_table
+    from seresnet_hub.evaluation.report import require_report
+
+    if options.report is not None:
+        require_report(options.report)
+    if options.predictions is not None:
+        require_image_table(options.predictions)
 
 
 def exit_code(_: argparse.Namespace, result: dict[str, Any]) -> int:

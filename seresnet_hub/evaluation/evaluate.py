@@ -78,8 +78,8 @@ class Accuracy:
 class Evaluation:
     """What models of one kind are measured on, and how; made by `evaluation_of`.
 
-    `start` is the first batch of this process, `num_classes` are those that are told apart. `main` is whether it is
-    process 0, and `whole_batches` whether each process has batches of its own.
+    This process has the batches from `start` on, before `stop`. `num_classes` are those that are told apart. `main` is
+    whether it is process 0, and `whole_batches` whether each process has batches of its own.
     """
 
     spec: LoaderSpec
@@ -92,6 +92,7 @@ class Evaluation:
     subset: ClassSubset | None = None
     records: bool = False
     start: int = 0
+    stop: int | None = None
     main: bool = True
     whole_batches: bool = False
 
@@ -180,14 +181,14 @@ def evaluation_of(
         rank=0 if whole_batches else rank, world_size=1 if whole_batches else world_size,
         workers=loader_workers() if workers is None else workers, corrupt_share=corrupt_share,
     )  # fmt: skip
-    start = 0
-    if whole_batches and world_size > 1:
+    start, stop = 0, None
+    if whole_batches:
         start, stop = (spec.plan.steps * number // world_size for number in (rank, rank + 1))
-        spec = replace(spec, plan=replace(spec.plan, max_steps=stop))
     return Evaluation(
-        spec=spec, config=config, num_classes=model_classes if subset is None else len(subset.classes),
+        spec=replace(spec, reports_paths=records), config=config,
+        num_classes=model_classes if subset is None else len(subset.classes),
         right_classes=right_classes, confusion=confusion, precision=precision, tta=tta, subset=subset,
-        records=records, start=start, main=rank == 0, whole_batches=whole_batches,
+        records=records, start=start, stop=stop, main=rank == 0, whole_batches=whole_batches,
     )  # fmt: skip
 
 
@@ -218,7 +219,7 @@ def _count(model: nn.Module, evaluation: Evaluation, workers: LoaderWorkers | No
     spec, config, precision, subset = evaluation.spec, evaluation.config, evaluation.precision, evaluation.subset
     split, parameter = spec.split, next(model.parameters())
     device, size = parameter.device, tuple(config["input_size"][-2:])
-    batches = Loader(spec, evaluation.start, workers=workers)
+    batches = Loader(spec, evaluation.start, stop=evaluation.stop, workers=workers)
     counts = Counts(
         evaluation.num_classes, device, right_classes=evaluation.right_classes, confusion=evaluation.confusion
     )
@@ -245,7 +246,7 @@ def _count(model: nn.Module, evaluation: Evaluation, workers: LoaderWorkers | No
                 counts.add(logits, batch)
                 if recorder is not None:
                     one_class = evaluation.right_classes is None
-                    recorder.add(logits, batch.indices, batch.labels if one_class else None, batch.mask)
+                    recorder.add(logits, batch, batch.labels if one_class else None)
     if not counts.finite:
         raise InputError("the model's outputs are not finite numbers: its weights are damaged or were never trained")
     seconds = max(time.perf_counter() - start, 1e-9)  # a clock may stand still

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.embedding_index import EmbeddingIndex, open_index
-from seresnet_hub.inference.nearest_rows import BLOCK_VALUES, Block, blocks_of, nearest
+from seresnet_hub.inference.nearest_rows import BLOCK_VALUES, Block, blocks_of, nearest, with_progress
 
 # As in Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (2018), and in DINO.
 K, TEMPERATURE = 20, 0.07
@@ -71,10 +69,9 @@ def nearest_neighbour_accuracy(
         row_labels = torch.from_numpy(stored.labels())
     blocks = blocks_of(features) if stored is None else _labelled(stored.blocks(), row_labels)
     own = 0 if stored is None else None
-    total = int((row_labels >= 0).sum())
     seen: list[int] = []
-    with tqdm(total=total, desc="nearest neighbours", unit=" rows", disable=None) as bar:
-        found = nearest(features.to(device), _counted(blocks, bar, seen), k, refined=False, own=own)
+    blocks = with_progress(_counted(blocks, seen), len(row_labels))
+    found = nearest(features.to(device), blocks, k, refined=False, own=own)
     neighbours = sum(seen) - (stored is None)
     if neighbours < 1:
         raise InputError(f"{stored.path if stored else 'the set'}: there is no other labelled row to compare with")
@@ -107,11 +104,10 @@ def _labelled(blocks: Iterable[Block], labels: torch.Tensor) -> Iterator[Block]:
         yield Block(positions[there], vectors[there])
 
 
-def _counted(blocks: Iterable[Block], bar: Any, seen: list[int]) -> Iterator[Block]:
+def _counted(blocks: Iterable[Block], seen: list[int]) -> Iterator[Block]:
     for block in blocks:
-        yield block
         seen.append(len(block.positions))
-        bar.update(seen[-1])
+        yield block
 
 
 def _right(

@@ -93,7 +93,7 @@ def write_report(
             draw_confusion(confusion, named, temporary)
         if measured is not None and page is not None:
             with replacing(folder / RELIABILITY_NAME) as temporary:
-                records = measured.records
+                records = measured.records.labelled()
                 bins = bins_of(records.scores[:, 0], records.classes[:, 0] == records.labels)
                 draw_axes(draw_reliability, *bins, path=temporary)
             write_json(folder / METRICS_NAME, measured.metrics)

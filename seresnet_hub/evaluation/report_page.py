@@ -51,7 +51,7 @@ def page_of(measured: Measured, confusion: np.ndarray, names: Sequence[str]) -> 
 
     `confusion` counts images by class and prediction, `(classes, classes)`; `names` are the classes'.
     """
-    records, split = measured.records, measured.split
+    records, split = measured.records.labelled(), measured.split
     images = confusion.sum(axis=1)
     by_class = class_metrics(confusion)
     worst = _worst_first(confusion)
@@ -62,7 +62,7 @@ def page_of(measured: Measured, confusion: np.ndarray, names: Sequence[str]) -> 
         (pair, confident_mistakes(records, pair.label, EXAMPLES_OF_A_PAIR, pair.predicted))
         for pair in confused_pairs(confusion, MOST_PAIRS)
     ]
-    unread = unread_rows(records, split)
+    unread = unread_rows(measured.records, split)
     mistakes = [mistake for _, some in [*sheets, *pairs] for mistake in some]
     pictures, errors = _pictures(split, [mistake.row for mistake in mistakes], unread[:MOST_UNREAD].tolist())
     right = int(confusion.diagonal().sum())

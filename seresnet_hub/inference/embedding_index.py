@@ -16,9 +16,9 @@ from pyarrow import parquet
 
 from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.inference.nearest_rows import MOST_ROWS, Block, block_rows
+from seresnet_hub.inference.run_batches import name_of
+from seresnet_hub.inference.table_files import METADATA
 
-FACTS = b"seresnet_hub"  # the key of the model's description in the file's metadata
-FEATURES = "features"
 # What is told of a row that was found, where the index has it.
 TOLD = ("row", "image", "label", "label_name", "name_1")
 
@@ -32,6 +32,7 @@ class EmbeddingIndex:
 
     path: Path
     files: tuple[Path, ...]
+    stage: int | None
     column: str
     channels: int
     rows: int
@@ -121,7 +122,7 @@ def open_index(path: str | Path, stage: int | None = None) -> EmbeddingIndex:
     such file or column.
     """
     path = Path(path)
-    column = FEATURES if stage is None else f"{FEATURES}_stage{stage}"
+    column = name_of(stage)
     files = tuple(sorted(path.glob("*.parquet"))) if path.is_dir() else (path,)
     if not files:
         raise InputError(f"{path}: no parquet files in this folder")
@@ -131,7 +132,7 @@ def open_index(path: str | Path, stage: int | None = None) -> EmbeddingIndex:
             rows += opened.metadata.num_rows
             schemas.append(opened.schema_arrow)
             if column not in opened.schema_arrow.names:
-                others = [name for name in opened.schema_arrow.names if name.startswith(FEATURES)]
+                others = [name for name in opened.schema_arrow.names if name.startswith(name_of(None))]
                 has = f"it has {', '.join(others)}" if others else "write it with predict --features"
                 raise InputError(f"{file} has no column {column!r}; {has}")
     kind = schemas[0].field(column).type
@@ -142,11 +143,11 @@ def open_index(path: str | Path, stage: int | None = None) -> EmbeddingIndex:
     if rows > MOST_ROWS:
         raise InputError(f"{path}: {rows:,} rows, of which {MOST_ROWS:,} are searched at most")
     try:
-        facts = json.loads((schemas[0].metadata or {}).get(FACTS, b"{}"))
+        facts = json.loads((schemas[0].metadata or {}).get(METADATA.encode(), b"{}"))
     except ValueError as error:
-        raise InputError(f"{files[0]}: its metadata {FACTS.decode()!r} is no JSON ({error})") from error
+        raise InputError(f"{files[0]}: its metadata {METADATA!r} is no JSON ({error})") from error
     return EmbeddingIndex(
-        path=path, files=files, column=column, channels=_channels(files, column, kind), rows=rows,
+        path=path, files=files, stage=stage, column=column, channels=_channels(files, column, kind), rows=rows,
         facts=facts if isinstance(facts, dict) else {}, columns=tuple(schemas[0].names),
     )  # fmt: skip
 

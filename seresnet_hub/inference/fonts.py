@@ -10,7 +10,8 @@ import matplotlib
 from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
 
-OWN = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+OWN_FOLDER = Path(matplotlib.get_data_path())
+OWN = OWN_FOLDER / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
@@ -21,7 +22,7 @@ def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
 
 @cache
 def _loaded(path: Path, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size)
+    return ImageFont.truetype(str(path), size)
 
 
 @cache
@@ -48,8 +49,12 @@ def _characters(path: Path) -> frozenset[int]:
 
 
 def _of_the_system() -> Iterator[Path]:
-    """Yield the upright, regular fonts of the system, those without serifs first."""
+    """Yield the upright, regular fonts of the system, those without serifs first.
+
+    Not the others that come with matplotlib: they are for formulas, and one draws a box for every character there is.
+    """
     from matplotlib.font_manager import fontManager  # lists all fonts when it is imported first, which takes seconds
 
     usual = [one for one in fontManager.ttflist if one.style == "normal" and one.weight in (400, "normal", "regular")]
-    yield from (Path(one.fname) for one in sorted(usual, key=lambda one: ("Sans" not in one.name, one.fname)))
+    paths = (Path(one.fname) for one in sorted(usual, key=lambda one: ("Sans" not in one.name, one.fname)))
+    yield from (path for path in paths if not path.is_relative_to(OWN_FOLDER))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from seresnet_hub.torch_settings import float32_arithmetic
 
@@ -40,6 +42,15 @@ def blocks_of(vectors: torch.Tensor) -> Iterator[Block]:
 
 def block_rows(channels: int) -> int:
     return max(BLOCK_VALUES // max(channels, 1), 1)
+
+
+def with_progress(blocks: Iterable[Block], rows: int) -> Iterator[Block]:
+    """Yield the blocks, and show how many of the rows they have had so far, where that takes more than two seconds."""
+    with tqdm(total=rows, desc="nearest neighbours", unit=" rows", file=sys.stderr, delay=2.0) as bar:
+        for block in blocks:
+            yield block
+            if len(block.positions):  # some rows before its last have no vector
+                bar.update(int(block.positions[-1]) + 1 - bar.n)
 
 
 def nearest(

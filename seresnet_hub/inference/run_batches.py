@@ -135,18 +135,17 @@ def forward_batches(
     loader_workers: LoaderWorkers | None = None,
 ) -> Generator[tuple[Batch, Outputs], None, None]:
     """Yield each batch with what the model makes of its rows, on its device (see `run_batches`)."""
-    if batch_size < 1:
-        raise InputError(f"batch size {batch_size}: must be at least 1")
-    if workers < 0:
-        raise InputError(f"workers={workers}: must be at least 0")
     if precision != "no" and precision not in AUTOCAST:
         raise InputError(f"precision={precision}: must be no, {' or '.join(AUTOCAST)}")
     _, config = model_transform(model)
     parameter = next(model.parameters())
     kind = parameter.device.type
-    loader = Loader(_spec(split, config, batch_size, workers, decoder), start, stop=stop, workers=loader_workers)
     size = min(batch_size, split.rows)  # of each batch: one alone is not filled up
-    with closing(cast(Generator[Batch, None, None], iter(loader))) as batches:
+    decoded = decoded_batches(
+        model, split, batch_size=batch_size, workers=workers, start=start, stop=stop, decoder=decoder,
+        loader_workers=loader_workers,
+    )  # fmt: skip
+    with closing(decoded) as batches:
         for batch in on_device(batches, parameter.device):
             images, rows = batch.images, len(batch.images)
             # Not around the loop: whoever takes the batches computes in between, in settings of its own.
@@ -165,6 +164,26 @@ def forward_batches(
                     {stage: one[:rows] for stage, one in outputs.features.items()},
                 )
             yield batch, own
+
+
+def decoded_batches(
+    model: nn.Module, split: Split, *, batch_size: int = BATCH_SIZE, workers: int = 0, start: int = 0,
+    stop: int | None = None, decoder: DecoderName = "pil", loader_workers: LoaderWorkers | None = None,
+) -> Generator[Batch, None, None]:  # fmt: skip
+    """Return the batches of rows as a model takes them, but for the normalisation (see `run_batches`)."""
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size}: must be at least 1")
+    if workers < 0:
+        raise InputError(f"workers={workers}: must be at least 0")
+    _, config = model_transform(model)
+    shape = tuple(config["input_size"])
+    spec = LoaderSpec(
+        split=split, plan=Plan(unit_rows=split.unit_rows, batch_size=batch_size, lanes=1, order=None),
+        decoder=_decoder(decoder, shape, config["interpolation"], config["crop_pct"], config["crop_mode"]),
+        size=shape[-2:], num_classes=None, workers=workers, reports_errors=True,
+    )  # fmt: skip
+    batches = iter(Loader(spec, start, stop=stop, workers=loader_workers))
+    return cast(Generator[Batch, None, None], batches)
 
 
 def _outputs(model: nn.Module, images: torch.Tensor, logits: bool, features: Sequence[int | None]) -> Outputs:
@@ -195,15 +214,6 @@ def _finite(logits: torch.Tensor) -> torch.Tensor:
     if not logits.isfinite().all():
         raise InputError("the model's outputs are not finite numbers: its weights are damaged or were never trained")
     return logits
-
-
-def _spec(split: Split, config: dict[str, Any], batch_size: int, workers: int, decoder: DecoderName) -> LoaderSpec:
-    shape = tuple(config["input_size"])
-    return LoaderSpec(
-        split=split, plan=Plan(unit_rows=split.unit_rows, batch_size=batch_size, lanes=1, order=None),
-        decoder=_decoder(decoder, shape, config["interpolation"], config["crop_pct"], config["crop_mode"]),
-        size=shape[-2:], num_classes=None, workers=workers, reports_errors=True,
-    )  # fmt: skip
 
 
 @lru_cache(maxsize=16)  # so that workers know a pass of the same model again
