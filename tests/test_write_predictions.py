@@ -344,14 +344,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.jsonl", "folder"])
-def test_ten_thousand_rows_need_no_more_memory_than_two_thousand(name: str, tmp_path: Path) -> None:
+def test_ten_thousand_rows_need_no_more_memory_than_a_thousand(name: str, tmp_path: Path) -> None:
     most = []
-    for rows in (2_000, 10_000):
+    for rows in (1_000, 10_000):
         command = [sys.executable, "-c", MEMORY, str(rows), str(tmp_path / name)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
         most.append(float(done.stdout))
-    print(f"{name}: {most[0]:.0f} MB for 2,000 rows, {most[1]:.0f} MB for 10,000")
-    assert most[1] < most[0] + 40  # all of the others' values are 93 MB
+    print(f"{name}: {most[0]:.0f} MB for 1,000 rows, {most[1]:.0f} MB for 10,000")
+    assert most[1] < most[0] + 40  # the values of the other rows alone are 105 MB
 
 
 def test_options_that_cannot_be_are_refused_before_any_work(model: nn.Module, photos: Path, tmp_path: Path) -> None:
