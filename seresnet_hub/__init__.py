@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from seresnet_hub.data.open_split import open_split
     from seresnet_hub.errors import InputError
     from seresnet_hub.evaluation.evaluate import evaluate
-    from seresnet_hub.inference.predict import extract_features, predict
+    from seresnet_hub.inference.predict import extract_features, iterate_features, predict
+    from seresnet_hub.inference.search import search
     from seresnet_hub.inference.write_predictions import write_predictions
     from seresnet_hub.mmpretrain_api import get_model, inference_model
     from seresnet_hub.models import blocks
@@ -36,12 +37,14 @@ _MODULES = {
     "get_model": "seresnet_hub.mmpretrain_api",
     "get_recipe": "seresnet_hub.recipes.recipe",
     "inference_model": "seresnet_hub.mmpretrain_api",
+    "iterate_features": "seresnet_hub.inference.predict",
     "list_models": "seresnet_hub.models.create",
     "load": "seresnet_hub.models.load",
     "loader": "seresnet_hub.data.loader",
     "open_split": "seresnet_hub.data.open_split",
     "predict": "seresnet_hub.inference.predict",
     "push": "seresnet_hub.publishing.push",
+    "search": "seresnet_hub.inference.search",
     "split_for": "seresnet_hub.data.held_out",
     "train": "seresnet_hub.training.train",
     "verify": "seresnet_hub.publishing.verify",
@@ -60,12 +63,14 @@ __all__ = [
     "get_model",
     "get_recipe",
     "inference_model",
+    "iterate_features",
     "list_models",
     "load",
     "loader",
     "open_split",
     "predict",
     "push",
+    "search",
     "split_for",
     "train",
     "verify",

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from seresnet_hub.conversion.convert import convert
+from seresnet_hub.data.picture_list import ImageInput
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference.image_inputs import ImageInput
 from seresnet_hub.inference.predict import predict
 from seresnet_hub.models.load import load
 from seresnet_hub.models.names import architecture_of

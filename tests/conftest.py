@@ -14,8 +14,10 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -23,6 +25,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # as when a script is run by its path
@@ -34,6 +37,57 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["SERESNET_HUB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     datasets.disable_progress_bars()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _curves_of_one_form_are_drawn_once() -> Iterator[None]:
+    """Histories of the same columns make the same kind of picture, and to draw one takes longer than a small run."""
+    from seresnet_hub.training import loop
+
+    real, drawn = loop.drawn_curves, dict[object, bytes]()
+
+    def curves(history: Sequence[Mapping[str, float]], num_classes: int) -> bytes:
+        columns = tuple(tuple((name, math.isfinite(value)) for name, value in row.items()) for row in history)
+        form = (columns, num_classes)
+        if form not in drawn:
+            drawn[form] = real(history, num_classes)
+        return drawn[form]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "drawn_curves", curves)
+        yield
+
+
+@cache
+def _random_values() -> torch.Tensor:
+    return torch.randn(2**22, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def quick_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The convolutions of new networks get random values that exist: to draw 25 million is most of a ResNet-50's start.
+
+    They are spread as `kaiming_normal_` has them, and are the same after the same `torch.manual_seed`.
+    """
+    normal, uniform = torch.nn.init.kaiming_normal_, torch.nn.init.kaiming_uniform_
+
+    def kaiming_normal_(tensor: torch.Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"):  # type: ignore[no-untyped-def]
+        values = _random_values()
+        if tensor.is_meta or not tensor.is_contiguous() or tensor.numel() > len(values) // 2:
+            return normal(tensor, a, mode, nonlinearity)
+        start = int(torch.randint(len(values) // 2, (), device="cpu"))
+        fan = torch.nn.init._calculate_correct_fan(tensor, mode)
+        std = torch.nn.init.calculate_gain(nonlinearity, a) / math.sqrt(fan)
+        with torch.no_grad():
+            torch.mul(values[start : start + tensor.numel()], std, out=tensor.view(-1))
+        return tensor
+
+    def kaiming_uniform_(tensor: torch.Tensor, *arguments: object, **options: object):  # type: ignore[no-untyped-def]
+        """What a new convolution has before its network says what it shall have."""
+        return kaiming_normal_(tensor) if tensor.ndim == 4 else uniform(tensor, *arguments, **options)
+
+    monkeypatch.setattr(torch.nn.init, "kaiming_normal_", kaiming_normal_)
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", kaiming_uniform_)
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:

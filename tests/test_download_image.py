@@ -46,7 +46,7 @@ class Site:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Site:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -130,7 +130,25 @@ def test_a_silent_or_slow_server_is_given_up(
         predict(model, f"{site.url}/slow.png")
 
 
-def test_other_schemes_are_never_followed(model: torch.nn.Module, tmp_path: Path, photo: Image.Image) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_address_out_of_reach_is_a_row_among_the_others(
+    model: torch.nn.Module, site: Site, photo: Image.Image, workers: int
+) -> None:
+    site.answers["/gone.png"] = [(500, {}, b"")]
+    addresses = [f"{site.url}/{'gone' if k % 3 == 1 else 'photo'}.png" for k in range(20)]
+    told: dict[int, str] = {}
+    found = predict(
+        model, addresses, batch_size=6, workers=workers, unreadable=lambda k, error: told.update({k: str(error)})
+    )
+    assert [bool(classes) for classes in found] == [k % 3 != 1 for k in range(20)]
+    assert list(told) == list(range(1, 20, 3))
+    assert all(text.startswith(f"{site.url}/gone.png: cannot be fetched (the server") for text in told.values())
+
+
+def test_other_schemes_are_never_followed(
+    model: torch.nn.Module, tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_DELAY", 0.01)
     photo.save(tmp_path / "photo.png")
     for url in (f"file://{tmp_path}/photo.png", "ftp://example.org/a.png", "data://image/png", "zip://a.png::http://b"):
         with pytest.raises(InputError, match=f"^{url[:4]}.*: only addresses of http and https are fetched"):

@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,17 @@ HISTORY: list[Row] = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def curves() -> bytes:
+    file = BytesIO()
+    draw_curves(HISTORY, file)
+    return file.getvalue()
+
+
 @pytest.fixture
-def trained(folder: Path) -> Path:
+def trained(folder: Path, curves: bytes) -> Path:
     write_summary(HISTORY, folder / "summary.csv")
-    draw_curves(HISTORY, folder / "curves.png")
+    (folder / "curves.png").write_bytes(curves)
     return folder
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from seresnet_hub.data import folder_index
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference.find_images import picture_files
+from seresnet_hub.inference.sources import open_sources, picture_name
 from seresnet_hub.models.names import is_model_name
 
 
@@ -28,19 +28,26 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path(name).write_bytes(b"")
 
 
-def test_pictures_of_models_are_left_out() -> None:
-    own = [Path("photos/cats/1.png"), Path("photos/cats/training/2.png")]
-    assert picture_files("photos") == (own, [])
-    kept, left_out = picture_files(".")
-    assert kept == own
-    assert len(left_out) == 5
-    assert {path.parts[0] for path in left_out} == {"runs"}
+def pictures(given: str) -> list[str | None]:
+    split = open_sources([given])
+    return [picture_name(split, row) for row in range(split.rows)]
+
+
+def test_pictures_of_models_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    own = ["photos/cats/1.png", "photos/cats/training/2.png"]
+    assert pictures("photos") == own
+    assert not caplog.text
+    assert pictures(".") == own
+    assert (
+        ".: 5 images that belong to models, runs or reports were left out (runs/begun/training/log.png …)"
+        in caplog.text
+    )
 
 
 def test_what_training_reads_is_found_too() -> None:
     for ending in folder_index.ENDINGS:
         Path(f"photos/cats/3{ending}").write_bytes(b"")
-    found = {path.suffix for path in picture_files("photos")[0]}
+    found = {Path(name or "").suffix for name in pictures("photos")}
     assert found == folder_index.ENDINGS > {".jfif", ".jpe", ".apng", ".pbm", ".pgm", ".pnm"}
     assert not any(is_model_name(f"missing{ending}") for ending in folder_index.ENDINGS)
 
@@ -48,11 +55,11 @@ def test_what_training_reads_is_found_too() -> None:
 @pytest.mark.parametrize("name", ["runs", "runs/begun", "runs/stopped", "runs/report"])
 def test_where_nothing_else_is_there_it_is_an_error(name: str) -> None:
     with pytest.raises(InputError, match=rf"{name}: the images in this folder \({name}/.*png …\) belong to models"):
-        picture_files(name)
+        pictures(name)
 
 
 def test_a_picture_that_is_named_itself_is_taken() -> None:
-    assert picture_files("runs/digits/curves.png") == ([Path("runs/digits/curves.png")], [])
+    assert pictures("runs/digits/curves.png") == ["runs/digits/curves.png"]
 
 
 def test_the_command_says_what_it_leaves_out(capfd: pytest.CaptureFixture[str]) -> None:

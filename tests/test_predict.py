@@ -16,7 +16,7 @@ from torch import nn
 
 import seresnet_hub
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference.predict import BATCH_SIZE, class_names, extract_features, predict
+from seresnet_hub.inference.predict import BATCH_SIZE, class_names, extract_features, iterate_features, predict
 from seresnet_hub.models.published_weights import OWN_WEIGHTS
 
 
@@ -132,22 +132,10 @@ def test_what_cannot_be_done_is_said(model: nn.Module, photo: Image.Image) -> No
 def test_the_public_names_are_these() -> None:
     assert seresnet_hub.predict is predict
     assert seresnet_hub.extract_features is extract_features
-    assert list(inspect.signature(predict).parameters) == [
-        "model",
-        "images",
-        "topk",
-        "batch_size",
-        "workers",
-        "unreadable",
-    ]
-    assert list(inspect.signature(extract_features).parameters) == [
-        "model",
-        "images",
-        "stage",
-        "batch_size",
-        "workers",
-        "pooled",
-    ]
+    assert seresnet_hub.iterate_features is iterate_features
+    options = ["batch_size", "workers"]
+    assert list(inspect.signature(predict).parameters) == ["model", "images", "topk", *options, "unreadable"]
+    assert list(inspect.signature(extract_features).parameters) == ["model", "images", "stage", *options, "pooled"]
 
 
 def test_a_model_may_be_given_by_its_name(photo: Image.Image) -> None:

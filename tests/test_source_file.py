@@ -34,7 +34,7 @@ def server(tmp_path: Path) -> Iterator[str]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as running:
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
         thread.start()
         yield f"http://127.0.0.1:{running.server_address[1]}"
         running.shutdown()
@@ -77,7 +77,7 @@ def test_servers_that_break_off(tmp_path: Path, answer: bytes) -> None:
             self.wfile.write(answer)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
         thread.start()
         with pytest.raises(InputError, match="cannot download"):
             convert(f"http://127.0.0.1:{running.server_address[1]}/a.pth", tmp_path / "out")

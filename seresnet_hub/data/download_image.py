@@ -34,9 +34,9 @@ def fetch_picture(url: str) -> bytes:
         reason = " ".join(str(error.reason).split())
         raise InputError(f"cannot be fetched (the server answered {error.code}: {reason})") from error
     except (OSError, HTTPException, ValueError) as error:  # ValueError: what is no address
-        reason = getattr(error, "reason", error)
-        kind = OutOfResourcesError if getattr(reason, "errno", None) in OUT_OF_RESOURCES else InputError
-        raise kind(f"cannot be fetched ({reason})") from error
+        why: object = getattr(error, "reason", error)
+        kind = OutOfResourcesError if getattr(why, "errno", None) in OUT_OF_RESOURCES else InputError
+        raise kind(f"cannot be fetched ({why})") from error
     if len(data) > MOST_BYTES:
         raise InputError(f"too large a picture (more than {MOST_BYTES:,} bytes)")
     return data

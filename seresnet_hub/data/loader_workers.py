@@ -164,9 +164,8 @@ class LoaderWorkers:
     def _expected(self, what: Pass) -> _Expected:
         spec, order = self._index(what.spec), what.spec.plan.order
         assert spec is not None
-        return _Expected(
-            PassKey(next(self._numbers), spec, order.epoch if order else 0, what.start, what.end), what, []
-        )
+        epoch = order.epoch if order else 0
+        return _Expected(PassKey(next(self._numbers), spec, epoch, what.start, what.end), what, [])
 
     def _index(self, spec: LoaderSpec) -> int | None:
         """Return which of the specs it is, whatever its epoch."""

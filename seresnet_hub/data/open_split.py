@@ -66,7 +66,8 @@ def open_split(
     which are read at once into `Split.right_classes`. What is read of remote parquet shards is kept on this machine:
     at most `cache_gb` gigabytes of the split, as many as the disk holds with room to spare (None), or none (0).
     Without `needs_labels`, a column of labels that cannot be told is none. Errors: `InputError` where the source, the
-    split or the column does not exist or cannot be told, or the disk cannot hold so much; where a local folder's pictures are in no class folders, it says how to arrange them.
+    split or the column does not exist or cannot be told, or the disk cannot hold so much; where a local folder's
+    pictures are in no class folders, it says how to arrange them.
     """
     path = _embedded() if source == EMBEDDED else source
     looks_local = os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1
@@ -109,9 +110,8 @@ def open_split(
     label = _class_feature(features[label_column]) if label_column else None
     files = tuple(str(file) for file in (builder.config.data_files or {}).get(name, []))
     shards = patiently(f"look at the files of {source!r}", lambda: shard_states(files))
-    stream = (
-        streams[name].decode(False).select_columns(columns := [image_column, *([label_column] if label_column else [])])
-    )
+    columns = [image_column, *([label_column] if label_column else [])]
+    stream = streams[name].decode(False).select_columns(columns)
     parquet = ParquetShards(files, shards, cache_gb) if files and are_parquet(files) else None
     unit_rows, unit_shards = _units(files, parquet, shards, name, stream)
     opened = Split(

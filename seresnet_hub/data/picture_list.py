@@ -1,10 +1,10 @@
-"""Pictures that a person named or gave, row by row, without an object for each: files, addresses, pictures in memory."""
+"""Pictures that a person named or gave, row by row, without an object for each: files, addresses, what is in memory."""
 
 from __future__ import annotations
 
+import array
 import os
 import re
-from array import array
 from functools import cached_property
 from pathlib import Path
 
@@ -25,7 +25,7 @@ class PictureList:
     """Names of pictures, one after the other in one piece of memory; and the pictures that are in memory already."""
 
     def __init__(self) -> None:
-        self._names, self._ends = bytearray(), array("Q")
+        self._names, self._ends = bytearray(), array.array("Q")
         self._held: dict[int, ImageInput] = {}
         self.has_addresses = False
 
@@ -76,9 +76,9 @@ class PictureList:
         """A number that other names, or other pictures in memory, do not have; files are not read for it."""
         state = xxhash.xxh3_64(bytes(self._names) + self._ends.tobytes())
         for row, picture in self._held.items():
-            content = picture if isinstance(picture, bytes) else np.ascontiguousarray(picture)
-            state.update(f"{row} {getattr(content, 'shape', None)}".encode())
-            state.update(content)
+            pixels = np.frombuffer(picture, np.uint8) if isinstance(picture, bytes) else np.asarray(picture)
+            state.update(f"{row} {pixels.dtype} {pixels.shape}".encode())
+            state.update(pixels.tobytes())
         return state.intdigest() >> 4
 
 

@@ -133,15 +133,17 @@ class RowDecoder(Dataset[WorkerRows | InputError | None]):
             images = torch.empty((count, *spec.size, 3), dtype=torch.uint8)
         done = WorkerRows(
             request.slot, images.numpy() if request.slot is None else None,
-            np.zeros(count, np.int64), np.zeros(count, bool), np.zeros(count, bool), np.full(count, -1, np.int64), [], {},
+            np.zeros(count, np.int64), np.zeros(count, bool), np.zeros(count, bool), np.full(count, -1, np.int64),
+            [], {},
         )  # fmt: skip
         for place, row in rows:
             copies = slice((place - low) * repeats, (place - low + 1) * repeats)
             done.indices[copies], label = row.number, _label(spec, row)
             if spec.reports_errors:
                 done.labels[copies] = label
-                if spec.split.dataset is not None and row.image and row.image.get("path"):
-                    done.paths[row.number] = row.image["path"]
+            says_paths = spec.split.dataset is not None and (spec.reports_errors or spec.reports_paths)
+            if says_paths and row.image and row.image.get("path"):
+                done.paths[row.number] = row.image["path"]
             try:
                 picture = _picture(spec, row)  # decoded once, augmented several times
                 for repeat in range(repeats):

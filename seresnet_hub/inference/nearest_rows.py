@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from seresnet_hub.torch_settings import float32_arithmetic
 
@@ -42,6 +44,15 @@ def block_rows(channels: int) -> int:
     return max(BLOCK_VALUES // max(channels, 1), 1)
 
 
+def with_progress(blocks: Iterable[Block], rows: int) -> Iterator[Block]:
+    """Yield the blocks, and show how many of the rows they have had so far, where that takes more than two seconds."""
+    with tqdm(total=rows, desc="nearest neighbours", unit=" rows", file=sys.stderr, delay=2.0) as bar:
+        for block in blocks:
+            yield block
+            if len(block.positions):  # some rows before its last have no vector
+                bar.update(int(block.positions[-1]) + 1 - bar.n)
+
+
 def nearest(
     queries: torch.Tensor, blocks: Iterable[Block], k: int, *, refined: bool = True, own: int | None = None
 ) -> Nearest:
@@ -53,20 +64,36 @@ def nearest(
     is left, the similarity is -inf. Computed on the device of the queries.
     """
     device = queries.device
-    norms = _norms(queries)
-    keys = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
+    best = torch.empty((len(queries), 0), dtype=torch.int64, device=device)  # keys
     with float32_arithmetic(device.type, "exact"):
-        for positions, vectors in (Block(*(part.to(device) for part in block)) for block in blocks):
-            similarities = _without_own((queries @ vectors.T) / (norms[:, None] * _norms(vectors)), positions, own)
-            if refined:
-                best = torch.cat([_similarities(keys), similarities], dim=1)
-                least = best.topk(min(k, best.shape[1]), dim=1).values[:, -1:] if best.shape[1] else best
-                kept = (similarities >= least - SLACK).any(dim=0).nonzero()[:, 0]
-                positions = positions[kept]
-                similarities = _without_own(_in_float64(queries, vectors[kept]), positions, own)
-            keys = torch.cat([keys, _keys(similarities, positions)], dim=1)
-            keys = keys.topk(min(k, keys.shape[1]), dim=1).values
-    return Nearest(_similarities(keys), MOST_ROWS - 1 - (keys & (MOST_ROWS - 1)))
+        for block in blocks:
+            at_once = max(BLOCK_VALUES // max(len(block.positions), 1), 1)
+            block = Block(*(part.to(device) for part in block))
+            parts = zip(
+                torch.split(queries, at_once), torch.split(best, at_once), range(0, len(queries), at_once), strict=True
+            )
+            best = torch.cat([
+                _better(part, keys, block, k, refined, None if own is None else own + first)
+                for part, keys, first in parts
+            ])  # fmt: skip
+    return Nearest(_similarities(best), MOST_ROWS - 1 - (best & (MOST_ROWS - 1)))
+
+
+def _better(
+    queries: torch.Tensor, keys: torch.Tensor, block: Block, k: int, refined: bool, own: int | None
+) -> torch.Tensor:
+    """Return the keys of each query's best rows so far and in the block, best first."""
+    positions, vectors = block
+    similarities = (queries @ vectors.T) / (_norms(queries)[:, None] * _norms(vectors))
+    similarities = _without_own(similarities, positions, own)
+    if refined:
+        both = torch.cat([_similarities(keys), similarities], dim=1)
+        least = both.topk(min(k, both.shape[1]), dim=1).values.amin(dim=1, keepdim=True) if both.numel() else both
+        kept = (similarities >= least - SLACK).any(dim=0).nonzero()[:, 0]
+        positions = positions[kept]
+        similarities = _without_own(_in_float64(queries, vectors[kept]), positions, own)
+    keys = torch.cat([keys, _keys(similarities, positions)], dim=1)
+    return keys.topk(min(k, keys.shape[1]), dim=1).values
 
 
 def _without_own(similarities: torch.Tensor, positions: torch.Tensor, own: int | None) -> torch.Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -19,11 +20,11 @@ from seresnet_hub.inference.run_batches import (
     BatchAnswers,
     checked_stage,
     forward_batches,
-    mean_of,
-    picture_name,
+    pooled_map,
+    require_classifier,
     run_batches,
 )
-from seresnet_hub.inference.sources import open_sources
+from seresnet_hub.inference.sources import open_sources, picture_name
 from seresnet_hub.models.load import load
 from seresnet_hub.torch_settings import Precision
 
@@ -53,25 +54,36 @@ def predict(
     model = load(model) if isinstance(model, (str, Path)) else model
     if topk < 1:
         raise InputError(f"topk={topk}: must be at least 1")
+    require_classifier(model)
     names = class_names(model)
     results: list[list[dict[str, Any]]] = []
-    for answers in run_batches(model, _opened(images), batch_size=batch_size, workers=workers):
-        assert answers.logits is not None
-        scores, indices = answers.logits.softmax(dim=-1).topk(min(topk, answers.logits.shape[-1]))
-        columns = zip(answers.images, answers.errors, indices.tolist(), scores.tolist(), strict=True)
-        for number, (image, error, *best) in enumerate(columns, answers.first):
-            if error is not None:
-                wrong = _unreadable(image, error)
+    with closing(run_batches(model, _opened(images), batch_size=batch_size, workers=workers)) as batches:
+        for answers in batches:
+            assert answers.logits is not None
+            scores, indices = answers.logits.softmax(dim=-1).topk(min(topk, answers.logits.shape[-1]))
+            columns = zip(answers.images, answers.errors, indices.tolist(), scores.tolist(), strict=True)
+            for number, (image, error, *best) in enumerate(columns, answers.first):
+                if error is None:
+                    named = [(k, names[k] if names else str(k), score) for k, score in zip(*best, strict=True)]
+                    results.append([{"index": k, "name": name, "score": score} for k, name, score in named])
+                    continue
                 if unreadable is None:
-                    raise wrong
-                unreadable(number, wrong)
-            results.append(
-                [{"index": k, "name": names[k] if names else str(k), "score": score} for k, score in zip(*best, strict=True)]
-                if error is None else []
-            )  # fmt: skip
+                    raise _unreadable(image, error)
+                unreadable(number, _unreadable(image, error))
+                results.append([])
     return results
 
 
+@overload
+def extract_features(
+    model: nn.Module | str | Path, images: Images, stage: int | None = None, *, batch_size: int = BATCH_SIZE,
+    workers: int = 0, pooled: bool = False,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def extract_features(
+    model: nn.Module | str | Path, images: Images, stage: Sequence[int | None], *, batch_size: int = BATCH_SIZE,
+    workers: int = 0, pooled: bool = False,
+) -> list[torch.Tensor]: ...  # fmt: skip
 def extract_features(
     model: nn.Module | str | Path,
     images: Images,
@@ -80,7 +92,7 @@ def extract_features(
     batch_size: int = BATCH_SIZE,
     workers: int = 0,
     pooled: bool = False,
-) -> Any:
+) -> torch.Tensor | list[torch.Tensor]:
     """Return pooled features `(images, channels)`, or with `stage` the map `(images, channels, height, width)`.
 
     Stages count as in timm's `feature_info`: 0 is the stem, then one for each stage; negative ones count from the end.
@@ -89,21 +101,19 @@ def extract_features(
     `predict`. The result is on the model's device, all of it in memory: for more see `iterate_features`. Errors:
     `InputError` as for `predict`, and where there is no such stage.
     """
-    network: Any = load(model) if isinstance(model, (str, Path)) else model
-    several = not isinstance(stage, int) and stage is not None
-    stages = [None if one is None else checked_stage(network, one) for one in (stage if several else [stage])]
-    split, found = _opened(images), [[] for _ in stages]
-    for batch, outputs in forward_batches(
-        network, split, batch_size=batch_size, workers=workers, logits=False, pooled=None in stages,
-        stages=[one for one in stages if one is not None],
-    ):  # fmt: skip
-        for row, reason in batch.errors.items():
-            raise _unreadable(picture_name(split, row, batch.paths.get(row)), reason)
-        for one, parts in zip(stages, found, strict=True):
-            part = outputs.pooled if one is None else outputs.maps[one]
-            parts.append(mean_of(part) if pooled and one is not None else part)
+    network = load(model) if isinstance(model, (str, Path)) else model
+    asked = [stage] if stage is None or isinstance(stage, int) else list(stage)
+    stages = [None if one is None else checked_stage(network, one) for one in asked]
+    split, found = _opened(images), [list[torch.Tensor]() for _ in stages]
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "logits": False, "features": stages}
+    with closing(forward_batches(network, split, **options)) as batches:
+        for batch, outputs in batches:
+            for row, reason in batch.errors.items():
+                raise _unreadable(picture_name(split, row, batch.paths.get(row)), reason)
+            for one, parts in zip(stages, found, strict=True):
+                parts.append(pooled_map(outputs.features[one]) if pooled else outputs.features[one])
     tensors = [torch.cat(parts) for parts in found]
-    return tensors if several else tensors[0]
+    return tensors[0] if stage is None or isinstance(stage, int) else tensors
 
 
 def iterate_features(
@@ -114,7 +124,7 @@ def iterate_features(
     batch_size: int = BATCH_SIZE,
     workers: int = 0,
     precision: Precision = "no",
-) -> Iterator[BatchAnswers]:
+) -> Generator[BatchAnswers, None, None]:
     """Yield the pooled features of images batch by batch, of as many as there are: `BatchAnswers`, without logits.
 
     The arguments are those of `extract_features`; `precision` is the type of autocast. A picture that cannot be read

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -20,6 +20,7 @@ from seresnet_hub.data.plan import Plan
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import evaluation_transform, model_transform, normalize
 from seresnet_hub.errors import InputError
+from seresnet_hub.inference.sources import picture_name
 from seresnet_hub.models.create import eval_mode
 from seresnet_hub.torch_settings import AUTOCAST, Precision, float32_arithmetic
 
@@ -27,11 +28,12 @@ BATCH_SIZE = 32
 
 
 class BatchAnswers(NamedTuple):
-    """What a model says of one batch of rows, in order; tensors are float32 on the CPU, rows with an error are to be ignored.
+    """What a model says of one batch of rows, in order; what it says of rows with an error means nothing.
 
-    `first` numbers the first row within the split. `images` are the pictures' names: paths, addresses, or None. `labels`
-    are int64, -1 where there is none. `errors` say why a picture could not be read, without its name. `logits` are
-    `(rows, classes)`. `features` are `(rows, channels)` by name: "features" before the classifier, "features_stage2".
+    `first` numbers the first row within the split. `images` are the pictures' names: paths, addresses, or None.
+    `labels` are int64, -1 where there is none. `errors` say why a picture could not be read, without its name.
+    `logits` are `(rows, classes)`. `features` are `(rows, channels)`: "features" before the classifier,
+    "features_stage2" of a stage. Tensors are float32 on the CPU.
     """
 
     first: int
@@ -43,16 +45,13 @@ class BatchAnswers(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a model makes of one batch, on its device: logits, pooled features, and the maps of stages by number."""
+    """What a model makes of one batch, on its device: logits, and features.
+
+    Features are before the classifier under None, `(rows, channels)`, and a stage's map under its number.
+    """
 
     logits: torch.Tensor | None
-    pooled: torch.Tensor | None
-    maps: dict[int, torch.Tensor]
-
-
-def batches_in(split: Split, batch_size: int) -> int:
-    """Return how many batches a split has."""
-    return -(-split.rows // batch_size)
+    features: Mapping[int | None, torch.Tensor]
 
 
 def run_batches(
@@ -68,7 +67,7 @@ def run_batches(
     precision: Precision = "no",
     decoder: DecoderName = "pil",
     loader_workers: LoaderWorkers | None = None,
-) -> Iterator[BatchAnswers]:
+) -> Generator[BatchAnswers, None, None]:
     """Yield what a model says of the batches from `start` on, to the end or before batch `stop`.
 
     In `features`, None asks for the features before the classifier, and a number for that stage's map, pooled by its
@@ -77,36 +76,35 @@ def run_batches(
     neither on `workers` nor on where one starts. `loader_workers` are kept for later calls with the same model and
     split. Errors: `InputError` where the model cannot do this, or its outputs are not finite.
     """
+    if logits:
+        require_classifier(model)
     stages = [None if stage is None else checked_stage(model, stage) for stage in features]
     batches = forward_batches(
-        model, split, batch_size=batch_size, workers=workers, start=start, stop=stop, logits=logits,
-        pooled=None in stages, stages=[stage for stage in stages if stage is not None], precision=precision,
-        decoder=decoder, loader_workers=loader_workers,
+        model, split, batch_size=batch_size, workers=workers, start=start, stop=stop, logits=logits, features=stages,
+        precision=precision, decoder=decoder, loader_workers=loader_workers,
     )  # fmt: skip
     with closing(batches):
         for batch, outputs in batches:
-            by_name = {} if outputs.pooled is None else {"features": outputs.pooled}
-            by_name |= {f"features_stage{stage}": mean_of(one) for stage, one in outputs.maps.items()}
             numbers = batch.indices.tolist()
             yield BatchAnswers(
-                first=numbers[0], images=[picture_name(split, row, batch.paths.get(row)) for row in numbers],
-                labels=batch.labels.cpu().numpy(), errors=[batch.errors.get(row) for row in numbers],
+                first=numbers[0],
+                images=[picture_name(split, row, batch.paths.get(row)) for row in numbers],
+                labels=batch.labels.cpu().numpy(),
+                errors=[batch.errors.get(row) for row in numbers],
                 logits=None if outputs.logits is None else _finite(outputs.logits.float().cpu()),
-                features={name: one.float().cpu() for name, one in by_name.items()},
-            )  # fmt: skip
+                features={name_of(stage): pooled_map(one).float().cpu() for stage, one in outputs.features.items()},
+            )
 
 
-def picture_name(split: Split, row: int, path: str | None = None) -> str | None:
-    """Return what a row's picture is called, None where it has no name; `path` is what the row of a data set says.
+def name_of(stage: int | None) -> str:
+    """Return what the features of a stage are called, or with None those before the classifier."""
+    return "features" if stage is None else f"features_stage{stage}"
 
-    Bytes of a name that are no UTF-8 are shown as escapes.
-    """
-    if split.pictures is not None:
-        path = split.pictures.name(row)
-    elif split.class_folders is not None:
-        number = row if split.subset is None else int(split.subset.rows[0][row])
-        path = split.class_folders.path(number)
-    return None if path is None else path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+def require_classifier(model: nn.Module) -> None:
+    """Raise `InputError` where a model names no classes."""
+    if not getattr(model, "num_classes", 0):
+        raise InputError("the model has no classifier: create it with num_classes > 0, or use extract_features")
 
 
 def checked_stage(model: nn.Module, stage: int) -> int:
@@ -117,85 +115,105 @@ def checked_stage(model: nn.Module, stage: int) -> int:
     return stage % stages
 
 
-def mean_of(maps: torch.Tensor) -> torch.Tensor:
-    """Return feature maps `(rows, channels, height, width)`, pooled: `(rows, channels)`."""
-    return maps.mean((2, 3))
+def pooled_map(features: torch.Tensor) -> torch.Tensor:
+    """Return the mean of maps `(rows, channels, height, width)`, and other features as they are: `(rows, channels)`."""
+    return features.mean((2, 3)) if features.ndim == 4 else features
 
 
 def forward_batches(
-    model: nn.Module, split: Split, *, batch_size: int, workers: int, start: int = 0, stop: int | None = None,
-    logits: bool, pooled: bool = False, stages: Sequence[int] = (), precision: Precision = "no",
-    decoder: DecoderName = "pil", loader_workers: LoaderWorkers | None = None,
-) -> Iterator[tuple[Batch, Outputs]]:  # fmt: skip
+    model: nn.Module,
+    split: Split,
+    *,
+    batch_size: int,
+    workers: int,
+    start: int = 0,
+    stop: int | None = None,
+    logits: bool,
+    features: Sequence[int | None] = (),
+    precision: Precision = "no",
+    decoder: DecoderName = "pil",
+    loader_workers: LoaderWorkers | None = None,
+) -> Generator[tuple[Batch, Outputs], None, None]:
     """Yield each batch with what the model makes of its rows, on its device (see `run_batches`)."""
-    if batch_size < 1:
-        raise InputError(f"batch size {batch_size}: must be at least 1")
-    if workers < 0:
-        raise InputError(f"workers={workers}: must be at least 0")
     if precision != "no" and precision not in AUTOCAST:
         raise InputError(f"precision={precision}: must be no, {' or '.join(AUTOCAST)}")
-    classes = getattr(model, "num_classes", 0)
-    if logits and not classes:
-        raise InputError("the model has no classifier: create it with num_classes > 0, or use extract_features")
     _, config = model_transform(model)
     parameter = next(model.parameters())
-    network: Any = model
-    loader = Loader(_spec(split, config, batch_size, workers, decoder), start, stop=stop, workers=loader_workers)
-    rows_of_all = min(batch_size, split.rows)  # of each batch: one alone is not filled up
-
-    def outputs_of(images: torch.Tensor) -> Outputs:
-        if not (pooled or stages):
-            return Outputs(network(images), None, {})
-        wanted = sorted(set(stages))
-        if wanted:
-            last, found = network.forward_intermediates(images, indices=wanted)
-        else:
-            last, found = network.forward_features(images), []
-        return Outputs(
-            network.forward_head(last) if logits else None,
-            network.forward_head(last, pre_logits=True) if pooled else None, dict(zip(wanted, found, strict=True)),
-        )  # fmt: skip
-
-    with closing(iter(loader)) as batches:
+    kind = parameter.device.type
+    size = min(batch_size, split.rows)  # of each batch: one alone is not filled up
+    decoded = decoded_batches(
+        model, split, batch_size=batch_size, workers=workers, start=start, stop=stop, decoder=decoder,
+        loader_workers=loader_workers,
+    )  # fmt: skip
+    with closing(decoded) as batches:
         for batch in on_device(batches, parameter.device):
-            rows = len(batch.images)
+            images, rows = batch.images, len(batch.images)
             # Not around the loop: whoever takes the batches computes in between, in settings of its own.
             with ExitStack() as settings:
                 settings.enter_context(eval_mode(model))
                 settings.enter_context(torch.inference_mode())
-                settings.enter_context(float32_arithmetic(parameter.device.type, "exact"))
-                kind = AUTOCAST.get(precision)
-                settings.enter_context(torch.autocast(parameter.device.type, kind) if kind else nullcontext())
-                images = batch.images
-                if rows < rows_of_all:
-                    images = torch.cat([images, images.new_zeros(rows_of_all - rows, *images.shape[1:])])
+                settings.enter_context(float32_arithmetic(kind, "exact"))
+                if precision != "no":
+                    settings.enter_context(torch.autocast(kind, AUTOCAST[precision]))
+                if rows < size:
+                    images = torch.cat([images, images.new_zeros(size - rows, *images.shape[1:])])
                 images = normalize(images, mean=config["mean"], std=config["std"], dtype=parameter.dtype)
-                try:
-                    outputs = outputs_of(images)
-                except Exception as error:  # whatever the model makes of images of the size that its config names
-                    shape = tuple(images.shape[1:])
-                    raise InputError(f"the model does not run on images of {shape}: {error}") from error
-                if logits and outputs.logits.shape != (rows_of_all, classes):
-                    shape = tuple(outputs.logits.shape)
-                    raise InputError(f"the model gives {shape} values for a batch, and not one for each class")
-                outputs = Outputs(*(None if one is None else one[:rows] for one in outputs[:2]),
-                                  {stage: one[:rows] for stage, one in outputs.maps.items()})  # fmt: skip
-            yield batch, outputs
+                outputs = _outputs(model, images, logits, features)
+                own = Outputs(
+                    None if outputs.logits is None else outputs.logits[:rows],
+                    {stage: one[:rows] for stage, one in outputs.features.items()},
+                )
+            yield batch, own
+
+
+def decoded_batches(
+    model: nn.Module, split: Split, *, batch_size: int = BATCH_SIZE, workers: int = 0, start: int = 0,
+    stop: int | None = None, decoder: DecoderName = "pil", loader_workers: LoaderWorkers | None = None,
+) -> Generator[Batch, None, None]:  # fmt: skip
+    """Return the batches of rows as a model takes them, but for the normalisation (see `run_batches`)."""
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size}: must be at least 1")
+    if workers < 0:
+        raise InputError(f"workers={workers}: must be at least 0")
+    _, config = model_transform(model)
+    shape = tuple(config["input_size"])
+    spec = LoaderSpec(
+        split=split, plan=Plan(unit_rows=split.unit_rows, batch_size=batch_size, lanes=1, order=None),
+        decoder=_decoder(decoder, shape, config["interpolation"], config["crop_pct"], config["crop_mode"]),
+        size=shape[-2:], num_classes=None, workers=workers, reports_errors=True,
+    )  # fmt: skip
+    batches = iter(Loader(spec, start, stop=stop, workers=loader_workers))
+    return cast(Generator[Batch, None, None], batches)
+
+
+def _outputs(model: nn.Module, images: torch.Tensor, logits: bool, features: Sequence[int | None]) -> Outputs:
+    network: Any = model
+    stages = sorted({stage for stage in features if stage is not None})
+    found: dict[int | None, torch.Tensor] = {}
+    scores = None
+    try:
+        if not features:
+            scores = network(images)
+        else:
+            if stages:
+                last, maps = network.forward_intermediates(images, indices=stages)
+                found.update(zip(stages, maps, strict=True))
+            else:
+                last = network.forward_features(images)
+            if None in features:
+                found[None] = network.forward_head(last, pre_logits=True)
+            scores = network.forward_head(last) if logits else None
+    except Exception as error:  # whatever the model makes of images of the size that its config names
+        raise InputError(f"the model does not run on images of {tuple(images.shape[1:])}: {error}") from error
+    if scores is not None and scores.shape != (len(images), network.num_classes):
+        raise InputError(f"the model gives {tuple(scores.shape)} values for a batch, and not one for each class")
+    return Outputs(scores, found)
 
 
 def _finite(logits: torch.Tensor) -> torch.Tensor:
     if not logits.isfinite().all():
         raise InputError("the model's outputs are not finite numbers: its weights are damaged or were never trained")
     return logits
-
-
-def _spec(split: Split, config: dict[str, Any], batch_size: int, workers: int, decoder: DecoderName) -> LoaderSpec:
-    shape = tuple(config["input_size"])
-    return LoaderSpec(
-        split=split, plan=Plan(unit_rows=split.unit_rows, batch_size=batch_size, lanes=1, order=None),
-        decoder=_decoder(decoder, shape, config["interpolation"], config["crop_pct"], config["crop_mode"]),
-        size=shape[-2:], num_classes=None, workers=workers, reports_errors=True,
-    )  # fmt: skip
 
 
 @lru_cache(maxsize=16)  # so that workers know a pass of the same model again

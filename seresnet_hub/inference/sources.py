@@ -1,4 +1,4 @@
-"""Open whatever a person names to be looked at, as one row of pictures: files, folders, patterns, addresses, data sets."""
+"""Open what a person names to be looked at, as one row of pictures: files, folders, patterns, addresses, data sets."""
 
 from __future__ import annotations
 
@@ -66,6 +66,18 @@ def open_sources(
     )
 
 
+def picture_name(split: Split, row: int, path: str | None = None) -> str | None:
+    """Return what a row's picture is called, None where it has no name; `path` is what the row of a data set says.
+
+    Bytes of a name that are no UTF-8 are shown as escapes.
+    """
+    if split.pictures is not None:
+        path = split.pictures.name(row)
+    elif split.class_folders is not None:
+        path = split.class_folders.path(row if split.subset is None else int(split.subset.rows[0][row]))
+    return None if path is None else path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _is_data_set(given: str | Path) -> bool:
     text = str(given)
     if isinstance(given, str) and is_address(given):
@@ -105,9 +117,9 @@ def _add(pictures: PictureList, given: ImageInput, missing_are_rows: bool) -> No
             raise InputError("-: standard input is empty or closed")
         pictures.hold(data, STANDARD_INPUT)
     elif os.path.isdir(given):
-        _add_folder(pictures, str(given))
+        _add_folder(pictures, str(Path(given)))
     elif os.path.lexists(given):
-        pictures.add(given)
+        pictures.add(Path(given))
     elif isinstance(given, str) and "*" in given:
         _add_pattern(pictures, given)
     elif missing_are_rows:

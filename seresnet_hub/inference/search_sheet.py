@@ -1,0 +1,119 @@
+"""Show what a search found as a contact sheet: rows of a query and its neighbours, with their classes."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from seresnet_hub.data.picture_list import as_rgb, read_named
+from seresnet_hub.data.read_image import read_image
+from seresnet_hub.data.split import Split
+from seresnet_hub.data.units import picture_bytes, read_unit
+from seresnet_hub.errors import InputError, PrintableLog
+from seresnet_hub.files.atomic_writing import replacing
+from seresnet_hub.inference.contact_sheet import SIDE, Tile, contact_sheet
+from seresnet_hub.inference.embedding_index import EmbeddingIndex
+from seresnet_hub.inference.search import Query
+from seresnet_hub.inference.sources import open_sources
+from seresnet_hub.inference.thumbnails import thumbnail
+
+MOST_QUERIES = 50  # on a sheet, which is then some 12,000 pixels high
+
+log = PrintableLog(__name__)
+
+
+def write_sheet(path: Path, index: EmbeddingIndex, queries: Sequence[Query], split: Split) -> None:
+    """Write the first `MOST_QUERIES` that were read, of the pictures of `split`, with their neighbours as a PNG file.
+
+    Pictures of a data set are read from it by their rows. A picture that cannot be read any more is a grey box with its
+    name. Errors: `InputError` where the file cannot be written.
+    """
+    shown = [query for query in queries if query.error is None][:MOST_QUERIES]
+    asked = _pictures(split, {query.row: query.image for query in shown})
+    found = {neighbour["row"]: neighbour["image"] for query in shown for neighbour in query.neighbours}
+    pictures = _pictures(_data_set_of(index), found)
+    rows = [
+        [
+            Tile(asked[query.row], _file_name(query.image), name=query.image or ""),
+            *(_tile(neighbour, pictures[neighbour["row"]]) for neighbour in query.neighbours),
+        ]
+        for query in shown
+    ]
+    sheet = contact_sheet(rows)
+    with replacing(path) as temporary:
+        sheet.save(temporary, "PNG")
+
+
+def _tile(neighbour: Mapping[str, Any], picture: Image.Image | None) -> Tile:
+    image = neighbour["image"] or f"row {neighbour['row']}"
+    label, predicted = neighbour.get("label_name"), neighbour.get("name_1")
+    name = str(label or predicted or "").partition(",")[0]  # the first of a class's several words
+    detail = f"{neighbour['similarity']:.3f}" + (", predicted" if predicted and not label else "")
+    return Tile(picture, name or _file_name(image), detail, name=image)
+
+
+def _file_name(image: str | None) -> str:
+    return Path(image).name if image else ""
+
+
+def _data_set_of(index: EmbeddingIndex) -> Split | None:
+    """Return the data set whose rows an index has; `None` where its pictures are files, or the set is another now."""
+    facts = index.facts
+    if not facts.get("sources") or facts.get("split") in (None, "pictures"):
+        return None
+    try:
+        split = open_sources([facts["sources"]], split=facts["split"])
+        if split.fingerprint == facts.get("source_fingerprint"):
+            return split
+        log.warning("%s has changed since %s was made: its pictures are not shown", facts["sources"], index.path)
+    except InputError as error:
+        log.warning("the pictures of %s are not shown: %s", index.path, error)
+    return None
+
+
+def _pictures(split: Split | None, names: Mapping[int, str | None]) -> dict[int, Image.Image | None]:
+    """Return the small pictures of some rows, `None` where one cannot be read: from the split, else by their names."""
+    if split is None or split.pictures is not None:
+        held = {row: split.pictures.held(row) if split and split.pictures else None for row in names}
+        return {row: _small(held[row] if held[row] is not None else name) for row, name in names.items()}
+    ends = list(accumulate(split.unit_rows))
+    by_unit: dict[int, list[int]] = defaultdict(list)
+    for row in names:
+        by_unit[bisect_right(ends, row)].append(row)
+    found: dict[int, Image.Image | None] = dict.fromkeys(names)
+    for unit, rows in sorted(by_unit.items()):
+        if unit < len(ends):
+            found |= _of_unit(split, unit, ends[unit] - split.unit_rows[unit], rows)
+    return found
+
+
+def _of_unit(split: Split, unit: int, first: int, rows: Iterable[int]) -> dict[int, Image.Image | None]:
+    try:
+        unit_rows = read_unit(split, unit)
+    except InputError as error:
+        log.warning("%s", error)
+        return {}
+    found: dict[int, Image.Image | None] = {}
+    for row in rows:
+        try:
+            found[row] = _small(picture_bytes(split, unit_rows[row - first].image or {}))
+        except InputError:
+            found[row] = None
+    return found
+
+
+def _small(picture: Any) -> Image.Image | None:
+    """Return a picture of any form, or of a file or an address of this name, as it is put on the sheet."""
+    try:
+        if picture is None:
+            return None
+        data = read_named(picture) if isinstance(picture, str) else picture
+        return thumbnail(read_image(data) if isinstance(data, bytes | memoryview) else as_rgb(data), SIDE)
+    except InputError:
+        return None
