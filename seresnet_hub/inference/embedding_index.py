@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -69,22 +70,17 @@ class EmbeddingIndex:
         """Return what the index tells of these rows (those of `TOLD` that it has), by position; reads their groups."""
         names = [name for name in TOLD if name in self.columns]
         wanted = sorted(set(positions))
-        found: dict[int, dict[str, Any]] = {}
+        found: dict[int, dict[str, Any]] = {position: {"row": position} for position in wanted}
         first = 0
-        for path in self.files:
+        for path in self.files if names else ():
             with _opened(path) as file:
                 for group in range(file.num_row_groups):
                     stop = first + file.metadata.row_group(group).num_rows
-                    inside = [position for position in wanted if first <= position < stop]
+                    inside = wanted[bisect_left(wanted, first) : bisect_left(wanted, stop)]
                     if inside:
                         table = file.read_row_group(group, columns=names).take([one - first for one in inside])
-                        found.update(
-                            zip(
-                                inside,
-                                ({"row": at, **row} for at, row in zip(inside, table.to_pylist(), strict=True)),
-                                strict=True,
-                            )
-                        )
+                        for position, record in zip(inside, table.to_pylist(), strict=True):
+                            found[position].update(record)
                     first = stop
         return found
 
@@ -132,7 +128,7 @@ def open_index(path: str | Path, stage: int | None = None) -> EmbeddingIndex:
             rows += opened.metadata.num_rows
             schemas.append(opened.schema_arrow)
             if column not in opened.schema_arrow.names:
-                others = [name for name in opened.schema_arrow.names if name.startswith(name_of(None))]
+                others = sorted(name for name in opened.schema_arrow.names if name.startswith(name_of(None)))
                 has = f"it has {', '.join(others)}" if others else "write it with predict --features"
                 raise InputError(f"{file} has no column {column!r}; {has}")
     kind = schemas[0].field(column).type
