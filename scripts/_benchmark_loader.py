@@ -17,11 +17,11 @@ from typing import Any
 
 from _benchmark_loader_data import WRITTEN_BY_ITSELF, prepare
 from _benchmark_loader_remote import REMOTE_PEERS, Remote, require_remote, served
-from _benchmark_options import OTHER_DECODERS, PEERS
+from _benchmark_options import OTHER_DECODERS, OURS, PEERS
 
 from seresnet_hub.errors import InputError
 
-OURS, AGAINST = "seresnet_hub", "against"  # this package, and the same in another checkout
+AGAINST = "against"  # this package in another checkout
 # Of a measurement that is repeated in rounds; the stall share is measured apart.
 Measured = dict[str, list[dict[str, float]]]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+OURS, TIMM = "seresnet_hub", "timm"  # programs and loaders, as results name them
 OTHER_DECODERS = ("pil", "region")  # this package with another of its decoders
-PEERS = ("timm", "datasets", "webdataset", "litdata", "mosaicml-streaming", *OTHER_DECODERS)
+PEERS = (TIMM, "datasets", "webdataset", "litdata", "mosaicml-streaming", *OTHER_DECODERS)
 PRECISIONS = ("fp32", "tf32", "bf16")
 MODES = ("eager", "compiled")
 SETTINGS = ("default", "epilogue")
@@ -55,6 +56,28 @@ def add_loader(parser: argparse.ArgumentParser) -> None:
         help="run a peer by another Python; mosaicml-streaming needs an older huggingface_hub; repeatable",
     )  # fmt: skip
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the result into this PNG file")
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="folder of pictures")
+    parser.add_argument(
+        "--timm-inference", type=Path, metavar="FILE", help="timm's inference.py, from its repository, to compare with"
+    )
+    parser.add_argument(
+        "--model", action="append", metavar="NAME", help="repeatable (default: seresnet18 and seresnet50)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="the programs take turns in each")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="of each program (default: 2)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N")
+    parser.add_argument("--format", choices=("parquet", "csv"), default="parquet", help="of the answers")
+    parser.add_argument(
+        "--few", type=int, default=320, metavar="N",
+        help="pictures of a shorter run, whose time is taken off, as it has the start too (default: 320)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--alone", type=int, default=960, metavar="N",
+        help="images that are decoded without a network, and computed without decoding (default: 960)",
+    )  # fmt: skip
 
 
 def add_networks(parser: argparse.ArgumentParser) -> None:

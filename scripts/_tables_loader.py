@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from _benchmark_loader import AGAINST, OURS
+from _benchmark_loader import AGAINST
+from _benchmark_options import OURS
 
 from seresnet_hub.cards.markdown import table
 from seresnet_hub.errors import InputError

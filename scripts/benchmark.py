@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from _benchmark_options import add_convert, add_inference, add_loader, add_networks
+from _benchmark_options import add_convert, add_inference, add_loader, add_networks, add_predict
 
 from seresnet_hub.commands.parser import JSON_HELP, command
 from seresnet_hub.commands.result_or_error import start
@@ -20,6 +20,7 @@ BENCHMARKS: tuple[tuple[str, str, Add], ...] = (
     ("convert", "time and memory of a conversion, against load and save", add_convert),
     ("inference", "speed of a fused network, beside timm's and a plain one", add_inference),
     ("loader", "speed and memory of the loader, beside others", add_loader),
+    ("predict", "speed of predictions of a folder, beside timm's inference.py", add_predict),
     ("training", "speed of training steps, beside timm's and a plain network's", add_networks),
 )
 

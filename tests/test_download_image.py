@@ -130,6 +130,21 @@ def test_a_silent_or_slow_server_is_given_up(
         predict(model, f"{site.url}/slow.png")
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_address_out_of_reach_is_a_row_among_the_others(
+    model: torch.nn.Module, site: Site, photo: Image.Image, workers: int
+) -> None:
+    site.answers["/gone.png"] = [(500, {}, b"")]
+    addresses = [f"{site.url}/{'gone' if k % 3 == 1 else 'photo'}.png" for k in range(20)]
+    told: dict[int, str] = {}
+    found = predict(
+        model, addresses, batch_size=6, workers=workers, unreadable=lambda k, error: told.update({k: str(error)})
+    )
+    assert [bool(classes) for classes in found] == [k % 3 != 1 for k in range(20)]
+    assert list(told) == list(range(1, 20, 3))
+    assert all(text.startswith(f"{site.url}/gone.png: cannot be fetched (the server") for text in told.values())
+
+
 def test_other_schemes_are_never_followed(
     model: torch.nn.Module, tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import tarfile
@@ -31,8 +30,6 @@ from seresnet_hub.data.split import Split
 from seresnet_hub.environment import loader_workers
 from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation.evaluate import Accuracy, evaluate, in_model_order, with_real_labels
-from seresnet_hub.evaluation.report import require_report, worst_classes, write_report
-from seresnet_hub.files.locks import only_writer
 from seresnet_hub.models.compiling import compile_for_inference
 
 ROWS = [[20, 9], [1], [17]]  # 47 images
@@ -426,56 +423,6 @@ def test_another_class_order_is_followed(tmp_path: Path) -> None:
     assert np.array_equal(found.confusion, 2 * np.eye(6))
 
 
-# --- report -----------------------------------------------------------------------------------------------------------
-
-
-def read_csv(path: Path) -> list[list[str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.reader(file))
-
-
-def test_the_report_says_what_was_counted(tmp_path: Path) -> None:
-    confusion = np.array([[3, 1, 0], [0, 0, 0], [2, 4, 0]])
-    names = ["cat, felis", 'the "dog"', "Ünke"]
-    write_report(tmp_path / "deep" / "report", confusion, names)
-    assert sorted(path.name for path in (tmp_path / "deep").rglob("*")) == [
-        "confusion.csv", "confusion.png", "per_class.csv", "report",
-    ]  # fmt: skip
-    assert read_csv(tmp_path / "deep" / "report" / "per_class.csv") == [
-        ["class", "name", "images", "correct", "top1", "mistaken_for", "mistaken"],
-        ["0", names[0], "4", "3", "75.0000", names[1], "1"],
-        ["1", names[1], "0", "0", "", "", "0"],
-        ["2", names[2], "6", "0", "0.0000", names[1], "4"],
-    ]
-    head, *rows = read_csv(tmp_path / "deep" / "report" / "confusion.csv")
-    assert head[1:] == [row[0] for row in rows] == names
-    assert np.array_equal(np.array([row[1:] for row in rows], dtype=int), confusion)
-    with Image.open(tmp_path / "deep" / "report" / "confusion.png") as picture:
-        picture.verify()
-    assert worst_classes(confusion, names) == [
-        {"index": 2, "name": "Ünke", "top1": 0.0}, {"index": 0, "name": "cat, felis", "top1": 75.0},
-    ]  # fmt: skip
-    assert worst_classes(confusion, most=1) == [{"index": 2, "name": "2", "top1": 0.0}]
-    write_report(tmp_path / "deep" / "report", np.eye(2, dtype=int))  # again: the files are replaced
-    assert len(read_csv(tmp_path / "deep" / "report" / "confusion.csv")) == 3
-
-
-def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file", tmp_path / "file" / "report"):
-        with pytest.raises(InputError, match="is no folder"):
-            require_report(place)
-    require_report(tmp_path / "new" / "report")
-
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("seresnet_hub.evaluation.report.draw_confusion", fail)
-    with pytest.raises(InputError, match="cannot write .*report.*: No space left on device"):
-        write_report(tmp_path / "report", np.eye(3, dtype=int))
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 def test_too_many_classes_for_a_matrix(split: Split) -> None:
     model = timm.create_model("seresnet20_cifar", num_classes=20_000)
     with pytest.raises(InputError, match="confusion matrix of 20,000 classes is too large"):
@@ -506,10 +453,3 @@ def test_a_compiled_model_has_the_same_accuracy(
 def test_a_negative_number_of_workers_is_refused(model: nn.Module, split: Split) -> None:
     with pytest.raises(InputError, match="workers=-1: must be at least 0"):
         evaluate(model, split, workers=-1)
-
-
-def test_a_report_into_a_folder_in_use_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
-    """Protects the work of an evaluation, which would be lost where its report cannot be written at the end."""
-    with only_writer(tmp_path), pytest.raises(InputError, match="is in use by another process"):
-        require_report(tmp_path)
-    require_report(tmp_path)

@@ -83,9 +83,24 @@ def test_of_one_class_and_of_one_image() -> None:
     assert (wrong["f1_macro"], wrong["balanced_accuracy"], wrong["recall_weighted"]) == (0, 0, 0)
 
 
-def test_there_are_none_without_labels() -> None:
-    records = made_up(10, 3)
-    assert metrics_of(replace(records, labels=np.full(10, -1))) == {}
+def test_images_without_a_label_are_left_out() -> None:
+    records = made_up(300, 3)
+    every_second = np.arange(300) % 2 == 0
+    some = replace(
+        records,
+        labels=np.where(every_second, records.labels, -1),
+        losses=np.where(every_second, records.losses, np.nan),
+    )
+    alone = replace(
+        records, rows=records.rows[::2], labels=records.labels[::2], classes=records.classes[::2],
+        scores=records.scores[::2], losses=records.losses[::2], logits=records.logits[::2], logit_rows=np.arange(150),
+    )  # fmt: skip
+    assert metrics_of(some) == metrics_of(alone) != metrics_of(records)
+    by_three = replace(some, logits=records.logits[::3], logit_rows=np.arange(0, 300, 3))
+    kept = by_three.labelled()
+    np.testing.assert_array_equal(kept.rows[kept.logit_rows], np.arange(0, 300, 6))
+    np.testing.assert_array_equal(kept.logits, records.logits[::6])
+    assert metrics_of(replace(records, labels=np.full(300, -1))) == {}
 
 
 def test_of_each_class() -> None:

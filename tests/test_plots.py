@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import xml.etree.ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image
 
 from seresnet_hub import plots as pictures
-from seresnet_hub.plots import draw_confusion, draw_curves
+from seresnet_hub.plots import axes_as_svg, draw_accuracies, draw_axes, draw_confusion, draw_curves, draw_reliability
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,29 @@ def test_confusion(classes: int, kind: str, tmp_path: Path, monkeypatch: pytest.
 def test_without_a_mistake(tmp_path: Path) -> None:
     draw_confusion(np.eye(30, dtype=np.int64), [str(number) for number in range(30)], tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").stat().st_size > 1000
+
+
+BINS = np.array([0, 5, 100]), np.array([np.nan, 0.5, 0.9]), np.array([np.nan, 0.25, 0.875])
+
+
+def test_reliability(tmp_path: Path) -> None:
+    """A bar of three bins is as high as it must be: the pixels of the rightmost, which all images strengthen."""
+    draw_axes(draw_reliability, *BINS, path=tmp_path / "reliability.png")
+    with Image.open(tmp_path / "reliability.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    blue = abs(pixels - np.array([31, 119, 180])).sum(axis=-1) < 30  # matplotlib's tab:blue
+    column = blue[:, int(np.flatnonzero(blue.sum(axis=0) > 50).mean())]
+    axis = np.flatnonzero((pixels.sum(axis=-1) < 30).sum(axis=1) > 200)  # its upper and lower edges
+    assert column.sum() / (axis.max() - axis.min()) == pytest.approx(0.875, abs=0.04)
+
+
+@pytest.mark.parametrize(("draw", "values"), [(draw_reliability, BINS), (draw_accuracies, (np.eye(30, dtype=int),))])
+def test_diagrams_of_a_page_follow_its_colours(draw: object, values: tuple[np.ndarray, ...]) -> None:
+    svg = axes_as_svg(draw, *values)  # type: ignore[arg-type]
+    assert svg == axes_as_svg(draw, *values)  # type: ignore[arg-type]
+    assert xml.etree.ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+    assert all(variable in svg for variable in ("currentColor", "var(--bars)", "var(--lines)"))
+    assert not re.findall(r"#[0-9a-f]{6}", svg.replace("#b0b0b0", ""))  # of the grid, which both themes show
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 90])

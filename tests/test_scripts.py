@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -73,8 +72,11 @@ def test_validate_prints_its_result(trained: Path, tmp_path: Path, capfd: pytest
     result = json.loads(out)
     assert list(result) == [
         "model", "data", "split", "seen", "counted", "top1", "top5", "loss", "input_size", "crop_pct",
-        "images_per_second", "precision", "compile", "workers",
+        "images_per_second", "precision", "compile", "workers", "processes", "batch_size", "tta", "classes",
+        "precision_macro", "recall_macro", "f1_macro", "precision_weighted", "recall_weighted", "f1_weighted",
+        "balanced_accuracy", "ece", "temperature", "ece_at_temperature",
     ]  # fmt: skip
+    assert (result["processes"], result["batch_size"], result["tta"], result["classes"]) == (1, 128, None, None)
     assert (result["precision"], result["compile"], result["workers"]) == ("no", None, loader_workers())
     assert (result["split"], result["seen"], result["counted"]) == ("validation", 360, 360)
     assert (result["input_size"], result["crop_pct"]) == ([8, 8], 1.0)
@@ -86,7 +88,7 @@ def test_validate_prints_its_result(trained: Path, tmp_path: Path, capfd: pytest
     assert (reported["input_size"], reported["crop_pct"], reported["seen"]) == ([12, 12], 0.75, 360)
     assert [list(row) for row in reported["worst_classes"]] == [["index", "name", "top1"]] * 5
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "confusion.csv", "confusion.png", "per_class.csv",
+        "confusion.csv", "confusion.png", "index.html", "metrics.json", "per_class.csv", "reliability.png",
     ]  # fmt: skip
 
 
@@ -98,7 +100,7 @@ def test_predict_prints_its_result(
     code, out, _ = call("predict", f"local-dir:{trained}", tmp_path, "--topk", 2, capfd=capfd)
     assert code == 0
     result = json.loads(out)
-    assert list(result) == ["model", "predictions", "unreadable"]
+    assert list(result) == ["model", "predictions", "unreadable", "failed"]
     assert [Path(p["image"]).name for p in result["predictions"]] == ["a.png", "b.jpg"]
     assert all(list(c) == ["index", "name", "score"] for p in result["predictions"] for c in p["classes"])
     assert all(len(p["classes"]) == 2 for p in result["predictions"])
@@ -110,11 +112,9 @@ def test_a_bad_picture_among_others_costs_no_prediction(
     for name in ("a.png", "c.png"):
         photo.save(tmp_path / name)
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
-    arguments = [f"local-dir:{trained}", str(tmp_path)]
-    code = run(command("predict").main, arguments, exit_code=partial(command("predict").exit_code, None))
-    out, err = capfd.readouterr()
+    code, out, err = call("predict", f"local-dir:{trained}", tmp_path, capfd=capfd)
     result = json.loads(out)
-    assert code == 1
+    assert (code, result["failed"]) == (0, 1)
     assert [Path(p["image"]).name for p in result["predictions"]] == ["a.png", "c.png"]
     assert result["predictions"][0]["classes"] == result["predictions"][1]["classes"]
     (bad,) = result["unreadable"]

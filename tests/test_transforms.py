@@ -21,7 +21,7 @@ from seresnet_hub.data.image_folders import left_out_of
 from seresnet_hub.data.read_image import read_image
 from seresnet_hub.data.transforms import evaluation_transform, normalize, seed_from, seeded, training_transform
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference.find_images import image_files
+from seresnet_hub.inference.find_images import found_in
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -101,19 +101,6 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
-def test_folders_give_their_images_in_order(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    for name in ("b.png", "a.JPG", "sub/c.webp", "readme.txt"):
-        (tmp_path / name).write_bytes(b"x")
-    assert [p.name for p in image_files(tmp_path)] == ["a.JPG", "b.png", "c.webp"]
-    assert image_files(tmp_path / "readme.txt") == [tmp_path / "readme.txt"]
-    with pytest.raises(InputError, match="no such file"):
-        image_files(tmp_path / "nothing")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no images in this folder"):
-        image_files(tmp_path / "empty")
-
-
 def test_folders_that_cannot_be_read_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -129,7 +116,7 @@ def test_folders_that_cannot_be_read_are_named(
 
     monkeypatch.setattr("os.scandir", scandir)
     with caplog.at_level(logging.WARNING):
-        assert image_files(tmp_path) == [tmp_path / "open" / "a.png"]
+        assert list(found_in(str(tmp_path))) == [(str(tmp_path / "open" / "a.png"), False)]
     assert f"{tmp_path / 'shut'}: left out, this folder cannot be read (Permission denied)" in caplog.text
     with pytest.raises(InputError, match=r"shut: this folder cannot be read \(Permission denied\)"):
         left_out_of(index_of(str(tmp_path)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.training.launchers import processes_started, require_launcher
 
 if TYPE_CHECKING:
@@ -48,22 +49,49 @@ def launched_processes() -> Iterator[Processes | None]:
 
 
 def on_all(processes: Processes | None, ask: Callable[[], Answer]) -> Answer:
-    """Return what `ask` returns on this process; an `InputError` on any process is one on all of them.
+    """Return what `ask` returns on this process; an error on any process is one on all of them.
 
     The main process asks first, so that the others find what it has fetched.
     """
     if processes is None:
         return ask()
-    from seresnet_hub.errors import InputError
-
     answer: Answer | None = None
-    problem: InputError | None = None
+    own: Exception | None = None
     with processes.main_first():
         try:
             answer = ask()
-        except InputError as error:
-            problem = error
-    first = next((error for error in processes.gathered(problem) if error is not None), None)
+        except Exception as error:
+            own = error
+    first = next((one for one in processes.gathered(_said(own)) if one is not None), None)
     if first is not None:
-        raise first
+        raise own or _error(first)
     return answer  # type: ignore[return-value]
+
+
+def on_main(processes: Processes | None, ask: Callable[[], Answer]) -> Answer:
+    """Return on all processes what `ask` returns on the main one; an error there is one on all."""
+    if processes is None:
+        return ask()
+    own: list[Exception] = []
+
+    def outcome() -> tuple[Any, Any]:
+        try:
+            return ask(), None
+        except Exception as error:
+            own.append(error)
+            return None, _said(error)
+
+    answer, said = processes.from_main(outcome)
+    if said is not None:
+        raise own[0] if own else _error(said)
+    return answer
+
+
+def _said(error: Exception | None) -> tuple[bool, str] | None:
+    """Return whether the error is an `InputError`, and its text: other processes may not know its type."""
+    return None if error is None else (isinstance(error, InputError), message_of(error))
+
+
+def _error(said: tuple[bool, str]) -> Exception:
+    is_input, text = said
+    return (InputError if is_input else RuntimeError)(text)

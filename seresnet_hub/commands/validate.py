@@ -1,4 +1,4 @@
-"""Measure a model's accuracy on a data set."""
+"""Measure the accuracy of models on a data set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seresnet_hub.commands.parser import command
-from seresnet_hub.commands.speed_options import add_speed_options, prepared
+from seresnet_hub.commands.speed_options import add_speed_options
 from seresnet_hub.models.name_forms import NAME_FORMS
 
 EXAMPLE = "seresnet-hub validate runs/mine --data photos --split held-out"
@@ -16,8 +16,11 @@ EXAMPLE = "seresnet-hub validate runs/mine --data photos --split held-out"
 
 def parser() -> argparse.ArgumentParser:
     parser = command(__doc__, prog="seresnet-hub validate", example=EXAMPLE)
-    parser.usage = "%(prog)s MODEL --data DIR_OR_HUB_ID [options]"
-    parser.add_argument("model", metavar="MODEL", help=NAME_FORMS)
+    parser.usage = "%(prog)s MODEL [MODEL ...] --data DIR_OR_HUB_ID [options]"
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL",
+        help=f"{NAME_FORMS}, or a quoted pattern of timm's names that have weights ('seresnet50*')",
+    )  # fmt: skip
     images = parser.add_argument_group("the images")
     images.add_argument("--data", required=True, metavar="DIR_OR_HUB_ID", help="data set with images and labels")
     images.add_argument(
@@ -30,60 +33,79 @@ def parser() -> argparse.ArgumentParser:
     images.add_argument(
         "--crop-pct", type=float, metavar="X", help="the crop's share of the edge (default: the model's)"
     )
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--tta", choices=("flip", "tencrop"),
+        help="average the probabilities of each image and its mirror image, or of ten crops",
+    )  # fmt: skip
+    what.add_argument(
+        "--classes", type=Path, metavar="FILE",
+        help="choose among these classes alone: numbers or names, one a line, as timm's imagenet_a_indices.txt "
+        "(default: those of the data set where their names are the model's)",
+    )  # fmt: skip
+    what.add_argument(
+        "--knn", nargs="?", const="", metavar="INDEX",
+        help="also how often the nearest images by their features have the same class: of the others here, or of the "
+        "rows that predict --features wrote to INDEX.parquet",
+    )  # fmt: skip
     speed = add_speed_options(parser)
     speed.add_argument("--amp", choices=("bf16", "fp16"), help="compute in this precision (default: the weights')")
-    speed.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at a time (default: 128)")
     speed.add_argument(
-        "--workers", type=int, metavar="N", help="processes that decode images (default: as many as suit the machine)"
+        "--batch-size", type=int, default=128, metavar="N",
+        help="images at a time (default: 128), on each process; halved where the memory is not enough",
+    )  # fmt: skip
+    speed.add_argument(
+        "--workers", type=int, metavar="N",
+        help="processes that decode images (default: as many as suit the machine), on each process",
+    )  # fmt: skip
+    results = parser.add_argument_group("results")
+    results.add_argument(
+        "--output", type=Path, metavar="TABLE",
+        help="write a row for each model into TABLE.csv, or into TABLE.md with a TABLE.csv beside it; the same command "
+        "goes on after a kill",
+    )  # fmt: skip
+    results.add_argument(
+        "--predictions", type=Path, metavar="FILE",
+        help="write a row for each image into FILE.parquet, .csv or .jsonl, or into a folder of parquet shards",
+    )  # fmt: skip
+    results.add_argument(
+        "--report", type=Path, metavar="DIR", help="write a page of the mistakes, accuracy by class and the confusion"
     )
-    report = parser.add_argument_group("a report")
-    report.add_argument("--report", type=Path, metavar="DIR", help="write accuracy by class and the confusion matrix")
     return parser
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
-    from seresnet_hub.data.class_names import class_names
-    from seresnet_hub.data.held_out import allowed_damage, split_for
-    from seresnet_hub.environment import loader_workers
-    from seresnet_hub.evaluation.evaluate import evaluate, in_model_order, with_real_labels
-    from seresnet_hub.evaluation.report import require_report, worst_classes, write_report
-    from seresnet_hub.models.load import load
-    from seresnet_hub.models.trial_forward import check_runs
+    from seresnet_hub.commands.launched import launched_processes, on_main
+    from seresnet_hub.errors import InputError
+
+    with launched_processes() as processes:
+        from seresnet_hub.commands.measured_model import measured
+        from seresnet_hub.commands.measured_models import measured_models, named_models
+
+        if options.knn is not None and (options.input_size or options.crop_pct or options.real):
+            raise InputError("--knn goes with neither --input-size, --crop-pct nor --real")
+        models = named_models(options.models)
+        for option, of_one in (("--report", options.report), ("--predictions", options.predictions)):
+            if len(models) > 1 and of_one is not None:
+                raise InputError(f"{option} is of one model, and these are {len(models)}")
+        on_main(processes, lambda: _require_places(options))
+        if len(models) == 1 and options.output is None:
+            return measured(options, models[0], processes)
+        return measured_models(options, models, processes)
+
+
+def _require_places(options: argparse.Namespace) -> None:
+    """Raise `InputError` where what is asked for could not be written, before the work for it."""
+    from seresnet_hub.evaluation.image_table import require_image_table
+    from seresnet_hub.evaluation.report import require_report
 
     if options.report is not None:
         require_report(options.report)
-    model = load(options.model)
-    if options.input_size is None:
-        check_runs(model, options.model)
-    split = split_for(model, options.data, options.split, label_column=options.label_column, label_lists=True)
-    split = with_real_labels(split, model) if options.real else in_model_order(split, model)
-    model = prepared(model, options)
-    workers = loader_workers() if options.workers is None else options.workers
-    accuracy = evaluate(
-        model, split, batch_size=options.batch_size, input_size=options.input_size, crop_pct=options.crop_pct,
-        confusion=options.report is not None, corrupt_share=allowed_damage(model, split), workers=workers,
-        precision=options.amp or "no",
-    )  # fmt: skip
-    result = {
-        "model": options.model,
-        "data": options.data,
-        "split": split.name,
-        "seen": accuracy.seen,
-        "counted": accuracy.counted,
-        "top1": round(accuracy.top1, 4),
-        "top5": round(accuracy.top5, 4),
-        "loss": None if accuracy.loss is None else round(accuracy.loss, 6),
-        "input_size": list(accuracy.input_size),
-        "crop_pct": accuracy.crop_pct,
-        "images_per_second": round(accuracy.images_per_second, 1),
-        "precision": accuracy.precision,
-        "compile": options.compile,
-        "workers": workers,
-    }
-    if accuracy.confusion is not None:
-        names = split.class_names or class_names(model)
-        write_report(options.report, accuracy.confusion, names)
-        result["report"] = str(options.report)
-        result["worst_classes"] = worst_classes(accuracy.confusion, names)
-    return result
+    if options.predictions is not None:
+        require_image_table(options.predictions)
+
+
+def exit_code(_: argparse.Namespace, result: dict[str, Any]) -> int:
+    """Return 1 where a model of a table could not be measured."""
+    return 1 if result.get("failed") else 0

@@ -82,6 +82,18 @@ def class_numbers(model: nn.Module) -> dict[str, frozenset[int]]:
     return numbers
 
 
+def classes_called(names: Sequence[str], model: nn.Module) -> tuple[int, ...] | None:
+    """Return the model's class of each name, `None` where the names are not all, each once, those of classes of it.
+
+    A class may be called as in the model's config, with ImageNet's also by WordNet id or by timm's words for it.
+    """
+    for order in _known_names(model)[0]:
+        number = dict(zip(order, range(len(order)), strict=True))
+        if len(number) == len(order) and set(names) <= number.keys() and len(set(names)) == len(names):
+            return tuple(number[name] for name in names)
+    return None
+
+
 def _known_names(model: nn.Module) -> tuple[list[list[str]], bool]:
     """Return the lists of names that the model's classes have, and whether they are ImageNet's."""
     own, descriptions = _own_names(model)

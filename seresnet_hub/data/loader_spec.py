@@ -34,7 +34,8 @@ class LoaderSpec:
     `size` is height and width in pixels. Labels must be below `num_classes`, where it is known. Each image is augmented
     `repeats` times. `corrupt_share` of the images may be undecodable (see `most_damaged`). `workers=0` works in the
     loader's own process. With `reports_errors`, any image may be undecodable and any label missing: batches then say
-    which rows are, and why, and how pictures are called (`Batch.errors`, `Batch.paths`).
+    which rows are, and why, and how pictures are called (`Batch.errors`, `Batch.paths`); with `reports_paths` they say
+    the latter alone.
     """
 
     split: Split
@@ -48,6 +49,7 @@ class LoaderSpec:
     repeats: int = 1
     corrupt_share: float = 0.0
     reports_errors: bool = False
+    reports_paths: bool = False
 
     @property
     def readers(self) -> int:

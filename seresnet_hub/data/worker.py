@@ -141,8 +141,9 @@ class RowDecoder(Dataset[WorkerRows | InputError | None]):
             done.indices[copies], label = row.number, _label(spec, row)
             if spec.reports_errors:
                 done.labels[copies] = label
-                if spec.split.dataset is not None and row.image and row.image.get("path"):
-                    done.paths[row.number] = row.image["path"]
+            says_paths = spec.split.dataset is not None and (spec.reports_errors or spec.reports_paths)
+            if says_paths and row.image and row.image.get("path"):
+                done.paths[row.number] = row.image["path"]
             try:
                 picture = _picture(spec, row)  # decoded once, augmented several times
                 for repeat in range(repeats):

@@ -53,7 +53,7 @@ class Calibration(NamedTuple):
 
 
 def calibration_of(records: ImageRecords) -> Calibration:
-    """Return the calibration of the best predictions (arXiv 1706.04599)."""
+    """Return the calibration of the best predictions (arXiv 1706.04599), of images that all have one label."""
     bins = bins_of(records.scores[:, 0], records.classes[:, 0] == records.labels)
     logits, labels = records.logits, records.labels[records.logit_rows]
     temperature = best_temperature(logits, labels)

@@ -14,7 +14,8 @@ class Counts:
     """What is counted over batches: images, losses, and images by class and by prediction.
 
     Where images have several right classes, `right_classes` lists them by image, `(images, most of them)` filled up
-    with -1, and labels number the images; there are then no losses and no counts by class.
+    with -1, and labels number the images; there are then no losses and no counts by class. Otherwise a label of -1 is
+    none: the image is not counted.
 
     `images` has five counts: of images whose class is the best prediction, of those whose class is among the five best,
     of images with a label, of all that could be decoded, and of those that could not. `losses` is the sum of cross
@@ -40,8 +41,9 @@ class Counts:
         self.finite &= logits.isfinite().all()
         best = logits.topk(min(5, self._num_classes), dim=1).indices
         if self.right_classes is None:
+            labels, counted = labels.clamp(min=0), counted & (labels >= 0)
             right = best == labels[:, None]
-            losses = F.cross_entropy(logits.float(), labels, reduction="none") * batch.mask
+            losses = F.cross_entropy(logits.float(), labels, reduction="none") * counted
             self.losses += losses.sum(dtype=self.losses.dtype)
         else:
             wanted = self.right_classes[labels]
@@ -51,7 +53,7 @@ class Counts:
         if self.classes is not None:
             self.classes.index_add_(0, labels, torch.stack([counted, hits[:, 0]], dim=1).long())
         if self.confusion is not None:
-            self.confusion.view(-1).scatter_add_(0, labels * self._num_classes + best[:, 0], batch.mask.long())
+            self.confusion.view(-1).scatter_add_(0, labels * self._num_classes + best[:, 0], counted.long())
 
     def finish(self, total: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
         """Sum everything over the ranks; `total` sums a vector."""

@@ -34,12 +34,13 @@ def metrics_of(records: ImageRecords) -> dict[str, float | None]:
     mean over those that have images, each counted by its images: scikit-learn's defaults. A class with predictions but
     without images counts as 0, and so does the precision of a class with images but without predictions
     (`zero_division=0`). `balanced_accuracy` is the mean recall of the classes that have images. For `ece`,
-    `temperature` and `ece_at_temperature` see `calibration_of`. Where images have no label, or lists of them, there are
-    no metrics.
+    `temperature` and `ece_at_temperature` see `calibration_of`. Images without one label are left out; where none has
+    one, there are no metrics.
     """
+    records = records.labelled()
     labels, predicted = records.labels, records.classes[:, 0]
     found: dict[str, float | None] = {}
-    if (labels < 0).any():
+    if not len(labels):
         return found
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes without images

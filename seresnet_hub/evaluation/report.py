@@ -1,10 +1,10 @@
-"""Which classes a model is right about, and which it takes for which: as lists, as tables and as a picture."""
+"""Which classes a model is right about, and which it takes for which: as lists, tables, pictures and a page."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +12,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seresnet_hub.errors import InputError
-from seresnet_hub.files.atomic_writing import filling, replacing
+from seresnet_hub.evaluation.calibration import bins_of
+from seresnet_hub.evaluation.metrics import class_metrics
+from seresnet_hub.evaluation.report_page import Measured, page_of
+from seresnet_hub.files.atomic_writing import filling, replacing, write_json, write_text
 from seresnet_hub.files.locks import only_writer
-from seresnet_hub.files.model_folder import CONFUSION_NAME, PER_CLASS_NAME, PICTURE_NAME
-from seresnet_hub.plots import draw_confusion
+from seresnet_hub.files.model_folder import (
+    CONFUSION_NAME,
+    METRICS_NAME,
+    PAGE_NAME,
+    PER_CLASS_NAME,
+    PICTURE_NAME,
+    RELIABILITY_NAME,
+)
+from seresnet_hub.plots import draw_axes, draw_confusion, draw_reliability
 
 
 class ClassAccuracy(NamedTuple):
@@ -64,25 +74,42 @@ def require_report(directory: Path) -> None:
             pass
 
 
-def write_report(directory: Path, confusion: np.ndarray, names: Sequence[str] | None = None) -> None:
+def write_report(
+    directory: Path, confusion: np.ndarray, names: Sequence[str] | None = None, measured: Measured | None = None
+) -> None:
     """Write `per_class.csv`, `confusion.csv` and `confusion.png`; a new folder appears whole.
 
-    `confusion` counts images by class (row) and prediction (column); `names` are the classes'. Errors: `InputError`
-    where the folder cannot be written.
+    `confusion` counts images by class (row) and prediction (column); `names` are the classes'. With what was
+    `measured` of each image, `index.html`, `metrics.json` and `reliability.png` as well; the page shows pictures, which
+    are read for it. Errors: `InputError` where the folder cannot be written.
     """
     named = list(names) if names else [str(number) for number in range(len(confusion))]
-
+    page = None if measured is None else page_of(measured, confusion, named)
     with only_writer(directory) if directory.is_dir() else nullcontext(), filling(directory) as folder:
-        with replacing(folder / PER_CLASS_NAME) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["class", "name", "images", "correct", "top1", "mistaken_for", "mistaken"])
-            for row in per_class(confusion):
-                wrong = "" if row.mistaken_for is None else named[row.mistaken_for]
-                top1 = "" if row.top1 is None else f"{row.top1:.4f}"
-                table.writerow([row.number, named[row.number], row.images, row.correct, top1, wrong, row.mistaken])
-        with replacing(folder / CONFUSION_NAME) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["class \\ predicted", *named])
-            table.writerows([name, *counts] for name, counts in zip(named, confusion.tolist(), strict=True))
+        _write_table(folder / PER_CLASS_NAME, _class_rows(confusion, named))
+        counts = ([name, *row] for name, row in zip(named, confusion.tolist(), strict=True))
+        _write_table(folder / CONFUSION_NAME, [["class \\ predicted", *named], *counts])
         with replacing(folder / PICTURE_NAME) as temporary:
             draw_confusion(confusion, named, temporary)
+        if measured is not None and page is not None:
+            with replacing(folder / RELIABILITY_NAME) as temporary:
+                records = measured.records.labelled()
+                bins = bins_of(records.scores[:, 0], records.classes[:, 0] == records.labels)
+                draw_axes(draw_reliability, *bins, path=temporary)
+            write_json(folder / METRICS_NAME, measured.metrics)
+            write_text(folder / PAGE_NAME, page)
+
+
+def _class_rows(confusion: np.ndarray, names: Sequence[str]) -> Iterator[list[Any]]:
+    yield ["class", "name", "images", "correct", "top1", "mistaken_for", "mistaken", "precision", "recall", "f1"]
+    metrics = class_metrics(confusion)
+    for row in per_class(confusion):
+        wrong = "" if row.mistaken_for is None else names[row.mistaken_for]
+        top1 = "" if row.top1 is None else f"{row.top1:.4f}"
+        shares = ["" if np.isnan(values[row.number]) else f"{values[row.number]:.6f}" for values in metrics]
+        yield [row.number, names[row.number], row.images, row.correct, top1, wrong, row.mistaken, *shares]
+
+
+def _write_table(path: Path, rows: Iterable[list[Any]]) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)

@@ -25,6 +25,7 @@ CARD_NAME = "README.md"
 SUMMARY_NAME = "summary.csv"
 CURVES_NAME = "curves.png"
 PER_CLASS_NAME, CONFUSION_NAME, PICTURE_NAME = "per_class.csv", "confusion.csv", "confusion.png"  # of a report
+PAGE_NAME, METRICS_NAME, RELIABILITY_NAME = "index.html", "metrics.json", "reliability.png"
 FACTS_KEY = "seresnet_hub"  # in config.json: what timm does not write, and does not read
 # Fields of timm's config that are true of one set of weights only.
 FACTS_OF_ONE_WEIGHT_SET = frozenset(

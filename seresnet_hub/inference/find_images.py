@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from seresnet_hub.data.read_image import ENDINGS
@@ -47,7 +46,7 @@ def found_in(folder: str) -> Iterator[Found]:
 
     Links to folders are not followed. A link that leads nowhere is yielded: whoever reads it says what is wrong.
     """
-    levels = [_entries(folder, False)]
+    levels = [_entries("" if folder == os.curdir else folder, False)]
     while levels:
         entry = next(levels[-1], None)
         if entry is None:
@@ -64,10 +63,10 @@ class _Folder(NamedTuple):
 
 
 def _entries(folder: str, of_a_model: bool) -> Iterator[Found | _Folder]:
-    """Yield the folders and pictures that lie in a folder."""
+    """Yield the folders and pictures that lie in a folder, in the present one where it has no name."""
     folders, names = set(), []
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(folder or os.curdir) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.add(entry.name)
@@ -86,24 +85,7 @@ def _entries(folder: str, of_a_model: bool) -> Iterator[Found | _Folder]:
         yield kind(os.path.join(folder, name), of_a_model)
 
 
-def picture_files(given: str | Path) -> tuple[list[Path], list[Path]]:
-    """Return the picture file that `given` names, or those in that folder, and those there that are left out.
-
-    Left out is what lies in or below the folder of a model, a run or a report. Errors: `InputError` where nothing is
-    there, or no image in the folder.
-    """
-    if not os.path.lexists(given):
-        raise InputError(f"{given}: no such file or folder")
-    if not os.path.isdir(given):
-        return [Path(given)], []
-    found = list(found_in(str(given)))
-    kept = [Path(one.path) for one in found if not one.of_a_model]
-    left_out = [Path(one.path) for one in found if one.of_a_model]
-    require_pictures(given, len(kept), left_out[0] if left_out else None)
-    return kept, left_out
-
-
-def require_pictures(folder: str | Path, kept: int, left_out: str | Path | None) -> None:
+def require_pictures(folder: str, kept: int, left_out: str | None) -> None:
     """Raise `InputError` where no picture of a folder is kept; `left_out` is one that was not, if there is any."""
     if not kept and left_out is not None:
         raise InputError(f"{folder}: the images in this folder ({left_out} …) belong to models, runs and reports")

@@ -21,7 +21,7 @@ from seresnet_hub.files.locks import LOCK_NAME, Lock, acquire
 RECORD_NAME = "work.json"
 PART = re.compile(r"rows-(\d+)-(\d+)\.arrow")
 # A part is written out after so many rows or seconds, whichever comes first: no more is lost to a kill.
-PART_ROWS, PART_SECONDS = 4096, 30.0
+PART_ROWS, PART_SECONDS = 2048, 15.0
 
 
 class Rows(NamedTuple):
@@ -102,7 +102,9 @@ class Parts:
                             at = end
                         row = end
             except (OSError, pa.ArrowException) as error:
-                raise InputError(f"{path} cannot be read ({error}): remove it, and run the same command again") from error
+                raise InputError(
+                    f"{path} cannot be read ({error}): remove it, and run the same command again"
+                ) from error
 
     def _path(self, rows: Rows) -> Path:
         return self.folder / f"rows-{rows.first:012d}-{rows.stop:012d}.arrow"

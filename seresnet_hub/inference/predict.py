@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, overload
 
@@ -56,19 +57,20 @@ def predict(
     require_classifier(model)
     names = class_names(model)
     results: list[list[dict[str, Any]]] = []
-    for answers in run_batches(model, _opened(images), batch_size=batch_size, workers=workers):
-        assert answers.logits is not None
-        scores, indices = answers.logits.softmax(dim=-1).topk(min(topk, answers.logits.shape[-1]))
-        columns = zip(answers.images, answers.errors, indices.tolist(), scores.tolist(), strict=True)
-        for number, (image, error, *best) in enumerate(columns, answers.first):
-            if error is None:
-                classes = zip(*best, strict=True)
-                results.append([{"index": k, "name": names[k] if names else str(k), "score": s} for k, s in classes])
-                continue
-            if unreadable is None:
-                raise _unreadable(image, error)
-            unreadable(number, _unreadable(image, error))
-            results.append([])
+    with closing(run_batches(model, _opened(images), batch_size=batch_size, workers=workers)) as batches:
+        for answers in batches:
+            assert answers.logits is not None
+            scores, indices = answers.logits.softmax(dim=-1).topk(min(topk, answers.logits.shape[-1]))
+            columns = zip(answers.images, answers.errors, indices.tolist(), scores.tolist(), strict=True)
+            for number, (image, error, *best) in enumerate(columns, answers.first):
+                if error is None:
+                    named = [(k, names[k] if names else str(k), score) for k, score in zip(*best, strict=True)]
+                    results.append([{"index": k, "name": name, "score": score} for k, name, score in named])
+                    continue
+                if unreadable is None:
+                    raise _unreadable(image, error)
+                unreadable(number, _unreadable(image, error))
+                results.append([])
     return results
 
 
@@ -103,14 +105,13 @@ def extract_features(
     asked = [stage] if stage is None or isinstance(stage, int) else list(stage)
     stages = [None if one is None else checked_stage(network, one) for one in asked]
     split, found = _opened(images), [list[torch.Tensor]() for _ in stages]
-    batches = forward_batches(
-        network, split, batch_size=batch_size, workers=workers, logits=False, features=stages
-    )  # fmt: skip
-    for batch, outputs in batches:
-        for row, reason in batch.errors.items():
-            raise _unreadable(picture_name(split, row, batch.paths.get(row)), reason)
-        for one, parts in zip(stages, found, strict=True):
-            parts.append(pooled_map(outputs.features[one]) if pooled else outputs.features[one])
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "logits": False, "features": stages}
+    with closing(forward_batches(network, split, **options)) as batches:
+        for batch, outputs in batches:
+            for row, reason in batch.errors.items():
+                raise _unreadable(picture_name(split, row, batch.paths.get(row)), reason)
+            for one, parts in zip(stages, found, strict=True):
+                parts.append(pooled_map(outputs.features[one]) if pooled else outputs.features[one])
     tensors = [torch.cat(parts) for parts in found]
     return tensors[0] if stage is None or isinstance(stage, int) else tensors
 

@@ -68,7 +68,9 @@ class PredictionTable:
     def _score_columns(self, logits: torch.Tensor, failed: np.ndarray) -> dict[str, pa.Array]:
         probabilities = logits.softmax(dim=-1)
         best, classes = probabilities.topk(self.topk)
-        names = pa.array([_as_text(name) for name in self.class_names or map(str, range(self.num_classes))], pa.string())
+        names = pa.array(
+            [_as_text(name) for name in self.class_names or map(str, range(self.num_classes))], pa.string()
+        )
         columns: dict[str, pa.Array] = {}
         for k in range(self.topk):
             numbers = pa.array(classes[:, k].numpy().astype(np.int32), mask=failed)
@@ -102,13 +104,13 @@ def count(table: PredictionTable, batch: pa.RecordBatch) -> Counter[str]:
 
 
 def accuracy(counts: Mapping[str, int]) -> dict[str, Any]:
-    """Return how many rows have a label that the model knows, and where there are some, for how many percent it is right."""
+    """Return how many rows have a label that the model knows, and in how many percent of them it is right."""
     labelled = counts["labelled"]
     return {"labelled": labelled, "top1": round(100 * counts["right"] / labelled, 4)} if labelled else {}
 
 
 def _as_text(name: str | None) -> str | None:
-    r"""Return a text as UTF-8: a byte in a file's name that is none becomes `\udcff`, in all formats and messages alike."""
+    r"""Return a text as UTF-8: what cannot be written so becomes an escape (`\udcff`), in all formats alike."""
     return None if name is None else name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -118,4 +120,3 @@ def _lists(values: torch.Tensor, failed: np.ndarray) -> pa.FixedSizeListArray:
         raise InputError("the model's features are not finite numbers: its weights are damaged or were never trained")
     flat = pa.array(values.float().contiguous().numpy().reshape(-1), pa.float32())
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(failed))
-

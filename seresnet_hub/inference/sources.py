@@ -117,9 +117,9 @@ def _add(pictures: PictureList, given: ImageInput, missing_are_rows: bool) -> No
             raise InputError("-: standard input is empty or closed")
         pictures.hold(data, STANDARD_INPUT)
     elif os.path.isdir(given):
-        _add_folder(pictures, str(given))
+        _add_folder(pictures, str(Path(given)))
     elif os.path.lexists(given):
-        pictures.add(given)
+        pictures.add(Path(given))
     elif isinstance(given, str) and "*" in given:
         _add_pattern(pictures, given)
     elif missing_are_rows:

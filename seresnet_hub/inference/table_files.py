@@ -76,7 +76,9 @@ def write_table(
     `metadata` goes into the file; CSV and JSON lines, which have no place for it, get a file `OUTPUT.json` beside them.
     """
     kind, first = format_of(output), next(batches)
-    schema = first.schema.with_metadata({**schema_metadata(first.schema), METADATA.encode(): json.dumps(metadata).encode()})
+    schema = first.schema.with_metadata(
+        {**schema_metadata(first.schema), METADATA.encode(): json.dumps(metadata).encode()}
+    )
     if kind == FOLDER:
         return _write_shards(output, schema, first, batches, rows, count)
     with replacing(output) as temporary:

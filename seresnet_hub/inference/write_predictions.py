@@ -20,6 +20,8 @@ from torch import nn
 from tqdm import tqdm
 
 from seresnet_hub.data.class_names import class_names, class_numbers
+from seresnet_hub.data.decoding import DecoderName
+from seresnet_hub.data.picture_list import ImageInput
 from seresnet_hub.data.split import Split
 from seresnet_hub.environment import package_version
 from seresnet_hub.errors import InputError
@@ -39,6 +41,7 @@ from seresnet_hub.inference.table_files import (
     write_table,
 )
 from seresnet_hub.models.load import load
+from seresnet_hub.torch_settings import Precision
 
 # What may differ between two runs whose rows are the same: where the model lies, and which version wrote.
 MAY_DIFFER = ("model", "sha256", "commit", "sources", "version")
@@ -71,7 +74,7 @@ class Alone:
 
 def write_predictions(
     model: nn.Module | str | Path,
-    sources: Images,
+    sources: ImageInput | Sequence[ImageInput] | Split,
     output: str | Path,
     *,
     topk: int = 5,
@@ -80,8 +83,8 @@ def write_predictions(
     labels_from_folder: bool = False,
     batch_size: int = 32,
     workers: int = 0,
-    precision: str = "no",
-    decoder: str = "pil",
+    precision: Precision = "no",
+    decoder: DecoderName = "pil",
     split: str | None = None,
     label_column: str | None = None,
     force: bool = False,
@@ -113,13 +116,15 @@ def write_predictions(
     num_classes: int = getattr(model, "num_classes", 0)
     stages = [None if stage is None else checked_stage(model, stage) for stage in features]
     _require_options(num_classes, scores, stages, batch_size)
-    images = sources if isinstance(sources, Split) else open_sources(listed(sources), split=split, label_column=label_column)
+    images = (
+        sources if isinstance(sources, Split) else open_sources(listed(sources), split=split, label_column=label_column)
+    )
     _require_apart(output, images)
     table = table_for(model, images, topk=topk, scores=scores, labels_from_folder=labels_from_folder)
     metadata = {
         **asdict(identity), "fused": False, "compiled": None, **(prepared_as or {}), "precision": precision,
         "decoder": decoder, "batch_size": batch_size, **_input_of(model), "num_classes": num_classes,
-        "class_names": table.class_names, "topk": table.topk, "scores": scores, 
+        "class_names": table.class_names, "topk": table.topk, "scores": scores,
         "features": ["features" if stage is None else f"features_stage{stage}" for stage in stages],
         "labels": table.labels, "label_names": table.label_names, "sources": images.source, "split": images.name,
         "label_column": images.label_column,
@@ -130,7 +135,9 @@ def write_predictions(
         missing = together.from_main(lambda: _begin(parts, metadata, force=force, say=say, on_exit=on_exit))
         if missing is not None:
             if not parts.folder.is_dir():
-                raise InputError(f"{parts.folder}: process {together.rank} does not see it; use a folder that all share")
+                raise InputError(
+                    f"{parts.folder}: process {together.rank} does not see it; use a folder that all share"
+                )
             answers = partial(
                 run_batches, model, images, batch_size=batch_size, workers=workers, logits=bool(table.topk),
                 features=stages, precision=precision, decoder=decoder,
@@ -233,7 +240,9 @@ def _write_parts(
     done = rows - sum(stretch.stop - stretch.first for stretch in missing)
     with (
         closing(PartWriter(parts)) as writer,
-        tqdm(total=rows, initial=done, desc="predicting", unit="images", file=sys.stderr, disable=not together.main) as bar,
+        tqdm(
+            total=rows, initial=done, desc="predicting", unit="images", file=sys.stderr, disable=not together.main,
+        ) as bar,
     ):  # fmt: skip
         for stretch in mine:
             batches = answers(start=stretch.first // batch_size, stop=-(-stretch.stop // batch_size))
@@ -284,7 +293,7 @@ def _require_options(num_classes: int, scores: bool, features: Sequence[int | No
 
 
 def _require_apart(output: Path, images: Split) -> None:
-    """Raise `InputError` where the table would replace a file of the data set that is read, or become one of its files."""
+    """Raise `InputError` where the table would replace a file of the data set that is read, or become one of it."""
     place, source = os.path.realpath(output), os.path.realpath(images.source)
     inside = images.pictures is None and os.path.isdir(source) and Path(place).is_relative_to(source)
     if inside or any(os.path.realpath(file) == place for file in images.files):

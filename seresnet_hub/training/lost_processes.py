@@ -25,15 +25,20 @@ RESUME = "start all of them again with --resume"
 WATCHER = Path(__file__).with_name("process_watcher.py")
 
 
+def is_of_a_lost_process(error: Exception) -> bool:
+    """Return whether an error is what torch's backends raise where another process is gone."""
+    if isinstance(error, InputError):
+        return False
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+
+
 @contextmanager
 def lost_processes_named(way_out: str = RESUME) -> Iterator[None]:
     """Turn what torch's backends raise where another process is gone into a `LostProcessError` that names a way out."""
     try:
         yield
-    except InputError:
-        raise
     except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
+        if not is_of_a_lost_process(error):
             raise
         if not distributed.is_initialized():
             raise LostProcessError(

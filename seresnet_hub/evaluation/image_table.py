@@ -1,0 +1,91 @@
+"""Write what an evaluation says of each image as a table, a row an image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import ClassLabel, Features
+
+from seresnet_hub.data.split import Split
+from seresnet_hub.errors import InputError
+from seresnet_hub.evaluation.image_records import ImageRecords
+from seresnet_hub.inference.sources import picture_name
+from seresnet_hub.inference.table_files import GROUP_ROWS, description, format_of, require_place, write_table
+
+UNREADABLE = "it could not be decoded"
+
+
+def require_image_table(output: Path) -> None:
+    """Raise `InputError` where the table cannot be written or would replace another file, before the work for it."""
+    format_of(output)
+    require_place(output)
+    if output.exists() and description(output) is None:
+        raise InputError(f"{output} is there, and no table of ours: choose another name")
+
+
+def write_image_table(
+    output: Path, records: ImageRecords, split: Split, *, names: Sequence[str] | None,
+    classes: Sequence[int] | None = None, metadata: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Write a row for each image of the split: to a parquet, CSV or JSON lines file, or a folder of parquet shards.
+
+    Columns: `row`, `image`, `label`, `label_name`, `error`, then `class_k`, `name_k` and `score_k`, best first, and
+    `loss` in nats. `names` are those of the model's classes, and `classes` which of them the records number, where
+    these are not all. What is not known is null. Errors: `InputError` where it cannot be written.
+    """
+    numbers = None if classes is None else np.asarray(classes)
+    write_table(
+        output, _batches(records, split, numbers, names), rows=split.rows, metadata=metadata,
+        schema_metadata=partial(_for_datasets, names), count=_count,
+    )  # fmt: skip
+
+
+def _batches(
+    records: ImageRecords, split: Split, classes: np.ndarray | None, names: Sequence[str] | None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows in order, some thousands at a time."""
+    for first in range(0, max(split.rows, 1), GROUP_ROWS):
+        rows = np.arange(first, min(first + GROUP_ROWS, split.rows))
+        places = np.minimum(np.searchsorted(records.rows, rows), max(len(records.rows) - 1, 0))
+        missing = records.rows[places] != rows
+        labels, best = records.labels[places], records.classes[places]
+        if classes is not None:
+            labels, best = np.where(labels < 0, -1, classes[labels]), classes[best]
+        label = pa.array(labels, pa.int64(), mask=missing | (labels < 0))
+        columns: dict[str, pa.Array] = {
+            "row": pa.array(rows, pa.int64()),
+            "image": pa.array([picture_name(split, row, records.paths.get(row)) for row in rows.tolist()], pa.string()),
+            "label": label,
+            "label_name": _named(label, names),
+            "error": pa.array([UNREADABLE if one else None for one in missing], pa.string()),
+        }
+        for k in range(best.shape[1]):
+            numbers = pa.array(best[:, k].astype(np.int32), mask=missing)
+            columns[f"class_{k + 1}"] = numbers
+            columns[f"name_{k + 1}"] = _named(numbers, names)
+            columns[f"score_{k + 1}"] = pa.array(records.scores[places, k], pa.float32(), mask=missing)
+        losses = records.losses[places]
+        columns["loss"] = pa.array(losses, pa.float32(), mask=missing | np.isnan(losses))
+        yield pa.record_batch(columns)
+
+
+def _named(numbers: pa.Array, names: Sequence[str] | None) -> pa.Array:
+    return numbers.cast(pa.string()) if names is None else pa.array(names, pa.string()).take(numbers)
+
+
+def _for_datasets(names: Sequence[str] | None, schema: pa.Schema) -> dict[bytes, bytes]:
+    """Return the metadata by which `datasets` knows what the columns are, labels with their names."""
+    features = Features.from_arrow_schema(schema)
+    if names and len(set(names)) == len(names):  # which it requires
+        features["label"] = ClassLabel(names=list(names))
+    return dict(features.arrow_schema.metadata)
+
+
+def _count(batch: pa.RecordBatch) -> Counter[str]:
+    return Counter(rows=batch.num_rows, failed=batch.num_rows - batch.column("error").null_count)
