@@ -72,8 +72,11 @@ def test_validate_prints_its_result(trained: Path, tmp_path: Path, capfd: pytest
     result = json.loads(out)
     assert list(result) == [
         "model", "data", "split", "seen", "counted", "top1", "top5", "loss", "input_size", "crop_pct",
-        "images_per_second", "precision", "compile", "workers",
+        "images_per_second", "precision", "compile", "workers", "processes", "batch_size", "tta", "classes",
+        "precision_macro", "recall_macro", "f1_macro", "precision_weighted", "recall_weighted", "f1_weighted",
+        "balanced_accuracy", "ece", "temperature", "ece_at_temperature",
     ]  # fmt: skip
+    assert (result["processes"], result["batch_size"], result["tta"], result["classes"]) == (1, 128, None, None)
     assert (result["precision"], result["compile"], result["workers"]) == ("no", None, loader_workers())
     assert (result["split"], result["seen"], result["counted"]) == ("validation", 360, 360)
     assert (result["input_size"], result["crop_pct"]) == ([8, 8], 1.0)
@@ -85,7 +88,7 @@ def test_validate_prints_its_result(trained: Path, tmp_path: Path, capfd: pytest
     assert (reported["input_size"], reported["crop_pct"], reported["seen"]) == ([12, 12], 0.75, 360)
     assert [list(row) for row in reported["worst_classes"]] == [["index", "name", "top1"]] * 5
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "confusion.csv", "confusion.png", "per_class.csv",
+        "confusion.csv", "confusion.png", "index.html", "metrics.json", "per_class.csv", "reliability.png",
     ]  # fmt: skip
 
 

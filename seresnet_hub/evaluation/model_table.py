@@ -12,7 +12,7 @@ from seresnet_hub.cards.markdown import code, plain, table
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import errors_named, replacing, write_text
 
-# What a cell is a text in; others hold numbers.
+# The columns of texts; others hold numbers.
 TEXTS = frozenset({"model", "weights", "data", "split", "precision", "tta", "options", "error"})
 FIRST, LAST = ("model", "top1", "top5", "loss"), ("error", "weights", "options")
 # What the Markdown table leaves out: what all rows have in common, or is there for a program.
@@ -90,7 +90,12 @@ def _read(path: Path) -> list[Row]:
 
 
 def _value(name: str, text: str) -> Any:
-    return None if text == "" else text if name in TEXTS else json.loads(text)
+    if text == "" or name in TEXTS:
+        return text or None
+    try:
+        return json.loads(text)
+    except ValueError:  # as "32x48" is an input size
+        return text
 
 
 def _cell(value: Any) -> str:
