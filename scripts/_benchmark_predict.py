@@ -22,7 +22,7 @@ from timm.models import save_for_hf
 
 from seresnet_hub.environment import code_commit, hardware, usable_cpus, versions
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference.find_images import image_files
+from seresnet_hub.inference.find_images import picture_files
 
 PROCESS = Path(__file__).parent / "_benchmark_predict_process.py"
 # A run's files: those of its answers, each with the names of the columns of pictures, classes and scores.
@@ -69,7 +69,7 @@ def _checked(options: argparse.Namespace) -> list[Path]:
         raise InputError(f"--rounds {options.rounds} --workers {options.workers}: at least one is needed")
     if options.timm_inference and not options.timm_inference.is_file():
         raise InputError(f"--timm-inference {options.timm_inference}: no such file; it is in timm's repository")
-    pictures = image_files(options.data)
+    pictures, _ = picture_files(options.data)
     if not options.data.is_dir() or not 0 < options.few < len(pictures):
         raise InputError(f"--data {options.data}: it must be a folder of more than {options.few} pictures (--few)")
     return pictures
@@ -137,8 +137,6 @@ class _Runs:
                 "--results-dir", str(output.parent), "--results-file", output.name, "--results-format", options.format,
                 "--results-separate-col", "--include-index", "--no-console-results",
             ]  # fmt: skip
-        if not output.parent.samefile(self._scratch):
-            raise AssertionError(output)
         return _run([*command, *common])[:2]
 
     def _alone(self, what: str, program: str) -> float:

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from _benchmark_options import OURS
+from torch import nn
 
-WARM_UP = 2  # batches that come before the measurement
+WARM_UP = 4  # batches that come before the measurement, as the first of several workers come together
 
 
 def main(what: str, program: str, model: str, folder: str, settings: dict[str, Any]) -> float:
@@ -22,25 +23,37 @@ def main(what: str, program: str, model: str, folder: str, settings: dict[str, A
 
 
 def _decoding(program: str, model: str, folder: str, settings: dict[str, Any]) -> Iterator[int]:
-    """Yield the number of images of each batch that the workers have decoded, as the program asks for them."""
+    """Yield the number of images of each batch that workers have decoded and the main process has normalised."""
     network, batch_size, workers = _loaded(model), settings["batch_size"], settings["workers"]
     if program == OURS:
-        from seresnet_hub.inference.run_batches import decoded_batches
+        from seresnet_hub.inference.run_batches import run_batches
         from seresnet_hub.inference.sources import open_sources
 
-        for batch in decoded_batches(network, open_sources([folder]), batch_size=batch_size, workers=workers):
-            yield len(batch.labels)
+        nothing = _Nothing(network)
+        for answers in run_batches(nothing, open_sources([folder]), batch_size=batch_size, workers=workers):
+            yield len(answers.labels)
         return
     from timm.data import create_dataset, create_loader, resolve_model_data_config
 
     config = resolve_model_data_config(network)
-    dataset = create_dataset(root=folder, name="")
-    device = torch.device("cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader: Iterable[Any] = create_loader(
-        dataset, batch_size=batch_size, num_workers=workers, device=device, use_prefetcher=True, **config
+        create_dataset(root=folder, name=""), batch_size=batch_size, num_workers=workers, device=device, **config
     )
     for images, _ in loader:
         yield len(images)
+
+
+class _Nothing(nn.Module):
+    """A network that computes nothing and answers for another one, whose images it takes."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.pretrained_cfg, self.num_classes = model.pretrained_cfg, model.num_classes
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.new_zeros(len(images), self.num_classes)
 
 
 def _network(program: str, model: str, folder: str, settings: dict[str, Any]) -> Iterator[int]:

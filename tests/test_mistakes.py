@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import WriteSplit, encode, numbered_picture
+from huggingface_hub import constants
 from image_records import records_of
 from PIL import Image
 
-from seresnet_hub.data import units
+from seresnet_hub.data import shard_cache, units
 from seresnet_hub.data.held_out import hold_out
 from seresnet_hub.data.open_split import open_split
+from seresnet_hub.data.parquet_shards import ParquetShards
+from seresnet_hub.data.shards import Shard
 from seresnet_hub.evaluation import mistakes as module
 from seresnet_hub.evaluation.mistakes import confident_mistakes, confused_pairs, pictures_of, unread_rows
 
@@ -58,6 +63,30 @@ def test_only_units_with_wanted_rows_are_read(write_split: WriteSplit, monkeypat
     assert (found[10].name, found[22].picture, found[22].error) == (
         "10.png", None, "not an image of a kind that is read (BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP)",
     )  # fmt: skip
+
+
+def test_of_a_remote_data_set_one_row_group_is_fetched(
+    write_split: WriteSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve pictures of 200 KB in six row groups, of which the tail is read to find them."""
+    noise = np.random.default_rng(0).integers(0, 256, (12, 256, 256, 3), np.uint8)
+    local = open_split(str(write_split([[2] * 6], images=[encode(Image.fromarray(one)) for one in noise])), "train")
+    data = Path(local.files[0]).read_bytes()
+    address = f"hf://datasets/someone/noise@{'0123456789' * 4}/data/train-0.parquet"
+    fetched: list[int] = []
+
+    def fetch_range(_: str, start: int, stop: int) -> bytes:
+        fetched.append(stop - start)
+        return data[start:stop]
+
+    monkeypatch.setattr(shard_cache, "fetch_range", fetch_range)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("SERESNET_HUB_CACHE", str(tmp_path / "own"))
+    shards = (Shard(address, len(data), hashlib.sha256(data).hexdigest()),)
+    split = replace(local, files=(address,), shards=shards, parquet=ParquetShards([address], shards, None))
+    (found,) = pictures_of(split, [9])
+    assert np.array_equal(np.asarray(found.picture), noise[9])
+    assert 2 * 196_000 < sum(fetched) < 4 * 196_000 < len(data)
 
 
 def test_a_unit_that_cannot_be_read_costs_no_other(write_split: WriteSplit) -> None:

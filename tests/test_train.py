@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 import timm
 import torch
+from conftest import write_numbers
 from PIL import Image
 from safetensors import SafetensorError
 from small_runs import SMALL, refused, same, weights
@@ -66,23 +67,32 @@ def test_the_digits_are_learnt_and_named(tmp_path: Path) -> None:
         assert curves.width > 500
 
 
-def test_equal_runs_give_equal_weights(tmp_path: Path, numbers: str) -> None:
-    for name in ("a", "b"):
-        training.train(SMALL, data=numbers, output=tmp_path / name)
-    assert same(tmp_path / "a", tmp_path / "b")
+def test_equal_runs_give_equal_weights(tmp_path: Path, numbers: str, whole_run: Path) -> None:
+    training.train(SMALL, data=numbers, output=tmp_path / "again")
+    assert same(whole_run, tmp_path / "again")
     training.train(replace(SMALL, seed=1), data=numbers, output=tmp_path / "c")
-    assert not same(tmp_path / "a", tmp_path / "c")
+    assert not same(whole_run, tmp_path / "c")
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 5, 7])
-def test_a_stopped_run_continues_to_the_bit(tmp_path: Path, numbers: str, stop: int) -> None:
-    recipe = replace(SMALL, crop_padding=2, horizontal_flip=0.5)
-    whole = training.train(recipe, data=numbers, output=tmp_path / "whole")
-    partial = training.train(recipe, data=numbers, output=tmp_path / "parts", max_steps=stop)
+AUGMENTED = replace(SMALL, crop_padding=2, horizontal_flip=0.5)
+
+
+@pytest.fixture(scope="module")
+def augmented(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("augmented")
+    return folder / "run", training.train(AUGMENTED, data=write_numbers(folder), output=folder / "run")
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, pytest.param(7, marks=pytest.mark.slow)])
+def test_a_stopped_run_continues_to_the_bit(
+    tmp_path: Path, numbers: str, stop: int, augmented: tuple[Path, dict[str, Any]]
+) -> None:
+    folder, whole = augmented
+    partial = training.train(AUGMENTED, data=numbers, output=tmp_path / "parts", max_steps=stop)
     assert partial["steps"] == stop
-    resumed = training.train(recipe, data=numbers, output=tmp_path / "parts", resume=True)
+    resumed = training.train(AUGMENTED, data=numbers, output=tmp_path / "parts", resume=True)
     assert (resumed["steps"], resumed["seen"]) == (whole["steps"], whole["seen"]) == (8, 66)
-    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert same(folder, tmp_path / "parts")
 
 
 def test_resuming_a_finished_run_measures_it_again(tmp_path: Path, numbers: str) -> None:
@@ -235,10 +245,9 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path, numbers: str) -> None:
 
 
 def test_a_damaged_state_gives_way_to_the_one_before(
-    tmp_path: Path, numbers: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, numbers: str, capsys: pytest.CaptureFixture[str], whole_run: Path
 ) -> None:
     recipe = replace(SMALL, checkpoint_steps=3)
-    training.train(recipe, data=numbers, output=tmp_path / "whole")
     training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=6)
     newest, before = checkpoint.list_checkpoints(tmp_path / "run")
     assert (newest.stem, before.stem) == ("step-00000006", "step-00000004")
@@ -247,7 +256,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     newest.write_bytes(data)
     training.train(recipe, data=numbers, output=tmp_path / "run", resume=True)
     assert "step-00000006.safetensors is damaged (its sha256 is another)" in capsys.readouterr().err
-    assert same(tmp_path / "whole", tmp_path / "run")
+    assert same(whole_run, tmp_path / "run")
 
 
 def test_a_full_disk_leaves_no_new_folder(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:

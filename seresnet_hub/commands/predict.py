@@ -37,14 +37,14 @@ def parser() -> Parser:
     answer.add_argument("--topk", type=int, default=5, metavar="K", help="classes to name (default: 5)")
     answer.add_argument(
         "--output", metavar="FILE",
-        help="write a row for each picture into FILE.parquet, .csv or .jsonl, or into a folder of parquet shards; after "
-        "a kill the same command goes on",
+        help="write a row for each picture into FILE.parquet, .csv or .jsonl, or into a folder of parquet shards; "
+        "after a kill the same command goes on",
     )  # fmt: skip
     answer.add_argument("--scores", action="store_true", help="write the probabilities of all classes (with --output)")
     answer.add_argument(
         "--features", nargs="*", type=_stage, metavar="STAGE",
-        help=f"write pooled features (with --output): of these stages, 0 is the stem; {FINAL} (the default) is what the "
-        "classifier sees",
+        help=f"write pooled features (with --output): of these stages, 0 is the stem; {FINAL} (the default) is what "
+        "the classifier sees",
     )  # fmt: skip
     answer.add_argument(
         "--labels-from-folder", action="store_true", help="a picture's label is the name of its folder; count the right"

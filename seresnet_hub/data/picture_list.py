@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import os
 import re
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class PictureList:
     def __init__(self) -> None:
         self._names, self._ends = bytearray(), array.array("Q")
         self._held: dict[int, ImageInput] = {}
+        self._opened: set[int] = set()  # Pillow's images, by their ids
         self.has_addresses = False
 
     def __len__(self) -> int:
@@ -43,6 +45,11 @@ class PictureList:
             raise InputError(
                 f"{type(picture).__name__} is no picture: give paths, bytes, Pillow's images or NumPy arrays"
             )
+        if isinstance(picture, Image.Image):
+            if id(picture) in self._opened:  # workers that read one file at once would share the place in it
+                with suppress(Exception):  # what is wrong is said where it is decoded
+                    picture.load()
+            self._opened.add(id(picture))
         self._held[len(self)] = bytes(picture) if isinstance(picture, memoryview) else picture
         self._append(os.fsencode(name))
 
@@ -76,9 +83,11 @@ class PictureList:
         """A number that other names, or other pictures in memory, do not have; files are not read for it."""
         state = xxhash.xxh3_64(bytes(self._names) + self._ends.tobytes())
         for row, picture in self._held.items():
-            pixels = np.frombuffer(picture, np.uint8) if isinstance(picture, bytes) else np.asarray(picture)
-            state.update(f"{row} {pixels.dtype} {pixels.shape}".encode())
-            state.update(pixels.tobytes())
+            state.update(f"{row} {getattr(picture, 'mode', '')} ".encode())
+            with suppress(Exception):  # Pillow raises almost anything where its file is damaged
+                pixels = np.frombuffer(picture, np.uint8) if isinstance(picture, bytes) else np.asarray(picture)
+                state.update(f"{pixels.dtype} {pixels.shape}".encode())
+                state.update(pixels.tobytes())
         return state.intdigest() >> 4
 
 

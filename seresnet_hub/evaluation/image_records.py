@@ -40,6 +40,8 @@ class ImageRecords:
     def labelled(self) -> ImageRecords:
         """Return the records of the images that have one label: those that metrics and mistakes are of."""
         has_label = self.labels >= 0
+        if has_label.all():
+            return self
         kept = has_label[self.logit_rows]
         positions = np.cumsum(has_label) - 1
         return ImageRecords(

@@ -65,7 +65,8 @@ def _weights_file(name: str | Path) -> tuple[Path | None, str | None]:
     meant = parse_name(name)
     if meant.folder is not None:
         return meant.folder / WEIGHTS_NAME, None
-    repository, revision, names = meant.repo_id, meant.revision, MODEL_FILES
+    repository = meant.repo_id
+    names: tuple[str, ...] = MODEL_FILES
     if not repository:
         config = timm.get_pretrained_cfg(meant.name)
         if config is None or isinstance(config.file, VerifiedFile):
@@ -73,5 +74,5 @@ def _weights_file(name: str | Path) -> tuple[Path | None, str | None]:
         repository, names = config.hf_hub_id or "", (WEIGHTS_NAME,)
     if not repository:
         return None, None
-    snapshot = take_snapshot(repository, revision, names=names, check=False)
+    snapshot = take_snapshot(repository, meant.revision, names=names, check=False)
     return snapshot.paths[WEIGHTS_NAME], snapshot.commit

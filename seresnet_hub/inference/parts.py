@@ -21,7 +21,7 @@ from seresnet_hub.files.locks import LOCK_NAME, Lock, acquire
 RECORD_NAME = "work.json"
 PART = re.compile(r"rows-(\d+)-(\d+)\.arrow")
 # A part is written out after so many rows or seconds, whichever comes first: no more is lost to a kill.
-PART_ROWS, PART_SECONDS = 4096, 30.0
+PART_ROWS, PART_SECONDS = 2048, 15.0
 
 
 class Rows(NamedTuple):

@@ -104,13 +104,13 @@ def count(table: PredictionTable, batch: pa.RecordBatch) -> Counter[str]:
 
 
 def accuracy(counts: Mapping[str, int]) -> dict[str, Any]:
-    """Return how many rows have a label that the model knows, and where there are some, for how many percent it is right."""
+    """Return how many rows have a label that the model knows, and in how many percent of them it is right."""
     labelled = counts["labelled"]
     return {"labelled": labelled, "top1": round(100 * counts["right"] / labelled, 4)} if labelled else {}
 
 
 def _as_text(name: str | None) -> str | None:
-    r"""Return a text as UTF-8: a byte in a file's name that is none becomes `\udcff`, in all formats and messages alike."""
+    r"""Return a text as UTF-8: what cannot be written so becomes an escape (`\udcff`), in all formats alike."""
     return None if name is None else name.encode("utf-8", "backslashreplace").decode()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
@@ -84,16 +85,50 @@ def run_batches(
         precision=precision, decoder=decoder, loader_workers=loader_workers,
     )  # fmt: skip
     with closing(batches):
-        for batch, outputs in batches:
+        for batch, outputs in on_cpu(batches):
             numbers = batch.indices.tolist()
+            if outputs.logits is not None and not outputs.logits.isfinite().all():
+                raise InputError(
+                    "the model's outputs are not finite numbers: its weights are damaged or were never trained"
+                )
             yield BatchAnswers(
                 first=numbers[0],
                 images=[picture_name(split, row, batch.paths.get(row)) for row in numbers],
-                labels=batch.labels.cpu().numpy(),
+                labels=batch.labels.numpy(),
                 errors=[batch.errors.get(row) for row in numbers],
-                logits=None if outputs.logits is None else _finite(outputs.logits.float().cpu()),
-                features={name_of(stage): pooled_map(one).float().cpu() for stage, one in outputs.features.items()},
+                logits=outputs.logits,
+                features={name_of(stage): one for stage, one in outputs.features.items()},
             )
+
+
+def on_cpu(batches: Iterable[tuple[Batch, Outputs]]) -> Iterator[tuple[Batch, Outputs]]:
+    """Yield batches with what a model makes of them as float32 on the CPU, maps pooled.
+
+    From a GPU each is copied while it computes the next one.
+    """
+    before: tuple[Batch, Outputs, Any] | None = None
+    for batch, outputs in batches:
+        logits = None if outputs.logits is None else _copied(outputs.logits)
+        copied = Outputs(logits, {stage: _copied(pooled_map(one)) for stage, one in outputs.features.items()})
+        if all(one is None or not one.is_cuda for one in (outputs.logits, *outputs.features.values())):
+            yield batch, copied
+            continue
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        if before is not None:
+            before[2].synchronize()
+            yield before[:2]
+        before = batch, copied, event
+    if before is not None:
+        before[2].synchronize()
+        yield before[:2]
+
+
+def _copied(values: torch.Tensor) -> torch.Tensor:
+    values = values.float()
+    if not values.is_cuda:
+        return values.cpu()
+    return torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
 
 
 def name_of(stage: int | None) -> str:
@@ -134,7 +169,7 @@ def forward_batches(
     decoder: DecoderName = "pil",
     loader_workers: LoaderWorkers | None = None,
 ) -> Generator[tuple[Batch, Outputs], None, None]:
-    """Yield each batch with what the model makes of its rows, on its device (see `run_batches`)."""
+    """Yield each batch without its images, and what the model makes of its rows, on its device (see `run_batches`)."""
     if precision != "no" and precision not in AUTOCAST:
         raise InputError(f"precision={precision}: must be no, {' or '.join(AUTOCAST)}")
     _, config = model_transform(model)
@@ -145,8 +180,15 @@ def forward_batches(
         model, split, batch_size=batch_size, workers=workers, start=start, stop=stop, decoder=decoder,
         loader_workers=loader_workers,
     )  # fmt: skip
-    with closing(decoded) as batches:
-        for batch in on_device(batches, parameter.device):
+    waiting: deque[Batch] = deque()  # asking a GPU for labels would wait for it
+
+    def noted() -> Iterator[Batch]:
+        for batch in decoded:
+            waiting.append(batch._replace(images=torch.empty(0)))
+            yield batch
+
+    with closing(decoded):
+        for batch in on_device(noted(), parameter.device):
             images, rows = batch.images, len(batch.images)
             # Not around the loop: whoever takes the batches computes in between, in settings of its own.
             with ExitStack() as settings:
@@ -163,7 +205,8 @@ def forward_batches(
                     None if outputs.logits is None else outputs.logits[:rows],
                     {stage: one[:rows] for stage, one in outputs.features.items()},
                 )
-            yield batch, own
+            del batch, images
+            yield waiting.popleft(), own
 
 
 def decoded_batches(
@@ -208,12 +251,6 @@ def _outputs(model: nn.Module, images: torch.Tensor, logits: bool, features: Seq
     if scores is not None and scores.shape != (len(images), network.num_classes):
         raise InputError(f"the model gives {tuple(scores.shape)} values for a batch, and not one for each class")
     return Outputs(scores, found)
-
-
-def _finite(logits: torch.Tensor) -> torch.Tensor:
-    if not logits.isfinite().all():
-        raise InputError("the model's outputs are not finite numbers: its weights are damaged or were never trained")
-    return logits
 
 
 @lru_cache(maxsize=16)  # so that workers know a pass of the same model again

@@ -20,6 +20,8 @@ from torch import nn
 from tqdm import tqdm
 
 from seresnet_hub.data.class_names import class_names, class_numbers
+from seresnet_hub.data.decoding import DecoderName
+from seresnet_hub.data.picture_list import ImageInput
 from seresnet_hub.data.split import Split
 from seresnet_hub.environment import package_version
 from seresnet_hub.errors import InputError
@@ -39,6 +41,7 @@ from seresnet_hub.inference.table_files import (
     write_table,
 )
 from seresnet_hub.models.load import load
+from seresnet_hub.torch_settings import Precision
 
 # What may differ between two runs whose rows are the same: where the model lies, and which version wrote.
 MAY_DIFFER = ("model", "sha256", "commit", "sources", "version")
@@ -71,7 +74,7 @@ class Alone:
 
 def write_predictions(
     model: nn.Module | str | Path,
-    sources: Images,
+    sources: ImageInput | Sequence[ImageInput] | Split,
     output: str | Path,
     *,
     topk: int = 5,
@@ -80,8 +83,8 @@ def write_predictions(
     labels_from_folder: bool = False,
     batch_size: int = 32,
     workers: int = 0,
-    precision: str = "no",
-    decoder: str = "pil",
+    precision: Precision = "no",
+    decoder: DecoderName = "pil",
     split: str | None = None,
     label_column: str | None = None,
     force: bool = False,
@@ -237,7 +240,9 @@ def _write_parts(
     done = rows - sum(stretch.stop - stretch.first for stretch in missing)
     with (
         closing(PartWriter(parts)) as writer,
-        tqdm(total=rows, initial=done, desc="predicting", unit="images", file=sys.stderr, disable=not together.main) as bar,
+        tqdm(
+            total=rows, initial=done, desc="predicting", unit="images", file=sys.stderr, disable=not together.main,
+        ) as bar,
     ):  # fmt: skip
         for stretch in mine:
             batches = answers(start=stretch.first // batch_size, stop=-(-stretch.stop // batch_size))
@@ -288,7 +293,7 @@ def _require_options(num_classes: int, scores: bool, features: Sequence[int | No
 
 
 def _require_apart(output: Path, images: Split) -> None:
-    """Raise `InputError` where the table would replace a file of the data set that is read, or become one of its files."""
+    """Raise `InputError` where the table would replace a file of the data set that is read, or become one of it."""
     place, source = os.path.realpath(output), os.path.realpath(images.source)
     inside = images.pictures is None and os.path.isdir(source) and Path(place).is_relative_to(source)
     if inside or any(os.path.realpath(file) == place for file in images.files):
