@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from warm_python import run_python
 
 from seresnet_hub.commands.main import COMMANDS
 from seresnet_hub.environment import version
@@ -92,8 +93,8 @@ def test_a_wrong_option_is_told_before_anything_is_loaded(looking: dict[str, str
 def test_a_command_registers_the_models_and_an_import_of_the_package_does_too(looking: dict[str, str]) -> None:
     """Protects users from a package that waits: only a command's own start puts the registration off."""
     code = "import timm, seresnet_hub; assert timm.is_model('seresnet20_cifar')"
-    assert ended(looking, "-c", code).returncode == 0
-    done = ended(looking, *MODULE, "verify", "seresnet20_cifar")
+    assert run_python([sys.executable, "-c", code], env=looking).returncode == 0
+    done = run_python([sys.executable, *MODULE, "verify", "seresnet20_cifar"], env=looking)
     assert (done.returncode, done.stdout) == (2, "")
     assert "'seresnet20_cifar' has no files to verify" in done.stderr
 
