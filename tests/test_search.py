@@ -155,7 +155,7 @@ def test_the_command_prints_neighbours_and_draws_them(
         gone.write_bytes(data)
     assert code == 0
     result = json.loads(out)
-    assert list(result) == ["index", "model", "rows", "queries", "failed", "unreadable", "sheet"]
+    assert list(result) == ["index", "model", "rows", "exact", "queries", "failed", "unreadable", "sheet"]
     assert (result["model"], result["rows"], result["failed"], result["sheet"]) == (NAME, 20, 1, str(sheet))
     (found,) = result["queries"]
     assert (found["query"], found["neighbours"][0]["image"], len(found["neighbours"])) == (str(query), str(gone), 19)

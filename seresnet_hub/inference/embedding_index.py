@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow
 import torch
 from pyarrow import parquet
+from torch.utils.dlpack import from_dlpack
 
 from seresnet_hub.environment import usable_cpus
 from seresnet_hub.errors import InputError, message_of
@@ -64,7 +65,7 @@ class EmbeddingIndex:
                         yield from waiting.popleft().result()
                     yield from read()
                     continue
-                waiting.append(pool.submit(lambda read=read: list(read())))
+                waiting.append(pool.submit(list, read()))
                 if len(waiting) > ahead:
                     yield from waiting.popleft().result()
             while waiting:
@@ -98,7 +99,7 @@ class EmbeddingIndex:
         values = column.flatten()  # without those of rows that have none
         if (lengths != self.channels).any() or values.null_count:
             raise InputError(f"{path}: column {self.column!r} does not hold {self.channels} numbers in each row")
-        vectors = torch.from_dlpack(values.cast(pyarrow.float32())).view(len(there), self.channels)
+        vectors = from_dlpack(values.cast(pyarrow.float32())).view(len(there), self.channels)
         if not vectors.sum().isfinite() and not (finite := vectors.isfinite().all(dim=1)).all():
             row = first + int(there[~finite.numpy()][0])
             raise InputError(f"{path}: the {self.column} of row {row} are not finite numbers")
