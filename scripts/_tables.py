@@ -44,25 +44,28 @@ MIGRATION: tuple[tuple[str, str, str], ...] = (
      "stages count from the stem, 0; mmpretrain's `out_indices=(0, 1, 2, 3)` are 1 to 4"),
     ("`ImageClassificationInferencer(model)(images, batch_size=…)`",
      "`seresnet_hub.predict(model, images, batch_size=…)`", "on the model's device"),
-    ("`FeatureExtractor(model)(images, stage=…)`", "`seresnet_hub.extract_features`, `iterate_features`",
+    ("`FeatureExtractor(model)(images, stage=…)`", "`seresnet_hub.extract_features(model, images, stage=…)`, "
+     "`seresnet_hub.iterate_features(model, images)`",
      "to a file: `predict --features … --output FILE`"),
     ("`ImageRetrievalInferencer(model, prototype=DIR)`", "`seresnet-hub search INDEX.parquet IMAGE`",
      "the index is of `predict DIR --features --output INDEX.parquet`"),
     ("`list_models('seresnet')`", "`timm.list_models('seresnet*')`, `timm.list_pretrained('seresnet*')`", ""),
     ("`mim test mmpretrain CONFIG --checkpoint …`", "`seresnet-hub validate MODEL --data DIR_OR_HUB_ID`", ""),
-    ("`tools/test.py … --out FILE`, `analyze_results.py`", "`validate … --predictions FILE --report DIR`", ""),
+    ("`tools/test.py … --out FILE`, `analyze_results.py`",
+     "`seresnet-hub validate MODEL --data DIR --predictions FILE --report DIR`", ""),
     ("`mim train mmpretrain CONFIG`", "`accelerate launch -m seresnet_hub train --recipe NAME`", ""),
 )  # fmt: skip
 
 # What timm's own scripts do, and what does it here.
 TIMM_SCRIPTS: tuple[tuple[str, str, str], ...] = (
-    ("`inference.py --data-dir DIR --model NAME --topk 5`", "`predict NAME DIR --topk 5 --output FILE`",
+    ("`inference.py --data-dir DIR --model NAME --topk 5`", "`seresnet-hub predict NAME DIR --topk 5 --output FILE`",
      "a damaged picture is a row with its error; timm's puts another picture in its place. Goes on after a kill"),
     ("`--results-format csv json parquet`", "the ending of `--output`",
      "`.jsonl` for JSON; one column for each class and score, as with `--results-separate-col`"),
     ("`--topk 0 --output-type prob`", "`--scores`", "all probabilities"),
     ("`--use-train-size`", "", "the input size of the model's config, always; with `validate --input-size N` another"),
-    ("`validate.py --results-file FILE`, models by a pattern", "`validate MODEL… --output FILE.csv`", "or `.md`"),
+    ("`validate.py --results-file FILE`, models by a pattern",
+     "`seresnet-hub validate MODEL MODEL --data DIR --output FILE.csv`", "or `.md`"),
     ("`--retry`", "", "always: where the memory is not enough, the batch is halved"),
     ("`--valid-labels FILE`", "`--classes FILE`", "not needed where the data set names its classes"),
     ("`--real-labels real.json`", "`--real`", ""),
@@ -126,7 +129,7 @@ def migration() -> str:
 
 def timm_scripts() -> str:
     """Return the table that takes users of timm's scripts to our commands."""
-    return table(("timm", "`seresnet-hub`", ""), TIMM_SCRIPTS)
+    return table(("timm", "here", ""), TIMM_SCRIPTS)
 
 
 def recipes() -> str:

@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import _tables as tables
 import _tables_package as package_tables
@@ -95,6 +96,22 @@ def test_the_calls_in_the_migration_table_exist() -> None:
             elif module != "import seresnet_hub":
                 name, *words = call.split("seresnet-hub " if "seresnet-hub" in call else "seresnet_hub ")[1].split()
                 importlib.import_module(f"seresnet_hub.commands.{name}").parser().parse_args(words)
+
+
+def test_the_commands_and_options_for_users_of_timms_scripts_exist() -> None:
+    predict, validate = (import_module_of(name).parser() for name in ("predict", "validate"))
+    known = {*predict._option_string_actions, *validate._option_string_actions}
+    for _, here, _ in tables.TIMM_SCRIPTS:
+        for call in here.split("`")[1::2]:
+            if call.startswith("seresnet-hub "):
+                _, name, *words = call.split()
+                import_module_of(name).parser().parse_args(words)
+            else:
+                assert call.split()[0] in known, call
+
+
+def import_module_of(command: str) -> Any:
+    return importlib.import_module(f"seresnet_hub.commands.{command}")
 
 
 def test_the_table_of_sources_names_them_all() -> None:

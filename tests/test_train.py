@@ -19,7 +19,7 @@ from conftest import write_numbers
 from PIL import Image
 from safetensors import SafetensorError
 from small_runs import SMALL, refused, same, weights
-from warm_python import run_python
+from warm_python import run_python, run_ranks
 
 import seresnet_hub
 from seresnet_hub.data.open_split import open_split
@@ -136,10 +136,9 @@ def test_two_processes_share_the_work(tmp_path: Path, numbers: str) -> None:
     """Every image is trained on and measured once, one result is printed, and one process measures the same."""
     script = Path(__file__).parents[1] / "scripts" / "train.py"
     settings = ["input_size=8", "batch_size=10", "epochs=2", "workers=0"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
-               "--data", numbers, "--output", str(tmp_path / "run"), "--set", *settings]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, script, "--data", numbers, "--output", tmp_path / "run", "--set", *settings]
+    done, other = run_ranks(command, 2)
+    assert (done.returncode, other.returncode, other.stdout) == (0, 0, ""), done.stderr + other.stderr
     result = json.loads(done.stdout)
     assert (result["steps"], result["seen"]) == (8, 66)
     assert "2 processes on cpu" in done.stderr

@@ -102,9 +102,12 @@ def _holds_shards_alone(folder: str) -> bool:
 
 def _of_data_set(source: str, split: str | None, label_column: str | None) -> Split:
     try:
-        return open_split(source, split, label_column=label_column, needs_labels=False)
+        opened = open_split(source, split, label_column=label_column, needs_labels=False)
     except OnlyTrainingError:  # which matters where a model is measured
-        return open_split(source, "train", label_column=label_column, needs_labels=False)
+        opened = open_split(source, "train", label_column=label_column, needs_labels=False)
+    if not opened.rows:
+        raise InputError(f"split {opened.name!r} of {source} is empty")
+    return opened
 
 
 def _add(pictures: PictureList, given: ImageInput, missing_are_rows: bool) -> None:
