@@ -50,7 +50,7 @@ def nearest_neighbour_accuracy(
     `features` are float `(images, channels)`, `labels` int `(images,)`; images with a negative label are left out.
     Without `index`, the neighbours of an image are all others of the set (leave-one-out); with one, its labelled rows.
     `class_names` and the model's `tensors_sha256` are compared with those of the index. Computed in blocks, on the GPU
-    where there is one: the memory holds the set's features, and the labels of both. Errors: `InputError` where nothing is
+    where there is one: the memory holds the set's features and all labels. Errors: `InputError` where nothing is
     labelled, `k` or `temperature` is not positive, or the index has other channels, classes or weights.
     """
     if k < 1 or not temperature > 0:
