@@ -22,7 +22,7 @@ from timm.models import save_for_hf
 
 from seresnet_hub.environment import code_commit, hardware, usable_cpus, versions
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference.find_images import picture_files
+from seresnet_hub.inference.find_images import found_in
 
 PROCESS = Path(__file__).parent / "_benchmark_predict_process.py"
 # A run's files: those of its answers, each with the names of the columns of pictures, classes and scores.
@@ -69,8 +69,8 @@ def _checked(options: argparse.Namespace) -> list[Path]:
         raise InputError(f"--rounds {options.rounds} --workers {options.workers}: at least one is needed")
     if options.timm_inference and not options.timm_inference.is_file():
         raise InputError(f"--timm-inference {options.timm_inference}: no such file; it is in timm's repository")
-    pictures, _ = picture_files(options.data)
-    if not options.data.is_dir() or not 0 < options.few < len(pictures):
+    pictures = [Path(one.path) for one in found_in(str(options.data)) if not one.of_a_model]
+    if not 0 < options.few < len(pictures):
         raise InputError(f"--data {options.data}: it must be a folder of more than {options.few} pictures (--few)")
     return pictures
 

@@ -17,7 +17,7 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 
@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # as when a script is run by its path
-pytest_plugins = ["hub_fixtures"]
+pytest_plugins = ["hub_fixtures", "small_runs"]
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -110,50 +110,55 @@ def numbers_in(images: object) -> list[int]:
 WriteSplit = Callable[..., Path]
 
 
+def write_shards(
+    parent: Path,
+    shards: Sequence[Sequence[int]],
+    *,
+    split: str = "train",
+    classes: int = 10,
+    folder: str = "numbers",
+    images: Sequence[bytes] | None = None,
+    labels: Sequence[int] | None = None,
+) -> Path:
+    """Write numbered pictures as parquet shards: one inner sequence a shard, of row groups."""
+    root = parent / folder
+    root.mkdir(exist_ok=True)
+    rows = sum(map(sum, shards))
+    images = images or [numbered_picture(k) for k in range(rows)]
+    labels = labels or [k % classes for k in range(rows)]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[f"class {k}" for k in range(classes)])}
+    )
+    start = 0
+    for shard, groups in enumerate(shards):
+        stop = start + sum(groups)
+        column = [{"bytes": images[k], "path": f"{k}.png"} for k in range(start, stop)]
+        table = datasets.Dataset.from_dict({"image": column, "label": list(labels[start:stop])}, features=features)
+        arrow = table.with_format("arrow")[:]
+        path = root / f"{split}-{shard:05d}-of-{len(shards):05d}.parquet"
+        with pyarrow.parquet.ParquetWriter(path, arrow.schema) as writer:
+            at = 0
+            for group in groups:
+                writer.write_table(arrow.slice(at, group), row_group_size=max(group, 1))
+                at += group
+        start = stop
+    return root
+
+
+def write_numbers(parent: Path) -> str:
+    """33 training images (4 steps of 10 an epoch, the last of 3 images) and 7 validation images."""
+    write_shards(parent, [[9, 8], [16]])
+    return str(write_shards(parent, [[7]], split="validation"))
+
+
 @pytest.fixture
 def write_split(tmp_path: Path) -> WriteSplit:
-    """Return a function that writes numbered pictures as parquet shards: one inner sequence a shard, of row groups."""
-
-    def write(
-        shards: Sequence[Sequence[int]],
-        *,
-        split: str = "train",
-        classes: int = 10,
-        folder: str = "numbers",
-        images: Sequence[bytes] | None = None,
-        labels: Sequence[int] | None = None,
-    ) -> Path:
-        root = tmp_path / folder
-        root.mkdir(exist_ok=True)
-        rows = sum(map(sum, shards))
-        images = images or [numbered_picture(k) for k in range(rows)]
-        labels = labels or [k % classes for k in range(rows)]
-        features = datasets.Features(
-            {"image": datasets.Image(), "label": datasets.ClassLabel(names=[f"class {k}" for k in range(classes)])}
-        )
-        start = 0
-        for shard, groups in enumerate(shards):
-            stop = start + sum(groups)
-            column = [{"bytes": images[k], "path": f"{k}.png"} for k in range(start, stop)]
-            table = datasets.Dataset.from_dict({"image": column, "label": list(labels[start:stop])}, features=features)
-            arrow = table.with_format("arrow")[:]
-            path = root / f"{split}-{shard:05d}-of-{len(shards):05d}.parquet"
-            with pyarrow.parquet.ParquetWriter(path, arrow.schema) as writer:
-                at = 0
-                for group in groups:
-                    writer.write_table(arrow.slice(at, group), row_group_size=max(group, 1))
-                    at += group
-            start = stop
-        return root
-
-    return write
+    return partial(write_shards, tmp_path)
 
 
 @pytest.fixture
-def numbers(write_split: WriteSplit) -> str:
-    """33 training images (4 steps of 10 an epoch, the last of 3 images) and 7 validation images."""
-    write_split([[9, 8], [16]])
-    return str(write_split([[7]], split="validation"))
+def numbers(tmp_path: Path) -> str:
+    return write_numbers(tmp_path)
 
 
 @pytest.fixture(scope="session")

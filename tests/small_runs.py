@@ -8,12 +8,21 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from conftest import write_numbers
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
 from seresnet_hub.training import train as training
 
 SMALL = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0)
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `SMALL` over `numbers`, from its beginning to its end; not to be written to."""
+    folder = tmp_path_factory.mktemp("whole")
+    training.train(SMALL, data=write_numbers(folder), output=folder / "run")
+    return folder / "run"
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

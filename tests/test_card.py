@@ -34,6 +34,7 @@ from seresnet_hub.models.cost import Sizes, sizes_of
 from seresnet_hub.models.published_weights import OWN_WEIGHTS, WEIGHTS, OwnWeights
 from seresnet_hub.recipes.recipe import Recipe, get_recipe
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
 SIZES = Sizes(parameters=1_234_567, multiply_adds=89_000_000, activations=4_560_000)
 MEASURED = Result(
     dataset="fruit", split="test", top1=91.234, top5=99.5, image_size=64, origin="measured",

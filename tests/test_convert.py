@@ -25,6 +25,8 @@ from seresnet_hub.conversion.run_in_float64 import float64_outputs
 from seresnet_hub.errors import InputError
 from seresnet_hub.files import model_folder
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize(

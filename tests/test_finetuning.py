@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import timm
 from conftest import WriteSplit
 from huggingface_hub import constants
+from warm_python import free_port
 
 from seresnet_hub.data.loader import loader
 from seresnet_hub.errors import InputError
@@ -117,17 +117,11 @@ def test_what_was_chosen_is_recorded_and_resumed(
 # --- without a network ------------------------------------------------------------------------------------------------
 
 
-def refused_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
 def test_weights_out_of_reach_name_the_ways_out_at_once(
     host: str, tmp_path: Path, write_split: WriteSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://{host}:{refused_port()}")
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://{host}:{free_port()}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     begun = time.monotonic()

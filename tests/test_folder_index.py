@@ -201,9 +201,10 @@ def test_a_picture_that_was_changed_in_place_is_named_when_it_is_read(pictures: 
 def test_workers_do_not_list(pictures: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     expected = list(loader(str(pictures), "train", RECIPE))
     split = open_split(str(pictures), "train")
-    for name in ("scandir", "listdir", "walk"):
-        monkeypatch.setattr(f"os.{name}", lambda *path: pytest.fail("listed again"))
-    found = list(loader(split, None, RECIPE, workers=workers))
+    with monkeypatch.context() as patch:
+        for name in ("scandir", "listdir", "walk"):
+            patch.setattr(f"os.{name}", lambda *path: pytest.fail("listed again"))
+        found = list(loader(split, None, RECIPE, workers=workers))
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.indices, other.indices)
         assert torch.equal(one.images, other.images)

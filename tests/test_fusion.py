@@ -93,11 +93,15 @@ def outcomes(fused: nn.Module) -> set[str]:
     return {block.outcome for block in fused.fusion}
 
 
+QUICK_WEIGHTS = pytest.mark.usefixtures("quick_weights")
+
+
 def sure(name: str) -> object:
     return name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("name", [sure(name) for name in sorted(BOTTLENECKS | BASIC)])
+@QUICK_WEIGHTS
 def test_logits_are_timms_in_float64(name: str) -> None:
     model = network(name)
     fused = fuse(model)
@@ -107,6 +111,7 @@ def test_logits_are_timms_in_float64(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "outcome"), [("seresnext26t_32x4d", "fused"), ("seresnet18", "folded")])
+@QUICK_WEIGHTS
 def test_blocks_for_training_are_fused_like_timms(name: str, outcome: str) -> None:
     model = network(name)
     assert use_training_blocks(model)
@@ -147,6 +152,7 @@ def test_cifar_variants(variant: object) -> None:
 
 
 @pytest.mark.parametrize("variant", PAPER_VARIANTS, ids=lambda variant: variant.name)
+@QUICK_WEIGHTS
 def test_paper_variants(variant: object) -> None:
     model = network(variant.name, layers=(1, 2, 1, 1))
     fused = fuse(model)
@@ -176,6 +182,7 @@ def test_paper_variants(variant: object) -> None:
     ],
     ids=str,
 )
+@QUICK_WEIGHTS
 def test_timms_arguments(kwargs: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(self: SEModule, *args: object, **rest: object) -> None: ...
 
@@ -193,6 +200,7 @@ def test_timms_arguments(kwargs: dict[str, object], monkeypatch: pytest.MonkeyPa
     assert_same(model, fused, pictures())
 
 
+@QUICK_WEIGHTS
 def test_blocks_that_cannot_be_fused_are_listed_with_the_reason() -> None:
     class Own(Bottleneck):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -216,6 +224,7 @@ def test_blocks_that_cannot_be_fused_are_listed_with_the_reason() -> None:
     assert fuse(network("seresnet50", layers=(1, 1, 1, 1))).fusion[0] == BlockFusion(block="layer1.0", outcome="fused")
 
 
+@QUICK_WEIGHTS
 def test_what_a_fused_block_would_not_call_stays() -> None:
     model = network("seresnext26t_32x4d", size=64)
     seen: list[torch.Tensor] = []
@@ -238,6 +247,7 @@ def test_norms_that_use_the_batch_are_not_folded() -> None:
     assert_same(model, fused, pictures(4))
 
 
+@QUICK_WEIGHTS
 def test_frozen_norms_are_folded() -> None:
     model = network("seresnet50", layers=(1, 1, 1, 1))
     frozen = timm.layers.freeze_batch_norm_2d(copy.deepcopy(model)).double()
@@ -247,6 +257,7 @@ def test_frozen_norms_are_folded() -> None:
     assert_same(model, fused, pictures())
 
 
+@QUICK_WEIGHTS
 def test_the_model_is_not_changed() -> None:
     model = network("seresnet50", layers=(1, 1, 1, 1)).train()
     model.layer2.eval()
@@ -264,6 +275,7 @@ def test_the_model_is_not_changed() -> None:
     assert own.isdisjoint(parameter.data_ptr() for parameter in fused.parameters())
 
 
+@QUICK_WEIGHTS
 def test_gradients_of_maps_are_timms_where_the_images_take_some() -> None:
     """As for class activation maps (Grad-CAM); the weights are frozen, so nothing else makes a gradient."""
     torch.manual_seed(0)
@@ -281,6 +293,7 @@ def test_gradients_of_maps_are_timms_where_the_images_take_some() -> None:
     assert not fuse(model)(images.detach()).requires_grad
 
 
+@QUICK_WEIGHTS
 def test_what_scripts_use_is_kept(photo: object) -> None:
     model = network("seresnet50", layers=(1, 1, 1, 1), num_classes=12).float()
     fused = fuse(model)
@@ -404,6 +417,7 @@ def test_rounding_errors_are_no_larger_than_timms_where_both_are_compiled() -> N
     assert all(ratio < 1.03 for ratio in ratios.values()), ratios
 
 
+@QUICK_WEIGHTS
 def test_folding_rounds_once() -> None:
     """The folded weights of a float32 network are those of its float64 copy, rounded."""
     model = network("seresnet50", layers=(1, 1, 1, 1)).float()
@@ -416,6 +430,7 @@ def test_folding_rounds_once() -> None:
 
 
 @pytest.mark.parametrize("name", ["seresnet50", "legacy_seresnet50"])
+@QUICK_WEIGHTS
 def test_layouts_and_autocast(name: str) -> None:
     model = network(name, **({"layers": (1, 1, 1, 1)} if name == "seresnet50" else {})).float()
     images = pictures().float()
@@ -440,6 +455,7 @@ def test_layouts_and_autocast(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["seresnet50", "seresnet164_cifar_pre"])
+@QUICK_WEIGHTS
 def test_it_compiles_without_graph_breaks(name: str) -> None:
     small = {"layers": (1, 1, 1, 1)} if name == "seresnet50" else {"layers": (1, 1, 1)}
     model = network(name, size=32, **small)
@@ -450,6 +466,7 @@ def test_it_compiles_without_graph_breaks(name: str) -> None:
         torch.testing.assert_close(compiled(images), model(images), rtol=1e-11, atol=1e-11)
 
 
+@QUICK_WEIGHTS
 def test_it_exports_for_any_batch() -> None:
     model = network("seresnet50", layers=(1, 1, 1, 1))
     batch = torch.export.Dim("batch", min=2, max=64)

@@ -19,6 +19,7 @@ WRITER = """
 import sys
 import time
 from pathlib import Path
+import seresnet_hub_command  # as in a command, so that torch is not loaded
 from seresnet_hub.files.leftovers import partial_of
 with partial_of(Path(sys.argv[1], "file")) as file, partial_of(Path(sys.argv[1], "folder")) as folder:
     file.write_text("half")

@@ -23,6 +23,7 @@ from seresnet_hub.files.locks import acquire
 HOLDER = """
 import os, sys, time
 from pathlib import Path
+import seresnet_hub_command  # as in a command, so that torch is not loaded
 from seresnet_hub.files.locks import acquire
 lock = acquire(Path(sys.argv[1]), what="the run", say=print, patience=0)
 if os.fork() == 0:
@@ -111,6 +112,7 @@ def test_only_one_of_many_has_it_while_files_come_and_go(tmp_path: Path) -> None
     code = """
 import sys, time
 from pathlib import Path
+import seresnet_hub_command
 from seresnet_hub.files.locks import acquire
 inside = Path(sys.argv[1]) / "inside"
 for _ in range(5):

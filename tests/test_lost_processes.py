@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import WriteSplit
+from warm_python import free_port
 
 from seresnet_hub.training.lost_processes import RESUME, WATCHER
 
@@ -64,9 +65,7 @@ class Ended:
 def run(tmp_path: Path, *doing: str) -> list[Ended]:
     """Run a process for each text of what it does; return how they ended, in order."""
     (tmp_path / "process.py").write_text(PROCESS)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes, files = [], [tmp_path / f"{rank}.err" for rank in range(len(doing))]
     for rank, file in enumerate(files):
         environment = {

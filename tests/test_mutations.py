@@ -134,7 +134,7 @@ def check_mutation(data: st.DataObject, folder: Path, good: dict[str, torch.Tens
         assert (logits - expected).abs().max() <= 1e-10 * max(1.0, float(expected.abs().max()))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_mutations_end_in_an_exact_conversion_or_a_refusal(
     data: st.DataObject, tmp_path_factory: Any, good: Any

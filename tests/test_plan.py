@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,17 +35,32 @@ def batches(plan: Plan, world_size: int = 1, workers: int = 0, start: int = 0) -
     return [[places[place] for place in sorted(places)] for places in filled[start:]]
 
 
-@settings(max_examples=150, deadline=None)
-@given(
+# Any shards, readers and stop position.
+PLANS = given(
     shards=SHARDS, batch_size=st.integers(1, 70), lanes=st.sampled_from([1, 5, 8, 24, 96]), window=st.integers(1, 400),
     shuffle=st.booleans(), drop_last=st.booleans(), world_size=st.integers(1, 8), workers=st.integers(0, 16),
     others=st.tuples(st.integers(1, 8), st.integers(0, 16)), data=st.data(),
 )  # fmt: skip
-def test_no_row_is_lost_or_doubled(
+
+
+@settings(max_examples=50, deadline=None)
+@PLANS
+def test_no_row_is_lost_or_doubled(**drawn: Any) -> None:
+    check_rows(**drawn)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None)
+@PLANS
+def test_no_row_is_lost_or_doubled_by_a_thousand_plans(**drawn: Any) -> None:
+    check_rows(**drawn)
+
+
+def check_rows(
     shards: list[list[int]], batch_size: int, lanes: int, window: int, shuffle: bool, drop_last: bool,
     world_size: int, workers: int, others: tuple[int, int], data: st.DataObject,
 ) -> None:  # fmt: skip
-    """Any shards, readers and stop position: each row once, the same batches, also resumed by other readers."""
+    """Each row once, the same batches, also resumed by other readers."""
     unit_rows = tuple(rows for shard in shards for rows in shard)
     order = Order(3, 1, window) if shuffle else None
     plan = Plan(unit_rows=unit_rows, batch_size=batch_size, lanes=lanes, order=order, drop_last=drop_last)

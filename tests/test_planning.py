@@ -15,6 +15,8 @@ from references import networks
 from seresnet_hub.conversion.convert import convert
 from seresnet_hub.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 
 def test_averages_of_old_mmcls_files_are_dropped_by_name(tmp_path: Path) -> None:
     """Protects the list of what was left out, which a reader needs to judge the result."""

@@ -25,6 +25,8 @@ from seresnet_hub.models import pretrained
 from seresnet_hub.models.names import parse_name
 from seresnet_hub.models.published_weights import WEIGHTS, Weights
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 
 class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import torch
 from conftest import WriteSplit, encode
 from PIL import Image
 from sklearn.datasets import load_digits
+from warm_python import free_port
 
 from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.training import train as training
@@ -159,9 +159,7 @@ def test_two_compiled_processes_train_with_either_blocks(digits: Path, tmp_path:
 
 def start_machines(data: Path, folder: Path, *more: str) -> list[subprocess.Popen[bytes]]:
     """Start what two machines would: a launcher each, of one process each, that meet at an address and a port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = ["epochs=4", "batch_size=16", "input_size=16", "workers=0", "checkpoint_steps=1", "shuffle_window=50"]
     started = []
     for machine in range(2):

@@ -20,8 +20,9 @@ from seresnet_hub.training import train as training
 from seresnet_hub.training.profiling import Profile, covered, require_profile
 
 SMALL = replace(
-    get_recipe("digits"), epochs=12, eval_every=6, batch_size=10, input_size=8, shuffle_window=20, workers=0
-)
+    get_recipe("digits"), epochs=12, eval_every=6, save_every=12, batch_size=10, input_size=8, shuffle_window=20,
+    workers=0,
+)  # fmt: skip
 KEYS = ["steps", "wall_ms_a_step", "busy_ms_a_step", "idle_share", "kernels_a_step"]
 
 

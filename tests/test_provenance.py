@@ -25,6 +25,8 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.models.published_weights import WEIGHTS
 from seresnet_hub.publishing.push import push
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 OF_OTHER_WEIGHTS = {"license", "paper_ids", "origin_url", "test_input_size", "test_crop_pct", "hf_hub_id", "url"}
 
 

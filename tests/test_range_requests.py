@@ -193,6 +193,7 @@ def test_revisions(hub: HubServer, file: str, revision: str) -> None:
 FORKED = """
 import os, sys
 from concurrent.futures import ThreadPoolExecutor
+import seresnet_hub_command  # as in a command, so that torch is not loaded
 from huggingface_hub.utils import get_session
 from seresnet_hub.hub.range_requests import fetch_range
 address, content = sys.argv[1], bytes(range(256)) * 1000

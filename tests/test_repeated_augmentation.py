@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import distributed, multiprocessing
+from warm_python import free_port
 
 from seresnet_hub.data.decoding import Decoder
 from seresnet_hub.data.loader import Batch, epoch_plan, loader
@@ -228,9 +228,7 @@ def test_real_processes_exchange_what_they_should(
     """Two processes over gloo do what threads did above, down to the order; the second has a padded row."""
     split = write_split([[9, 10], [6]])
     recipe = replace(RECIPE, batch_size=108, repeated_augmentation=3, crop_padding=2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     expected = parts_of(split, recipe, 2, monkeypatch)
     monkeypatch.undo()
     multiprocessing.start_processes(

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import WriteSplit
+from image_records import made_up
 from PIL import Image
+from sklearn.metrics import confusion_matrix
 
+from seresnet_hub.data.open_split import open_split
 from seresnet_hub.errors import InputError
+from seresnet_hub.evaluation.metrics import metrics_of
 from seresnet_hub.evaluation.report import require_report, worst_classes, write_report
+from seresnet_hub.evaluation.report_page import Measured
 from seresnet_hub.files.locks import only_writer
 
 
@@ -54,6 +61,22 @@ def test_the_report_says_what_was_counted(tmp_path: Path) -> None:
     assert worst_classes(confusion, most=1) == [{"index": 2, "name": "2", "top1": 0.0}]
     write_report(tmp_path / "deep" / "report", np.eye(2, dtype=int))  # again: the files are replaced
     assert len(read_csv(tmp_path / "deep" / "report" / "confusion.csv")) == 3
+
+
+def test_with_records_it_has_a_page(tmp_path: Path, write_split: WriteSplit) -> None:
+    split = open_split(str(write_split([[20, 20]], classes=4)), "train")
+    records = made_up(40, 4)
+    confusion = confusion_matrix(records.labels, records.classes[:, 0], labels=range(4))
+    metrics = metrics_of(records)
+    measured = Measured(records=records, metrics=metrics, split=split, title="a model", facts={})
+    write_report(tmp_path / "report", confusion, ["a", "b", "c", "d"], measured)
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "confusion.csv", "confusion.png", "index.html", "metrics.json", "per_class.csv", "reliability.png",
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == metrics
+    assert "<h1>a model</h1>" in (tmp_path / "report" / "index.html").read_text()
+    with Image.open(tmp_path / "report" / "reliability.png") as picture:
+        picture.verify()
 
 
 def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

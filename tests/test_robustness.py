@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -19,7 +18,7 @@ import torch
 from conftest import WriteSplit, numbered_picture, numbers_in
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from warm_python import children
+from warm_python import children, run_python
 
 from seresnet_hub.data.loader import Batch, loader
 from seresnet_hub.data.open_split import open_split
@@ -206,7 +205,7 @@ def test_a_worker_that_dies_while_the_main_process_computes_is_one_line(write_sp
         f"{moment}\n"
     )
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], timeout=120, check=False, capture_output=True, text=True)
+    done = run_python([sys.executable, "-c", code])
     assert time.monotonic() - start < 25
     assert "is killed by signal" in done.stderr
     if "run(" in moment:
@@ -261,7 +260,7 @@ def test_a_killed_run_goes_on_where_it_was(write_split: WriteSplit, tmp_path: Pa
         f"        open({str(notes)!r}, 'w').write(json.dumps([seen, batches.state_dict(), workers]))\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], timeout=120, check=False)
+    done = run_python([sys.executable, "-c", code])
     assert done.returncode == -signal.SIGKILL
     seen, state, workers = json.loads(notes.read_text())
     rest = loader(str(root), "train", RECIPE, workers=1)

@@ -14,6 +14,7 @@ from seresnet_hub.training.signals import Interruption
 # What a script does: it is told to end, ends its training, and is told once more before it has printed its result.
 SCRIPT = """
 import os, signal, sys
+import seresnet_hub_command  # as in a command, so that torch is not loaded
 from seresnet_hub.training import signals as interruption
 from seresnet_hub.training.signals import Interruption
 if sys.argv[1] == "script":

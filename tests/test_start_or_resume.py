@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,25 +10,21 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
+from small_runs import SMALL, weights
+from warm_python import run_python
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.locks import LOCK_NAME
-from seresnet_hub.recipes.recipe import Recipe, get_recipe
+from seresnet_hub.recipes.recipe import Recipe
 from seresnet_hub.training import checkpoint, loop
 from seresnet_hub.training import start_or_resume as starting
 from seresnet_hub.training import train as training
 from seresnet_hub.training.launchers import processes_started, require_launcher
 from seresnet_hub.training.start_or_resume import begin
 
-SMALL = replace(get_recipe("digits"), epochs=2, batch_size=10, input_size=8, shuffle_window=20, workers=0)
 SCRIPT = str(Path(__file__).parents[1] / "scripts" / "train.py")
 PARTIAL = ".step-00000004.safetensors.4194304.partial"  # no system gives this process id
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(folder / "model.safetensors")
 
 
 def assert_same(first: Path, second: Path) -> None:
@@ -124,12 +119,11 @@ def test_a_run_goes_on_and_a_damaged_one_does_not_begin_anew(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_second_run_is_refused_while_the_first_one_runs(
-    tmp_path: Path, numbers: str, resume: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, numbers: str, resume: bool, monkeypatch: pytest.MonkeyPatch, whole_run: Path
 ) -> None:
     """The second starts in the middle of the first, which must not notice."""
     monkeypatch.setattr(starting, "acquire", partial(starting.acquire, patience=0))
     recipe = replace(SMALL, checkpoint_steps=1 if resume else 0)
-    training.train(recipe, data=numbers, output=tmp_path / "alone")
     step, steps = torch.optim.SGD.step, []
 
     def intrude(self: torch.optim.SGD, *args: object) -> object:
@@ -145,7 +139,7 @@ def test_a_second_run_is_refused_while_the_first_one_runs(
     monkeypatch.setattr(torch.optim.SGD, "step", intrude)
     training.train(recipe, data=numbers, output=tmp_path / "run")
     assert len(steps) == 8
-    assert_same(tmp_path / "alone", tmp_path / "run")
+    assert_same(whole_run, tmp_path / "run")
 
 
 SETTINGS = [f"{name}={getattr(SMALL, name)}" for name in ("epochs", "batch_size", "input_size", "workers")]
@@ -173,20 +167,19 @@ sys.exit(run(train.main))
     ],
 )
 def test_a_run_with_a_tracker_that_is_killed_before_its_first_state(
-    tmp_path: Path, numbers: str, moment: str, resume: bool, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, numbers: str, moment: str, resume: bool, capsys: pytest.CaptureFixture[str], whole_run: Path
 ) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     output = tmp_path / "run"
     command = [sys.executable, "-c", KILLED, moment, "--data", numbers, "--output", str(output), "--tracker",
                "tensorboard", *(["--resume"] if resume else []), "--set", *SETTINGS, "shuffle_window=20"]  # fmt: skip
-    assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 9
+    assert run_python(command).returncode == 9
     left = [path.name for path in output.rglob("*") if path.is_file()]
     assert any(name.startswith("events.out") for name in left)
     assert any(name.endswith(".partial") for name in left) == (moment == "state")
     training.train(SMALL, data=numbers, output=output, resume=resume, trackers=["tensorboard"])
     assert (f"nothing to resume in {output} yet: beginning" in capsys.readouterr().err) == resume
-    training.train(SMALL, data=numbers, output=tmp_path / "whole")
-    assert_same(tmp_path / "whole", output)
+    assert_same(whole_run, output)
     assert not [path for path in output.rglob("*") if path.name.endswith(".partial")]
 
 
@@ -204,7 +197,7 @@ def test_srun_without_a_launcher_is_one_line_and_writes_nothing(tmp_path: Path) 
     environment = {key: value for key, value in os.environ.items() if key not in ("WORLD_SIZE", "RANK")}
     environment |= {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}
     command = [sys.executable, SCRIPT, "--output", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    done = run_python(command, env=environment)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: srun started 8 processes that are not joined: ")
     assert done.stderr.count("\n") == 1
@@ -276,14 +269,13 @@ def test_a_model_folder_is_never_without_a_state(tmp_path: Path, numbers: str, m
 
 @pytest.mark.parametrize("moment", ["evaluation", "folders"])
 def test_an_evaluation_that_was_lost_is_repeated(
-    tmp_path: Path, numbers: str, moment: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, numbers: str, moment: str, monkeypatch: pytest.MonkeyPatch, whole_run: Path
 ) -> None:
     """The process ends between an epoch's state and its measurements, or while it writes the best model."""
 
     class Killed(BaseException):
         pass
 
-    training.train(SMALL, data=numbers, output=tmp_path / "whole")
     name = "measure" if moment == "evaluation" else "save_run"
     original = getattr(loop, name)
     for epoch in (1, 2):
@@ -300,6 +292,6 @@ def test_an_evaluation_that_was_lost_is_repeated(
             training.train(SMALL, data=numbers, output=tmp_path / "parts", resume=epoch == 2)
     monkeypatch.setattr(loop, name, original)
     training.train(SMALL, data=numbers, output=tmp_path / "parts", resume=True)
-    assert_same(tmp_path / "whole", tmp_path / "parts")
-    assert_same(tmp_path / "whole" / "best", tmp_path / "parts" / "best")
-    assert (tmp_path / "whole" / "summary.csv").read_text() == (tmp_path / "parts" / "summary.csv").read_text()
+    assert_same(whole_run, tmp_path / "parts")
+    assert_same(whole_run / "best", tmp_path / "parts" / "best")
+    assert (whole_run / "summary.csv").read_text() == (tmp_path / "parts" / "summary.csv").read_text()

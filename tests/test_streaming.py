@@ -15,6 +15,7 @@ import pytest
 from conftest import WriteSplit, numbered_picture
 from hub_faults import Action, Halve, Status, Truncate
 from hub_server import HubServer
+from warm_python import run_python
 
 REPO = "someone/pictures"
 
@@ -46,7 +47,7 @@ def environment(hub: HubServer, cache: Path) -> dict[str, str]:
 def read(source: str, environment: dict[str, str], *, workers: int = 0) -> str:
     """Read a source in a process of its own; return the digest of its batches."""
     command = [sys.executable, "-c", READ, source, str(workers)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    done = run_python(command, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

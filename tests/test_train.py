@@ -15,10 +15,11 @@ from typing import Any, cast
 import pytest
 import timm
 import torch
+from conftest import write_numbers
 from PIL import Image
 from safetensors import SafetensorError
 from small_runs import SMALL, refused, same, weights
-from warm_python import run_python
+from warm_python import run_python, run_ranks
 
 import seresnet_hub
 from seresnet_hub.data.open_split import open_split
@@ -66,23 +67,32 @@ def test_the_digits_are_learnt_and_named(tmp_path: Path) -> None:
         assert curves.width > 500
 
 
-def test_equal_runs_give_equal_weights(tmp_path: Path, numbers: str) -> None:
-    for name in ("a", "b"):
-        training.train(SMALL, data=numbers, output=tmp_path / name)
-    assert same(tmp_path / "a", tmp_path / "b")
+def test_equal_runs_give_equal_weights(tmp_path: Path, numbers: str, whole_run: Path) -> None:
+    training.train(SMALL, data=numbers, output=tmp_path / "again")
+    assert same(whole_run, tmp_path / "again")
     training.train(replace(SMALL, seed=1), data=numbers, output=tmp_path / "c")
-    assert not same(tmp_path / "a", tmp_path / "c")
+    assert not same(whole_run, tmp_path / "c")
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 5, 7])
-def test_a_stopped_run_continues_to_the_bit(tmp_path: Path, numbers: str, stop: int) -> None:
-    recipe = replace(SMALL, crop_padding=2, horizontal_flip=0.5)
-    whole = training.train(recipe, data=numbers, output=tmp_path / "whole")
-    partial = training.train(recipe, data=numbers, output=tmp_path / "parts", max_steps=stop)
+AUGMENTED = replace(SMALL, crop_padding=2, horizontal_flip=0.5)
+
+
+@pytest.fixture(scope="module")
+def augmented(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("augmented")
+    return folder / "run", training.train(AUGMENTED, data=write_numbers(folder), output=folder / "run")
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, pytest.param(7, marks=pytest.mark.slow)])
+def test_a_stopped_run_continues_to_the_bit(
+    tmp_path: Path, numbers: str, stop: int, augmented: tuple[Path, dict[str, Any]]
+) -> None:
+    folder, whole = augmented
+    partial = training.train(AUGMENTED, data=numbers, output=tmp_path / "parts", max_steps=stop)
     assert partial["steps"] == stop
-    resumed = training.train(recipe, data=numbers, output=tmp_path / "parts", resume=True)
+    resumed = training.train(AUGMENTED, data=numbers, output=tmp_path / "parts", resume=True)
     assert (resumed["steps"], resumed["seen"]) == (whole["steps"], whole["seen"]) == (8, 66)
-    assert same(tmp_path / "whole", tmp_path / "parts")
+    assert same(folder, tmp_path / "parts")
 
 
 def test_resuming_a_finished_run_measures_it_again(tmp_path: Path, numbers: str) -> None:
@@ -126,10 +136,9 @@ def test_two_processes_share_the_work(tmp_path: Path, numbers: str) -> None:
     """Every image is trained on and measured once, one result is printed, and one process measures the same."""
     script = Path(__file__).parents[1] / "scripts" / "train.py"
     settings = ["input_size=8", "batch_size=10", "epochs=2", "workers=0"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
-               "--data", numbers, "--output", str(tmp_path / "run"), "--set", *settings]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, script, "--data", numbers, "--output", tmp_path / "run", "--set", *settings]
+    done, other = run_ranks(command, 2)
+    assert (done.returncode, other.returncode, other.stdout) == (0, 0, ""), done.stderr + other.stderr
     result = json.loads(done.stdout)
     assert (result["steps"], result["seen"]) == (8, 66)
     assert "2 processes on cpu" in done.stderr
@@ -235,10 +244,9 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path, numbers: str) -> None:
 
 
 def test_a_damaged_state_gives_way_to_the_one_before(
-    tmp_path: Path, numbers: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, numbers: str, capsys: pytest.CaptureFixture[str], whole_run: Path
 ) -> None:
     recipe = replace(SMALL, checkpoint_steps=3)
-    training.train(recipe, data=numbers, output=tmp_path / "whole")
     training.train(recipe, data=numbers, output=tmp_path / "run", max_steps=6)
     newest, before = checkpoint.list_checkpoints(tmp_path / "run")
     assert (newest.stem, before.stem) == ("step-00000006", "step-00000004")
@@ -247,7 +255,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     newest.write_bytes(data)
     training.train(recipe, data=numbers, output=tmp_path / "run", resume=True)
     assert "step-00000006.safetensors is damaged (its sha256 is another)" in capsys.readouterr().err
-    assert same(tmp_path / "whole", tmp_path / "run")
+    assert same(whole_run, tmp_path / "run")
 
 
 def test_a_full_disk_leaves_no_new_folder(tmp_path: Path, numbers: str, monkeypatch: pytest.MonkeyPatch) -> None:

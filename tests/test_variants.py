@@ -22,6 +22,8 @@ from seresnet_hub.models import blocks
 from seresnet_hub.models.published_weights import WEIGHTS
 from seresnet_hub.models.variants import CIFAR_VARIANTS, PAPER_VARIANTS
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 
 def shapes(name: str) -> nn.Module:
     with torch.device("meta"):

@@ -10,13 +10,17 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import random
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +72,27 @@ def run_python(
     if check:
         done.check_returncode()
     return done
+
+
+def run_ranks(command: Sequence[str | Path], ranks: int, **options: Any) -> list[subprocess.CompletedProcess[Any]]:
+    """Run a program in several processes that are joined as a launcher joins them; return how they ended, in order."""
+    joined = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+
+    def run(rank: int) -> subprocess.CompletedProcess[Any]:
+        environment = {name: str(value) for name, value in {**joined, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        return run_python(command, env={**os.environ, **environment}, **options)
+
+    with ThreadPoolExecutor(ranks) as pool:
+        return list(pool.map(run, range(ranks)))
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on, below those that the system gives to whoever asks for any."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
 
 
 def children() -> list[psutil.Process]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -94,7 +95,7 @@ def _opened(options: argparse.Namespace, name: str) -> _Opened:
     split = split_for(model, options.data, options.split, label_column=options.label_column, label_lists=True)
     split = with_real_labels(split, model) if options.real else in_model_order(split, model)
     classes = classes_for(split, model, options.classes)
-    identity = None if options.predictions is None else model_identity(model, name)
+    identity = None if options.predictions is None and options.report is None else model_identity(model, name)
     return _Opened(prepared(model, options), identity, split, classes)
 
 
@@ -121,14 +122,20 @@ def _written(options: argparse.Namespace, name: str, opened: _Opened, accuracy: 
         result["predictions"] = str(options.predictions)
     if accuracy.confusion is not None:
         names = _class_names(opened.model, split, accuracy)
-        facts = {"model": name, "data": options.data, "split": split.name, **_shown(accuracy)}
-        page = Measured(
-            records=records, metrics=metrics, split=split, title=f"{name} on {split.source}", facts=facts
-        )  # fmt: skip
+        assert opened.identity is not None
+        known = {key: value for key, value in asdict(opened.identity).items() if value and key != "tensors_sha256"}
+        facts = known | {"data": options.data, "split": split.name, **_shown(accuracy)}
+        title = f"{_short(name)} on {_short(options.data)} ({split.name})"
+        page = Measured(records=records, metrics=metrics, split=split, title=title, facts=facts)
         write_report(options.report, accuracy.confusion, names, page)
         result["report"] = str(options.report)
         result["worst_classes"] = worst_classes(accuracy.confusion, names)
     return result
+
+
+def _short(name: str) -> str:
+    """Return the last part of a path, and any other name as it is."""
+    return os.path.basename(os.path.abspath(name)) if os.path.exists(name) else name
 
 
 def _shown(accuracy: Accuracy) -> dict[str, str]:

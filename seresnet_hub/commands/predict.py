@@ -64,7 +64,13 @@ def parser() -> Parser:
 
 
 def _stage(text: str) -> int | None:
-    return None if text == FINAL else int(text)
+    if text == FINAL:
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        problem = f"{text!r} is no stage: a stage is a number or {FINAL}; name pictures before --features"
+        raise argparse.ArgumentTypeError(problem) from error
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
@@ -78,6 +84,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 def _run(options: argparse.Namespace, processes: Processes | None) -> dict[str, Any]:
     from seresnet_hub.commands.launched import on_all
     from seresnet_hub.commands.terminal import tell
+    from seresnet_hub.data.open_split import EMBEDDED
     from seresnet_hub.errors import InputError
     from seresnet_hub.inference.sources import open_sources
     from seresnet_hub.inference.table_files import format_of
@@ -86,7 +93,9 @@ def _run(options: argparse.Namespace, processes: Processes | None) -> dict[str, 
     from seresnet_hub.models.published_weights import OWN_WEIGHTS
 
     first, *others = options.images
-    model_name, given = (first, others) if is_model_name(first) else (OWN_WEIGHTS[0].name, options.images)
+    is_data = not others and (first == EMBEDDED or options.split is not None)
+    has_model = is_model_name(first) and not is_data
+    model_name, given = (first, others) if has_model else (OWN_WEIGHTS[0].name, options.images)
     if not given:
         raise InputError(f"there is no picture to look at: {first} is taken for a model; name pictures after it")
     for one in given:

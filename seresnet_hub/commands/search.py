@@ -26,6 +26,10 @@ def parser() -> Parser:
     )
     answer = parser.add_argument_group("the answer")
     answer.add_argument("--top", type=int, default=10, metavar="K", help="pictures to find for each (default: 10)")
+    answer.add_argument(
+        "--exact", action="store_true",
+        help="compare all rows, also of more than a million where faiss is installed, which proposes some",
+    )  # fmt: skip
     answer.add_argument("--sheet", type=Path, metavar="FILE.png", help="show them with their classes in one picture")
     speed = parser.add_argument_group("speed")
     speed.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
@@ -42,6 +46,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.commands.terminal import tell
     from seresnet_hub.errors import InputError
     from seresnet_hub.inference.embedding_index import open_index
+    from seresnet_hub.inference.kept_faiss_index import FEW_ROWS, is_worth_it
     from seresnet_hub.inference.search import model_of, queries_of
     from seresnet_hub.inference.search_sheet import MOST_QUERIES, write_sheet
     from seresnet_hub.inference.sources import open_sources
@@ -54,7 +59,14 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     name = options.model or index.facts["model"]
     tell(f"model: {name} ({index.channels} features, {index.rows:,} rows in {index.path})")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    queries = queries_of(index, model, split, options.top, batch_size=options.batch_size, workers=options.workers)
+    exact = options.exact or not is_worth_it(index)
+    if not exact:
+        tell("faiss proposes which rows are compared, and may miss some; --exact compares all")
+    elif index.rows > FEW_ROWS and not options.exact:
+        tell("all rows are compared; with faiss (pip install 'seresnet-hub[search]') later searches are faster")
+    queries = queries_of(
+        index, model, split, options.top, exact=exact, batch_size=options.batch_size, workers=options.workers
+    )
     unreadable = [{"image": query.image, "error": query.error} for query in queries if query.error is not None]
     for one in unreadable:
         tell(f"unreadable: {one['image']}: {one['error']}")
@@ -69,6 +81,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         "index": str(index.path),
         "model": str(name),
         "rows": index.rows,
+        "exact": exact,
         "queries": [{"query": query.image, "neighbours": query.neighbours} for query in read],
         "failed": len(unreadable),
         "unreadable": unreadable,

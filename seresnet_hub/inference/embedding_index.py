@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,16 @@ import numpy as np
 import pyarrow
 import torch
 from pyarrow import parquet
+from torch.utils.dlpack import from_dlpack
 
+from seresnet_hub.environment import usable_cpus
 from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.inference.nearest_rows import MOST_ROWS, Block, block_rows
 from seresnet_hub.inference.run_batches import name_of
 from seresnet_hub.inference.table_files import METADATA
 
+# Row groups that are read ahead: so many, each of at most so many values, 64 MB in float32.
+MOST_THREADS, MOST_AHEAD = 8, 2**24
 # What is told of a row that was found, where the index has it.
 TOLD = ("row", "image", "label", "label_name", "name_1")
 
@@ -40,19 +47,51 @@ class EmbeddingIndex:
     facts: dict[str, Any] = field(repr=False)
     columns: tuple[str, ...] = field(repr=False)
 
-    def blocks(self) -> Iterator[Block]:
-        """Yield the embeddings in blocks, one row group after the other; rows without any are left out.
+    def blocks(self, among: Sequence[int] | None = None) -> Iterator[Block]:
+        """Yield the embeddings in blocks, in order, of all rows or those `among` some; rows without any are left out.
 
-        Errors: `InputError` where a file is damaged, or embeddings are of different lengths or no finite numbers.
+        Threads read some row groups ahead, so that those and a block are in memory, and not more. Errors: `InputError`
+        where a file is damaged, or embeddings are of different lengths or no finite numbers.
         """
-        first, most = 0, block_rows(self.channels)
+        wanted = None if among is None else np.unique(np.asarray(among, np.int64))
+        waiting: deque[Future[list[Block]]] = deque()
+        with ThreadPoolExecutor(ahead := min(usable_cpus(), MOST_THREADS)) as pool:
+            for path, metadata, group, first, rows in self._groups():
+                if wanted is not None and not np.diff(np.searchsorted(wanted, [first, first + rows])):
+                    continue
+                read = partial(self._group, path, metadata, group, first, wanted)
+                if rows * self.channels > MOST_AHEAD:
+                    while waiting:
+                        yield from waiting.popleft().result()
+                    yield from read()
+                    continue
+                waiting.append(pool.submit(list, read()))
+                if len(waiting) > ahead:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+
+    def _groups(self) -> Iterator[tuple[Path, Any, int, int, int]]:
+        """Yield the row groups: file, its metadata, number of the group in it, its first row, and how many it has."""
+        first = 0
         for path in self.files:
             with _opened(path) as file:
-                for group in range(file.num_row_groups):
-                    # Not all groups in one call, which would read the next ones ahead of their use.
-                    for batch in file.iter_batches(most, row_groups=[group], columns=[self.column]):
-                        yield self._block(path, first, batch.column(0))
-                        first += batch.num_rows
+                metadata = file.metadata
+            for group in range(metadata.num_row_groups):
+                rows = metadata.row_group(group).num_rows
+                yield path, metadata, group, first, rows
+                first += rows
+
+    def _group(self, path: Path, metadata: Any, group: int, first: int, wanted: np.ndarray | None) -> Iterator[Block]:
+        with _opened(path, metadata) as file:
+            # Of one group, since those of several are read ahead by pyarrow, however long that takes.
+            for batch in file.iter_batches(block_rows(self.channels), row_groups=[group], columns=[self.column]):
+                block = self._block(path, first, batch.column(0))
+                if wanted is not None:
+                    inside = torch.from_numpy(np.isin(block.positions.numpy(), wanted))
+                    block = Block(block.positions[inside], block.vectors[inside])
+                yield block
+                first += batch.num_rows
 
     def _block(self, path: Path, first: int, column: Any) -> Block:
         there = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
@@ -60,28 +99,23 @@ class EmbeddingIndex:
         values = column.flatten()  # without those of rows that have none
         if (lengths != self.channels).any() or values.null_count:
             raise InputError(f"{path}: column {self.column!r} does not hold {self.channels} numbers in each row")
-        vectors = values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(-1, self.channels)
-        if not np.isfinite(vectors).all():
-            row = first + int(there[~np.isfinite(vectors).all(axis=1)][0])
+        vectors = from_dlpack(values.cast(pyarrow.float32())).view(len(there), self.channels)
+        if not vectors.sum().isfinite() and not (finite := vectors.isfinite().all(dim=1)).all():
+            row = first + int(there[~finite.numpy()][0])
             raise InputError(f"{path}: the {self.column} of row {row} are not finite numbers")
-        return Block(torch.from_numpy(first + there), torch.tensor(vectors))
+        return Block(torch.from_numpy(first + there), vectors)
 
     def records(self, positions: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Return what the index tells of these rows (those of `TOLD` that it has), by position; reads their groups."""
         names = [name for name in TOLD if name in self.columns]
         wanted = sorted(set(positions))
         found: dict[int, dict[str, Any]] = {position: {"row": position} for position in wanted}
-        first = 0
-        for path in self.files if names else ():
-            with _opened(path) as file:
-                for group in range(file.num_row_groups):
-                    stop = first + file.metadata.row_group(group).num_rows
-                    inside = wanted[bisect_left(wanted, first) : bisect_left(wanted, stop)]
-                    if inside:
-                        table = file.read_row_group(group, columns=names).take([one - first for one in inside])
-                        for position, record in zip(inside, table.to_pylist(), strict=True):
-                            found[position].update(record)
-                    first = stop
+        for path, metadata, group, first, rows in self._groups() if names else ():
+            if inside := wanted[bisect_left(wanted, first) : bisect_left(wanted, first + rows)]:
+                with _opened(path, metadata) as file:
+                    table = file.read_row_group(group, columns=names).take([one - first for one in inside])
+                for position, record in zip(inside, table.to_pylist(), strict=True):
+                    found[position].update(record)
         return found
 
     def labels(self) -> np.ndarray:
@@ -161,10 +195,10 @@ def _channels(files: Sequence[Path], column: str, kind: Any) -> int:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, metadata: Any = None) -> Iterator[Any]:
     """Open a parquet file, and name it where it cannot be read."""
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, metadata=metadata) as file:
             yield file
     except (OSError, pyarrow.ArrowException) as error:
         missing = (

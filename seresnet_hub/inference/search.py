@@ -15,6 +15,7 @@ from seresnet_hub.data.transforms import model_transform
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.embedding_index import EmbeddingIndex, open_index
 from seresnet_hub.inference.image_inputs import listed
+from seresnet_hub.inference.kept_faiss_index import is_worth_it, proposed_rows
 from seresnet_hub.inference.model_identity import tensors_sha256
 from seresnet_hub.inference.nearest_rows import Nearest, nearest, with_progress
 from seresnet_hub.inference.run_batches import BATCH_SIZE, run_batches
@@ -46,6 +47,7 @@ def search(
     *,
     model: nn.Module | str | Path | None = None,
     stage: int | None = None,
+    exact: bool = False,
     batch_size: int = BATCH_SIZE,
     workers: int = 0,
     unreadable: Callable[[int, InputError], None] | None = None,
@@ -55,15 +57,16 @@ def search(
     `index` is a parquet file, or a folder of such shards, that `write_predictions` wrote with features. A neighbour is
     `{row, image, similarity}` and, where the index has them, `label`, `label_name` and `name_1`; `row` is its number in
     the table, `similarity` the cosine in [-1, 1]. Of equally similar rows the lower number comes first. All rows are
-    compared, in blocks: the memory does not grow with the index. `images`, `batch_size`, `workers` and `unreadable` are
-    those of `predict`. The model is the one that the index names; `model` gives it where that name is of another
-    machine. `stage` takes the features of that stage. Errors: `InputError` where the index cannot be used, it was made
-    by other weights, or a picture cannot be read.
+    compared, in blocks: the memory does not grow with the index. Of more than a million rows, where faiss is installed,
+    only those that it proposes are compared, unless `exact` (see `kept_faiss_index.proposed_rows`). `images`,
+    `batch_size`, `workers` and `unreadable` are those of `predict`. The model is the one that the index names; `model`
+    gives it where that name is of another machine. `stage` takes the features of that stage. Errors: `InputError` where
+    the index cannot be used, it was made by other weights, or a picture cannot be read.
     """
     opened = index if isinstance(index, EmbeddingIndex) else open_index(index, stage)
     network = model_of(opened, model)
     split = open_sources(listed(images), missing_are_rows=True)
-    queries = queries_of(opened, network, split, top, batch_size=batch_size, workers=workers)
+    queries = queries_of(opened, network, split, top, exact=exact, batch_size=batch_size, workers=workers)
     for query in queries:
         if query.error is not None:
             error = InputError(f"{query.image}: {query.error}" if query.image else query.error)
@@ -119,6 +122,7 @@ def queries_of(
     split: Split,
     top: int = 10,
     *,
+    exact: bool = False,
     batch_size: int = BATCH_SIZE,
     workers: int = 0,
 ) -> list[Query]:
@@ -141,11 +145,16 @@ def queries_of(
     vectors = torch.cat(parts).to(device)
     if vectors.shape[1] != index.channels:
         raise InputError(f"{index.path}: its features have {index.channels} channels, the model's {vectors.shape[1]}")
-    found = nearest(vectors, with_progress(index.blocks(), index.rows), top) if len(vectors) else None
-    neighbours = iter(_told(index, found)) if found is not None else iter(())
+    neighbours = iter(_neighbours(index, vectors, top, exact) if len(vectors) else ())
     return [
         Query(image, row, error, next(neighbours) if error is None else []) for row, (image, error) in enumerate(names)
     ]
+
+
+def _neighbours(index: EmbeddingIndex, vectors: torch.Tensor, top: int, exact: bool) -> list[list[dict[str, Any]]]:
+    if exact or not is_worth_it(index):
+        return _told(index, nearest(vectors, with_progress(index.blocks(), index.rows), top))
+    return _told(index, nearest(vectors, index.blocks(among=proposed_rows(index, vectors, top)), top))
 
 
 def _told(index: EmbeddingIndex, found: Nearest) -> list[list[dict[str, Any]]]:

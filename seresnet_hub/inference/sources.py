@@ -9,13 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
 from seresnet_hub.data.open_split import EMBEDDED, OnlyTrainingError, open_split
 from seresnet_hub.data.picture_list import ImageInput, PictureList, is_address
 from seresnet_hub.data.read_image import MOST_BYTES
 from seresnet_hub.data.row_files import RowFiles
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.unit_hashes import UnitHashes
-from seresnet_hub.errors import InputError, PrintableLog
+from seresnet_hub.errors import InputError, PrintableLog, printable
 from seresnet_hub.inference.find_images import found_in, has_picture_ending, require_pictures
 
 SHARDS = (".parquet", ".tar")  # how the files of data sets end
@@ -100,9 +102,12 @@ def _holds_shards_alone(folder: str) -> bool:
 
 def _of_data_set(source: str, split: str | None, label_column: str | None) -> Split:
     try:
-        return open_split(source, split, label_column=label_column, needs_labels=False)
+        opened = open_split(source, split, label_column=label_column, needs_labels=False)
     except OnlyTrainingError:  # which matters where a model is measured
-        return open_split(source, "train", label_column=label_column, needs_labels=False)
+        opened = open_split(source, "train", label_column=label_column, needs_labels=False)
+    if not opened.rows:
+        raise InputError(f"split {opened.name!r} of {source} is empty")
+    return opened
 
 
 def _add(pictures: PictureList, given: ImageInput, missing_are_rows: bool) -> None:
@@ -130,7 +135,8 @@ def _add(pictures: PictureList, given: ImageInput, missing_are_rows: bool) -> No
 
 def _add_folder(pictures: PictureList, folder: str) -> None:
     before, left_out, first_left_out = len(pictures), 0, None
-    for found in found_in(folder):
+    title = f"listing {printable(folder)}"
+    for found in tqdm(found_in(folder), desc=title, unit=" files", delay=1.5, mininterval=0.5, leave=False):
         if found.of_a_model:
             left_out, first_left_out = left_out + 1, first_left_out or found.path
         else:

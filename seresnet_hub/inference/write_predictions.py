@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from seresnet_hub.data.class_names import class_names, class_numbers
 from seresnet_hub.data.decoding import DecoderName
+from seresnet_hub.data.loader_workers import LoaderWorkers
 from seresnet_hub.data.picture_list import ImageInput
 from seresnet_hub.data.split import Split
 from seresnet_hub.environment import package_version
@@ -141,9 +142,9 @@ def write_predictions(
             answers = partial(
                 run_batches, model, images, batch_size=batch_size, workers=workers, logits=bool(table.topk),
                 features=stages, precision=precision, decoder=decoder,
+                loader_workers=on_exit.enter_context(LoaderWorkers()) if workers else None,
             )  # fmt: skip
             _write_parts(parts, missing, table, answers, batch_size=batch_size, rows=images.rows, together=together)
-            together.wait_for_all()
             if together.main:
                 write_table(
                     output, parts.batches(), rows=images.rows, metadata=metadata,
@@ -235,7 +236,7 @@ def _write_parts(
     parts: Parts, missing: Sequence[Rows], table: PredictionTable, answers: Callable[..., Iterator[BatchAnswers]], *,
     batch_size: int, rows: int, together: Together,
 ) -> None:  # fmt: skip
-    """Write this process's share of what is missing; the main process shows what all of them have done."""
+    """Write this process's share of what is missing, and wait for the others; the main one shows what all have done."""
     mine = share(missing, batch_size=batch_size, rank=together.rank, world_size=together.count)
     done = rows - sum(stretch.stop - stretch.first for stretch in missing)
     with (
@@ -252,6 +253,9 @@ def _write_parts(
                     bar.update(len(batch.images))
                     if completed and together.count > 1:
                         bar.update(max(0, rows - sum(one.stop - one.first for one in parts.missing(rows)) - bar.n))
+        writer.close()
+        together.wait_for_all()
+        bar.update(rows - bar.n)
 
 
 def _for_datasets(table: PredictionTable, schema: pa.Schema) -> dict[bytes, bytes]:

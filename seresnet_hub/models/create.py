@@ -200,12 +200,14 @@ def list_models(filter: str | Sequence[str] = "") -> list[str]:
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode for a while; each module gets its own mode back, so that frozen norms stay frozen."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    if any(training for _, training in modes):  # setting a mode takes longer than looking at it
+        model.eval()
     try:
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
 
 
 def create(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:

@@ -100,7 +100,7 @@ def is_model_name(given: str) -> bool:
     """Return whether an argument names a model where it may as well be a picture or a folder of pictures.
 
     An existing folder counts if it holds a model or is called like a timm model; an existing file never does; any other
-    text counts unless it ends like a picture.
+    text counts unless it is an address or a pattern, or ends like a picture or the file of a data set.
     """
     if given == "-":  # standard input
         return False
@@ -108,7 +108,9 @@ def is_model_name(given: str) -> bool:
         return True
     if os.path.isdir(given):
         return is_model_folder(given) or _timms_name(given) is not None
-    return not (os.path.exists(given) or Path(given).suffix.lower() in ENDINGS)
+    if os.path.exists(given) or "://" in given or "*" in given:
+        return False
+    return Path(given).suffix.lower() not in ENDINGS | {".parquet", ".tar"}
 
 
 def require_model_folder(directory: Path) -> None:
