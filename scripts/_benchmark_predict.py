@@ -101,6 +101,8 @@ class _Runs:
         """Return the speeds of a program: of whole runs without their start, of decoding and of the network alone."""
         few, few_cpu = self._timed(program, self._few, self._output(program, "few"))
         all_, all_cpu = self._timed(program, self._options.data, self._output(program, "all"))
+        if all_ <= few:
+            raise InputError(f"{program}: all pictures took no longer than {self._options.few} of them; give many more")
         pictures = self._count - self._options.few
         return {
             "images_per_second": pictures / (all_ - few),
