@@ -337,7 +337,8 @@ for first in range(0, rows, 50):
         BatchAnswers(first, names, np.full(50, -1), [None] * 50, torch.randn(50, 1000), features)
     ))
 writer.close()
-write_table(output, parts.batches(rows), rows=rows, metadata={}, schema_metadata=lambda _: {}, count=partial(count, table))
+read = parts.batches(rows)
+write_table(output, read, rows=rows, metadata={}, schema_metadata=lambda _: {}, count=partial(count, table))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
