@@ -60,7 +60,7 @@ def _curves_of_one_form_are_drawn_once() -> Iterator[None]:
 
 @cache
 def _random_values() -> torch.Tensor:
-    return torch.randn(2**22, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2**22, generator=torch.Generator().manual_seed(0), device="cpu")  # not where a test builds
 
 
 @pytest.fixture

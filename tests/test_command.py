@@ -155,3 +155,20 @@ def test_launchers_start_the_module_in_two_processes(launcher: list[str], tmp_pa
     (line,) = done.stdout.splitlines()
     assert (json.loads(line)["steps"], json.loads(line)["seen"]) == (3, 192)
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "expected"),
+    [("predict", None, "passive"), ("validate", "active", "active"), ("train", None, None)],
+)
+def test_threads_that_wait_leave_the_cpu_to_loader_workers(
+    command: str, given: str | None, expected: str | None
+) -> None:
+    code = (
+        "import os, seresnet_hub_command\n"
+        f"try: seresnet_hub_command.main([{command!r}, '--help'])\n"
+        "except SystemExit: print(os.environ.get('OMP_WAIT_POLICY'))"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    done = run_python([sys.executable, "-c", code], env=env | ({"OMP_WAIT_POLICY": given} if given else {}))
+    assert done.stdout.splitlines()[-1] == str(expected), done.stderr

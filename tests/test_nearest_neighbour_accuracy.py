@@ -96,6 +96,10 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     assert nearest_neighbour_accuracy(vectors, labels, index, class_names=names).top1 == 100.0
     with pytest.raises(InputError, match="its class 0 is 'class 0', the set's is 'zero'"):
         nearest_neighbour_accuracy(vectors, labels, index, class_names=["zero", *names[1:]])
+    facts = write_index(tmp_path / "facts.parquet", features, labels=labels, facts={"tensors_sha256": "abc"})
+    assert nearest_neighbour_accuracy(vectors, labels, facts, tensors_sha256="abc").counted == 20
+    with pytest.raises(InputError, match="facts.parquet was made by other weights than those of the model"):
+        nearest_neighbour_accuracy(vectors, labels, facts, tensors_sha256="abd")
     with pytest.raises(InputError, match="have 64 channels, not 3"):
         nearest_neighbour_accuracy(vectors[:, :3], labels, index)
     with pytest.raises(InputError, match="must be positive"):

@@ -110,7 +110,7 @@ def test_any_form_of_query_and_a_number_of_neighbours(photos: Path, index: Path,
 def test_an_index_of_another_model_is_refused(index: Path, model: nn.Module, tmp_path: Path) -> None:
     torch.manual_seed(0)
     other = timm.create_model("seresnet20_cifar", num_classes=10).eval()
-    with pytest.raises(InputError, match=r"made by other weights than those of the model \(sha256 .*--model"):
+    with pytest.raises(InputError, match=r"made by other weights than those of the model \(sha256 "):
         search(index, picture(0), model=other)
     assert search(index, picture(0), model=model) == search(index, picture(0))
     same = copy.copy(model)

@@ -95,7 +95,8 @@ def _opened(options: argparse.Namespace, name: str) -> _Opened:
     split = split_for(model, options.data, options.split, label_column=options.label_column, label_lists=True)
     split = with_real_labels(split, model) if options.real else in_model_order(split, model)
     classes = classes_for(split, model, options.classes)
-    identity = None if options.predictions is None and options.report is None else model_identity(model, name)
+    asked = options.predictions is not None or options.report is not None or options.knn
+    identity = model_identity(model, name) if asked else None
     return _Opened(prepared(model, options), identity, split, classes)
 
 
@@ -176,7 +177,8 @@ def _knn(options: argparse.Namespace, opened: _Opened, workers: int, processes: 
         own = torch.cat([one for one, _ in parts if len(one)])
         labels = np.concatenate([one for _, one in parts])
     found = on_main(processes, lambda: nearest_neighbour_accuracy(
-        own, labels, options.knn or None, class_names=split.class_names
+        own, labels, options.knn or None, class_names=split.class_names,
+        tensors_sha256=opened.identity.tensors_sha256 if opened.identity else None,
     ))  # fmt: skip
     return {"knn_top1": round(found.top1, 4), "knn_top5": round(found.top5, 4), "knn_k": found.k}
 

@@ -1,4 +1,4 @@
-"""Name what pictures show, or write that and features of millions of them into a table."""
+"""Name what pictures show, or write that and features of many into a table."""
 
 from __future__ import annotations
 
@@ -28,38 +28,32 @@ def parser() -> Parser:
     parser.usage = "%(prog)s [MODEL] SOURCE [SOURCE ...] [options]"
     parser.add_argument(
         "images", metavar="[MODEL] SOURCE", nargs="+",
-        help=f"{NAME_FORMS} (default: a small CIFAR-10 network that comes with the package); then picture files, "
-        "folders of them, quoted patterns ('*.jpg'), addresses, - for standard input; or one data set",
+        help=f"{NAME_FORMS} (default: a small CIFAR-10 network of the package); then picture files, folders, quoted "
+        "patterns ('*.jpg'), addresses, or - for standard input; or one data set",
     )  # fmt: skip
-    parser.add_argument("--split", metavar="S", help="of the data set (default: validation, else test, else train)")
+    parser.add_argument("--split", metavar="S", help="of the data set (validation, else test, else train)")
     parser.add_argument("--label-column", metavar="NAME", help="of the data set (default: found by its type)")
     answer = parser.add_argument_group("the answer")
     answer.add_argument("--topk", type=int, default=5, metavar="K", help="classes to name (default: 5)")
     answer.add_argument(
         "--output", metavar="FILE",
-        help="write a row for each picture into FILE.parquet, .csv or .jsonl, or into a folder of parquet shards; "
-        "after a kill the same command goes on",
+        help="a row for each picture, in FILE.parquet, .csv, .jsonl or a folder; after a kill the same command goes on",
     )  # fmt: skip
-    answer.add_argument("--scores", action="store_true", help="write the probabilities of all classes (with --output)")
+    answer.add_argument("--scores", action="store_true", help="with --output: the probabilities of all classes")
     answer.add_argument(
-        "--features", nargs="*", type=_stage, metavar="STAGE",
-        help=f"write pooled features (with --output): of these stages, 0 is the stem; {FINAL} (the default) is what "
-        "the classifier sees",
+        "--features", nargs="*", type=_stage, metavar="K",
+        help=f"with --output: pooled features of stages K, or of {FINAL} (what the classifier sees; the default)",
     )  # fmt: skip
-    answer.add_argument(
-        "--labels-from-folder", action="store_true", help="a picture's label is the name of its folder; count the right"
-    )
+    answer.add_argument("--labels-from-folder", action="store_true", help="the name of a picture's folder is its label")
     answer.add_argument("--force", action="store_true", help="replace another output, or begin anew")
     speed = add_speed_options(parser)
     speed.add_argument("--amp", choices=("bf16", "fp16"), help="compute in this precision (default: the weights')")
     speed.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)")
     speed.add_argument(
         "--workers", type=int, metavar="N",
-        help="processes that decode images (default: as many as suit the machine); they change no result",
+        help="processes that decode images (as many as suit)",
     )  # fmt: skip
-    speed.add_argument(
-        "--decoder", choices=("pil", "fast"), default="pil", help="fast: pixels may differ a little from Pillow's"
-    )
+    speed.add_argument("--decoder", choices=("pil", "fast"), default="pil", help="fast: pixels may differ a little")
     return parser
 
 

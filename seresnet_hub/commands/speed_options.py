@@ -12,12 +12,10 @@ if TYPE_CHECKING:
 def add_speed_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add `--fuse` and `--compile`, and return their group."""
     speed = parser.add_argument_group("speed")
-    speed.add_argument(
-        "--fuse", action="store_true", help="fold norms and SE units for inference first; the results stay the same"
-    )
+    speed.add_argument("--fuse", action="store_true", help="fold norms and SE units first; same results, sooner")
     speed.add_argument(
         "--compile", nargs="?", const="default", choices=("default", "epilogue"), metavar="SETTINGS",
-        help="compile the model first, with the settings default or epilogue (takes a minute or more)",
+        help="compile first (default or epilogue), a minute or more",
     )  # fmt: skip
     return speed
 

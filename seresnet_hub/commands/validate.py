@@ -19,58 +19,47 @@ def parser() -> argparse.ArgumentParser:
     parser.usage = "%(prog)s MODEL [MODEL ...] --data DIR_OR_HUB_ID [options]"
     parser.add_argument(
         "models", nargs="+", metavar="MODEL",
-        help=f"{NAME_FORMS}, or a quoted pattern of timm's names that have weights ('seresnet50*')",
+        help=f"{NAME_FORMS}, or a quoted pattern ('seresnet50*')",
     )  # fmt: skip
-    images = parser.add_argument_group("the images")
+    images = parser.add_argument_group("what is measured")
     images.add_argument("--data", required=True, metavar="DIR_OR_HUB_ID", help="data set with images and labels")
-    images.add_argument(
-        "--split", metavar="S",
-        help="its split (default: validation, else test); held-out: the images that were held out from training",
-    )  # fmt: skip
+    images.add_argument("--split", metavar="S", help="its split (validation, else test), or held-out")
     images.add_argument("--label-column", metavar="NAME", help="its labels: class numbers, or lists of them")
-    images.add_argument("--real", action="store_true", help="count by ImageNet-ReaL's labels, found by file names")
+    images.add_argument("--real", action="store_true", help="count by ImageNet-ReaL's labels, by file names")
     images.add_argument("--input-size", type=int, metavar="N", help="height and width (default: the model's)")
+    images.add_argument("--crop-pct", type=float, metavar="X", help="the crop's share of the edge (the model's)")
     images.add_argument(
-        "--crop-pct", type=float, metavar="X", help="the crop's share of the edge (default: the model's)"
-    )
-    what = parser.add_argument_group("what is measured")
-    what.add_argument(
         "--tta", choices=("flip", "tencrop"),
-        help="average the probabilities of each image and its mirror image, or of ten crops",
+        help="average over mirror images, or over ten crops",
     )  # fmt: skip
-    what.add_argument(
+    images.add_argument(
         "--classes", type=Path, metavar="FILE",
-        help="choose among these classes alone: numbers or names, one a line, as timm's imagenet_a_indices.txt "
-        "(default: those of the data set where their names are the model's)",
+        help="choose among these alone: numbers or names, one a line",
     )  # fmt: skip
-    what.add_argument(
+    images.add_argument(
         "--knn", nargs="?", const="", metavar="INDEX",
-        help="also how often the nearest images by their features have the same class: of the others here, or of the "
-        "rows that predict --features wrote to INDEX.parquet",
+        help="also by nearest features, here or in INDEX.parquet",
     )  # fmt: skip
     speed = add_speed_options(parser)
     speed.add_argument("--amp", choices=("bf16", "fp16"), help="compute in this precision (default: the weights')")
     speed.add_argument(
         "--batch-size", type=int, default=128, metavar="N",
-        help="images at a time (default: 128), on each process; halved where the memory is not enough",
+        help="images at a time (128), halved where memory is short",
     )  # fmt: skip
     speed.add_argument(
         "--workers", type=int, metavar="N",
-        help="processes that decode images (default: as many as suit the machine), on each process",
+        help="processes that decode images (as many as suit)",
     )  # fmt: skip
     results = parser.add_argument_group("results")
     results.add_argument(
         "--output", type=Path, metavar="TABLE",
-        help="write a row for each model into TABLE.csv, or into TABLE.md with a TABLE.csv beside it; the same command "
-        "goes on after a kill",
+        help="a row for each model, in TABLE.csv or .md",
     )  # fmt: skip
     results.add_argument(
         "--predictions", type=Path, metavar="FILE",
-        help="write a row for each image into FILE.parquet, .csv or .jsonl, or into a folder of parquet shards",
+        help="a row for each image, in FILE.parquet, .csv or .jsonl",
     )  # fmt: skip
-    results.add_argument(
-        "--report", type=Path, metavar="DIR", help="write a page of the mistakes, accuracy by class and the confusion"
-    )
+    results.add_argument("--report", type=Path, metavar="DIR", help="a page: accuracy by class, confusion and mistakes")
     return parser
 
 

@@ -42,15 +42,16 @@ def nearest_neighbour_accuracy(
     k: int = K,
     temperature: float = TEMPERATURE,
     class_names: Sequence[str] | None = None,
+    tensors_sha256: str | None = None,
     device: str | torch.device | None = None,
 ) -> NearestNeighbourAccuracy:
     """Return how often the classes of the nearest rows tell an image's own, by cosine similarity.
 
     `features` are float `(images, channels)`, `labels` int `(images,)`; images with a negative label are left out.
     Without `index`, the neighbours of an image are all others of the set (leave-one-out); with one, its labelled rows.
-    `class_names` are compared with the names that the index has. Computed in blocks, on the GPU where there is one:
-    the memory holds the features and the labels of both sets. Errors: `InputError` where nothing is labelled, `k` or
-    `temperature` is not positive, or the index has other channels or classes.
+    `class_names` and the model's `tensors_sha256` are compared with those of the index. Computed in blocks, on the GPU
+    where there is one: the memory holds the set's features and all labels. Errors: `InputError` where nothing is
+    labelled, `k` or `temperature` is not positive, or the index has other channels, classes or weights.
     """
     if k < 1 or not temperature > 0:
         raise InputError(f"k={k}, temperature={temperature}: both must be positive")
@@ -65,6 +66,8 @@ def nearest_neighbour_accuracy(
         stored = index if isinstance(index, EmbeddingIndex) else open_index(index)
         if stored.channels != features.shape[1]:
             raise InputError(f"{stored.path}: its features have {stored.channels} channels, not {features.shape[1]}")
+        if tensors_sha256 is not None:
+            stored.require_weights(tensors_sha256)
         _require_same_classes(stored, class_names)
         row_labels = torch.from_numpy(stored.labels())
     blocks = blocks_of(features) if stored is None else _labelled(stored.blocks(), row_labels)

@@ -47,6 +47,15 @@ class EmbeddingIndex:
     facts: dict[str, Any] = field(repr=False)
     columns: tuple[str, ...] = field(repr=False)
 
+    def require_weights(self, tensors_sha256: str, model: str = "the model") -> None:
+        """Raise `InputError` where the index was made by other weights (see `model_identity.tensors_sha256`)."""
+        recorded = self.facts.get("tensors_sha256", tensors_sha256)
+        if recorded != tensors_sha256:
+            raise InputError(
+                f"{self.path} was made by other weights than those of {model} (sha256 of the tensors "
+                f"{recorded[:12]}…, not {tensors_sha256[:12]}…): name the model that made it, or make it anew"
+            )
+
     def blocks(self, among: Sequence[int] | None = None) -> Iterator[Block]:
         """Yield the embeddings in blocks, in order, of all rows or those `among` some; rows without any are left out.
 

@@ -98,15 +98,10 @@ def model_of(index: EmbeddingIndex, given: nn.Module | str | Path | None = None)
     return model
 
 
-def require_same_model(index: EmbeddingIndex, model: nn.Module, name: object = "the model") -> None:
+def require_same_model(index: EmbeddingIndex, model: nn.Module, name: object = None) -> None:
     """Raise `InputError` where an index was made by other weights, or from pictures prepared otherwise."""
-    shown = name if isinstance(name, (str, Path)) else "the model"
-    recorded = index.facts.get("tensors_sha256")
-    if recorded is not None and (own := tensors_sha256(model)) != recorded:
-        raise InputError(
-            f"{index.path} was made by other weights than those of {shown} (sha256 of the tensors "
-            f"{recorded[:12]}…, not {own[:12]}…): name the model that made it (--model), or make the index anew"
-        )
+    shown = str(name) if isinstance(name, (str, Path)) else "the model"
+    index.require_weights(tensors_sha256(model), shown)
     config = model_transform(model)[1]
     for key in PREPARATION:
         now = list(config[key]) if isinstance(config[key], tuple) else config[key]
