@@ -17,7 +17,8 @@ def rows(first: int, stop: int) -> pa.RecordBatch:
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> Parts:
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
+    monkeypatch.setattr("seresnet_hub.inference.parts.SEEN_SECONDS", 0)
     parts = Parts(tmp_path / "out.parquet")
     parts.begin({"rows": 20})
     return parts
@@ -31,7 +32,7 @@ def write(parts: Parts, first: int, stop: int, *, batch: int = 4, most: int = 8)
 
 
 def numbers(parts: Parts) -> list[int]:
-    return [number for batch in parts.batches() for number in batch.column("row").to_pylist()]
+    return [number for batch in parts.batches(20) for number in batch.column("row").to_pylist()]
 
 
 def test_parts_of_any_order_are_read_in_order(parts: Parts) -> None:
@@ -40,8 +41,13 @@ def test_parts_of_any_order_are_read_in_order(parts: Parts) -> None:
     assert parts.missing(20) == [Rows(0, 12)]
     with pytest.raises(InputError, match=r"rows 0 to 12 are missing"):
         numbers(parts)
-    write(parts, 0, 12)
-    assert parts.done() == [Rows(0, 8), Rows(8, 12), Rows(12, 20)]
+    write(parts, 0, 10)
+    (parts.path(Rows(12, 20), parts.work())).rename(parts.folder / "away")
+    write(parts, 10, 12)
+    with pytest.raises(InputError, match=r"rows 12 to 20 are missing"):  # those after the last part
+        numbers(parts)
+    (parts.folder / "away").rename(parts.path(Rows(12, 20), parts.work()))
+    assert parts.done() == [Rows(0, 8), Rows(8, 10), Rows(10, 12), Rows(12, 20)]
     assert (parts.missing(20), numbers(parts)) == ([], list(range(20)))
 
 
@@ -62,14 +68,18 @@ def test_a_part_ends_after_its_rows_or_its_seconds_and_where_rows_are_left_out(p
     assert PartWriter(parts, rows=10**9, seconds=0).write(12, rows(12, 16))
     assert not parts.missing(20)
     assert {path.name for path in parts.folder.iterdir()} == {
-        "work.json", *(f"rows-{a:012}-{b:012}.arrow" for a, b in ((0, 8), (8, 12), (12, 16), (16, 20)))
+        "work.json", *(f"rows-{a:012}-{b:012}-{parts.work()}.arrow" for a, b in ((0, 8), (8, 12), (12, 16), (16, 20)))
     }  # fmt: skip
 
 
 def test_other_work_begins_without_the_parts_of_the_first(parts: Parts) -> None:
+    """Also without those that a process of the first run completes later, since it outlived the run."""
     write(parts, 0, 20)
+    outlived = PartWriter(parts)
+    outlived.write(8, rows(8, 12))
     parts.begin({"rows": 7})
-    assert (parts.record(), parts.done()) == ({"rows": 7}, [])
+    outlived.close()
+    assert (parts.record(), parts.done(), parts.missing(7)) == ({"rows": 7}, [], [Rows(0, 7)])
     parts.remove()
     assert list(parts.folder.parent.iterdir()) == []
     parts.remove()

@@ -204,7 +204,7 @@ def test_other_work_that_was_begun_is_not_lost_by_chance(
         context.setattr(parts.PartWriter, "write", _interrupted_after(parts.PartWriter.write, 3))
         with pytest.raises(KeyboardInterrupt):
             write(model, photos, tmp_path / "t.csv")
-    assert names(tmp_path / "t.csv.parts") >= {"work.json", "rows-000000000000-000000000008.arrow"}
+    assert {name[:31] for name in names(tmp_path / "t.csv.parts")} >= {"work.json", "rows-000000000000-000000000008-"}
     with pytest.raises(InputError, match=r"t\.csv\.parts holds the beginning of another table: topk was 5, and is 2"):
         write(model, photos, tmp_path / "t.csv", topk=2)
     said: list[str] = []
@@ -337,7 +337,8 @@ for first in range(0, rows, 50):
         BatchAnswers(first, names, np.full(50, -1), [None] * 50, torch.randn(50, 1000), features)
     ))
 writer.close()
-write_table(output, parts.batches(), rows=rows, metadata={}, schema_metadata=lambda _: {}, count=partial(count, table))
+read = parts.batches(rows)
+write_table(output, read, rows=rows, metadata={}, schema_metadata=lambda _: {}, count=partial(count, table))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -19,9 +20,11 @@ from seresnet_hub.files.leftovers import partial_of, sweep
 from seresnet_hub.files.locks import LOCK_NAME, Lock, acquire
 
 RECORD_NAME = "work.json"
-PART = re.compile(r"rows-(\d+)-(\d+)\.arrow")
+PART = re.compile(r"rows-(\d+)-(\d+)-([0-9a-f]{8})\.arrow")
 # A part is written out after so many rows or seconds, whichever comes first: no more is lost to a kill.
 PART_ROWS, PART_SECONDS = 2048, 15.0
+# On a file system that machines share, what another one wrote may be seen so much later.
+SEEN_SECONDS = 60
 
 
 class Rows(NamedTuple):
@@ -50,8 +53,9 @@ class Parts:
         """Begin other work than what was begun here, if any: its parts are removed."""
         with errors_named(self.folder):
             self._record.unlink(missing_ok=True)
-            for rows in self.done():
-                self._path(rows).unlink()
+            for name in os.listdir(self.folder) if self.folder.exists() else ():
+                if PART.fullmatch(name):
+                    (self.folder / name).unlink()
         write_json(self._record, record)
 
     def remove(self) -> None:
@@ -61,13 +65,22 @@ class Parts:
                 os.replace(self.folder, temporary)
         sweep(self.folder.parent)
 
+    def work(self) -> str:
+        """Return a text for the work that was begun here, which other work does not have.
+
+        Names of parts end with it, so that a process which outlives its run adds nothing to other work.
+        """
+        with errors_named(self._record, "read"):
+            return hashlib.sha256(self._record.read_bytes()).hexdigest()[:8]
+
     def done(self) -> list[Rows]:
-        """Return the rows of each part, sorted."""
-        if not self.folder.exists():
+        """Return the rows of each part of the work that was begun, sorted."""
+        if not self._record.exists():
             return []
+        work = self.work()
         with errors_named(self.folder, "read"):
             found = [PART.fullmatch(name) for name in os.listdir(self.folder)]
-        return sorted(Rows(int(match[1]), int(match[2])) for match in found if match)
+        return sorted(Rows(int(match[1]), int(match[2])) for match in found if match and match[3] == work)
 
     def missing(self, rows: int) -> list[Rows]:
         """Return the stretches of `rows` rows that no part has."""
@@ -78,19 +91,24 @@ class Parts:
             at = max(at, part.stop)
         return [*found, Rows(at, rows)] if at < rows else found
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield all rows in order, each once, a batch at a time.
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield all `rows` rows in order, each once, a batch at a time.
 
         Parts overlap where a process outlived its run and wrote on; then both have the same rows. Errors: `InputError`
         where a part is damaged or missing.
         """
-        at = 0
+        for _ in range(SEEN_SECONDS):
+            if not self.missing(rows):
+                break
+            time.sleep(1)
+        if missing := self.missing(rows):
+            first, stop = missing[0]
+            raise InputError(f"{self.folder}: rows {first:,} to {stop:,} are missing; run the same command again")
+        at, work = 0, self.work()
         for part in self.done():
             if part.stop <= at:
                 continue
-            path, row = self._path(part), part.first
-            if row > at:
-                raise InputError(f"{self.folder}: rows {at:,} to {row:,} are missing; run the same command again")
+            path, row = self.path(part, work), part.first
             try:
                 # Not mapped into memory, where the pages that were read would count.
                 with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
@@ -106,15 +124,16 @@ class Parts:
                     f"{path} cannot be read ({error}): remove it, and run the same command again"
                 ) from error
 
-    def _path(self, rows: Rows) -> Path:
-        return self.folder / f"rows-{rows.first:012d}-{rows.stop:012d}.arrow"
+    def path(self, rows: Rows, work: str) -> Path:
+        """Return the file of a part of some work."""
+        return self.folder / f"rows-{rows.first:012d}-{rows.stop:012d}-{work}.arrow"
 
 
 class PartWriter:
     """Write rows that follow one another as parts; those of a part that ends before its time are kept at `close`."""
 
     def __init__(self, parts: Parts, *, rows: int = PART_ROWS, seconds: float = PART_SECONDS) -> None:
-        self._parts, self._most_rows, self._most_seconds = parts, rows, seconds
+        self._parts, self._work, self._most_rows, self._most_seconds = parts, parts.work(), rows, seconds
         self._open: ExitStack | None = None
         self._writer: Any = None
         self._temporary = Path()
@@ -149,7 +168,7 @@ class PartWriter:
             self._open = None
             self._writer.close()
             flush_file(self._temporary)
-            os.replace(self._temporary, self._parts._path(Rows(self._first, self._first + self._rows)))
+            os.replace(self._temporary, self._parts.path(Rows(self._first, self._first + self._rows), self._work))
             flush_folder(self._parts.folder)
 
 

@@ -139,17 +139,19 @@ class _Parquet:
         self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=texts)
         self._schema = schema
         self._held: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0  # of what is held
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._held.append(batch)
-        if sum(one.num_rows for one in self._held) >= GROUP_ROWS or sum(one.nbytes for one in self._held) > GROUP_BYTES:
+        self._rows, self._bytes = self._rows + batch.num_rows, self._bytes + batch.nbytes
+        if self._rows >= GROUP_ROWS or self._bytes > GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if self._held:
             table = pa.Table.from_batches(self._held).replace_schema_metadata(self._schema.metadata)
             self._writer.write_table(table, row_group_size=table.num_rows)
-        self._held = []
+        self._held, self._rows, self._bytes = [], 0, 0
 
     def close(self, counts: Mapping[str, Any]) -> None:
         self._flush()
@@ -247,5 +249,5 @@ def _description_of_shards(output: Path) -> dict[str, Any] | None:
 
 
 def _description_of_parquet(path: Path) -> dict[str, Any]:
-    metadata = pq.read_metadata(path).metadata
+    metadata = pq.read_metadata(path).metadata or {}
     return {key: json.loads(metadata[key.encode()]) for key in (METADATA, COUNTS)}

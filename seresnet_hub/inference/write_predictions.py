@@ -147,7 +147,7 @@ def write_predictions(
             _write_parts(parts, missing, table, answers, batch_size=batch_size, rows=images.rows, together=together)
             if together.main:
                 write_table(
-                    output, parts.batches(), rows=images.rows, metadata=metadata,
+                    output, parts.batches(images.rows), rows=images.rows, metadata=metadata,
                     schema_metadata=partial(_for_datasets, table), count=partial(count, table),
                 )  # fmt: skip
         if together.main:
