@@ -23,7 +23,7 @@ from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
 from warm_python import run_python
 
-from seresnet_hub.commands import validate
+from seresnet_hub.commands import measured_model, validate
 from seresnet_hub.commands.measured_models import named_models
 from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.data.open_split import open_split
@@ -31,6 +31,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation.evaluate import evaluate
 from seresnet_hub.evaluation.model_table import ModelTable
 from seresnet_hub.inference.predict import extract_features
+from seresnet_hub.inference.write_predictions import write_predictions
 from seresnet_hub.models.load import load
 
 IMAGES = 47
@@ -229,6 +230,25 @@ def test_a_row_for_each_image(data: Path, models: list[str], tmp_path: Path, cap
     assert (code, err) == (2, f"error: {tmp_path}/mine.csv is there, and no table of ours: choose another name\n")
     code, _, err = call(models[0], "--data", data, "--knn", "--crop-pct", 0.9, capfd=capfd)
     assert (code, err) == (2, "error: --knn goes with neither --input-size, --crop-pct nor --real\n")
+
+
+def test_an_index_is_looked_at_before_anything_is_measured(
+    data: Path, models: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--data", data, "--workers", 0, "--knn"]
+    write_predictions(models[0], str(data), tmp_path / "own.parquet", features=[None])
+    code, result, err = call(models[0], *words, tmp_path / "own.parquet", capfd=capfd)
+    assert (code, result["knn_k"]) == (0, 20)
+    assert f"{IMAGES} of {IMAGES} images have the features of a row of {tmp_path}/own.parquet: if" in err
+    write_predictions(models[0], str(data), tmp_path / "bare.parquet")
+    monkeypatch.setattr(measured_model, "evaluate", None)
+    for model, file, problem in (
+        (models[0], "bare.parquet", "has no column 'features'"),
+        (models[2], "own.parquet", "was made by other weights"),
+    ):
+        code, _, err = call(model, *words, tmp_path / file, capfd=capfd)
+        assert code == 2
+        assert f"error: {tmp_path}/{file} {problem}" in err
 
 
 def pictures_features(data: Path, model: str) -> list[torch.Tensor]:

@@ -22,7 +22,7 @@ from seresnet_hub.evaluation.class_subset import classes_for
 from seresnet_hub.evaluation.evaluate import Accuracy, evaluate, in_model_order, with_real_labels
 from seresnet_hub.evaluation.image_table import write_image_table
 from seresnet_hub.evaluation.metrics import metrics_of
-from seresnet_hub.evaluation.nearest_neighbour_accuracy import nearest_neighbour_accuracy
+from seresnet_hub.evaluation.nearest_neighbour_accuracy import index_for, nearest_neighbour_accuracy
 from seresnet_hub.evaluation.out_of_memory import with_smaller_batches
 from seresnet_hub.evaluation.report import worst_classes, write_report
 from seresnet_hub.evaluation.report_page import Measured
@@ -97,6 +97,9 @@ def _opened(options: argparse.Namespace, name: str) -> _Opened:
     classes = classes_for(split, model, options.classes)
     asked = options.predictions is not None or options.report is not None or options.knn
     identity = model_identity(model, name) if asked else None
+    if options.knn:
+        assert identity is not None
+        index_for(options.knn, class_names=split.class_names, tensors_sha256=identity.tensors_sha256)
     return _Opened(prepared(model, options), identity, split, classes)
 
 
@@ -180,6 +183,11 @@ def _knn(options: argparse.Namespace, opened: _Opened, workers: int, processes: 
         own, labels, options.knn or None, class_names=split.class_names,
         tensors_sha256=opened.identity.tensors_sha256 if opened.identity else None,
     ))  # fmt: skip
+    if found.duplicates and (processes is None or processes.main):
+        tell(
+            f"{found.duplicates:,} of {found.counted:,} images have the features of a row of {options.knn}: if they "
+            "are the same pictures, knn_top1 is too high"
+        )
     return {"knn_top1": round(found.top1, 4), "knn_top5": round(found.top5, 4), "knn_k": found.k}
 
 

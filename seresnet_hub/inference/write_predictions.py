@@ -197,6 +197,8 @@ def _begin(
         if finished is not None and not (differences := _differences(finished[METADATA], metadata)):
             say(f"{output} is finished: nothing is left to do")
             return None
+        if finished is None and output.is_dir():
+            require_replaceable(output)  # --force would not help
         if os.path.lexists(output) and not _is_empty_folder(output):
             what = f"is another table: {differences}" if finished is not None else "is there, and no table of ours"
             raise InputError(f"{output} {what}; choose another output, or replace it (--force)")
