@@ -231,6 +231,27 @@ def test_a_row_for_each_image(data: Path, models: list[str], tmp_path: Path, cap
     assert (code, err) == (2, "error: --knn goes with neither --input-size, --crop-pct nor --real\n")
 
 
+def test_classes_that_only_the_data_names_have_their_names_in_the_rows(
+    write_split: WriteSplit, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The model has more classes, and names none of them."""
+    data = write_split([[12]], split="test", classes=3)
+    torch.manual_seed(0)
+    model = timm.create_model("seresnet20_cifar", num_classes=12)
+    timm.models.save_for_hf(model, tmp_path / "m", safe_serialization=True)
+    (tmp_path / "classes.txt").write_text("7\n11\n9\n")
+    file = tmp_path / "rows.parquet"
+    options = [tmp_path / "m", "--data", data, "--classes", tmp_path / "classes.txt", "--workers", 0]
+    assert call(*options, "--predictions", file, capfd=capfd)[0] == 0
+    table = pd.read_parquet(file)
+    assert table["label"].tolist() == [7, 11, 9] * 4
+    assert table["label_name"].tolist() == ["class 0", "class 1", "class 2"] * 4
+    names = {7: "class 0", 11: "class 1", 9: "class 2"}
+    assert table["name_1"].tolist() == [names[number] for number in table["class_1"]]
+    code, _, err = call(*options, "--predictions", data / "rows.parquet", capfd=capfd)
+    assert (code, f"error: {data}/rows.parquet lies in the data set that is read, {data}" in err) == (2, True)
+
+
 def pictures_features(data: Path, model: str) -> list[torch.Tensor]:
     return [extract_features(load(model), numbered_picture(row)).flatten() for row in range(IMAGES)]
 
