@@ -155,6 +155,14 @@ def test_cells_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert [row["model"] for row in again.rows] == [row["model"] for row in rows]
 
 
+def test_two_calls_fill_one_table(tmp_path: Path) -> None:
+    first, second = (ModelTable(tmp_path / "t.csv", "--data d") for _ in range(2))
+    first.add({"model": "a", "top1": 1.0})
+    second.add({"model": "b", "top1": 2.0})
+    first.add({"model": "c", "top1": 3.0})
+    assert [row["model"] for row in rows_of(tmp_path / "t.csv")] == ["a", "b", "c"]
+
+
 def test_patterns_are_names_that_have_weights(models: list[str], tmp_path: Path) -> None:
     assert named_models(["seresnet50.mm*", "x"]) == ["seresnet50.mm_in1k", "x"]
     assert named_models(["seresnet20_cif*"]) == ["seresnet20_cifar.c10"]
