@@ -57,7 +57,8 @@ class PredictionTable:
 
     def _label_columns(self, answers: BatchAnswers) -> dict[str, pa.Array]:
         if self.labels == "folder":
-            names = [_as_text(PurePosixPath(image).parent.name) if image else None for image in answers.images]
+            folders = [PurePosixPath(image).parent.name if image else "" for image in answers.images]
+            names = [_as_text(name or None) for name in folders]
             numbers = [min(self.class_numbers.get(name or "", ()), default=None) for name in names]
             return {"label": pa.array(numbers, pa.int64()), "label_name": pa.array(names, pa.string())}
         labels = pa.array(answers.labels, pa.int64(), mask=np.asarray(answers.labels) < 0)

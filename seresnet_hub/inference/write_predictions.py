@@ -152,7 +152,8 @@ def write_predictions(
             parts.remove()
         together.wait_for_all()  # whoever ends alone is taken for lost
     written = sum(rows.stop - rows.first for rows in missing or ())
-    return _result(output, identity, written, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return together.from_main(lambda: _result(output, identity, written, seconds))  # others may not see the file yet
 
 
 def table_for(
@@ -192,7 +193,7 @@ def _begin(
                 "output, or begin anew (--force)"
             )
         if finished is not None and not (differences := _differences(finished[METADATA], metadata)):
-            say(f"{output} is finished: nothing is left to do")
+            say(f"{output} is finished: nothing is left to do (where pictures have changed, --force makes it anew)")
             return None
         if os.path.lexists(output) and not _is_empty_folder(output):
             what = f"is another table: {differences}" if finished is not None else "is there, and no table of ours"
