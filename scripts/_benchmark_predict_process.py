@@ -91,4 +91,5 @@ def _images_per_second(batches: Iterator[int], images: int) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*sys.argv[1:5], json.loads(sys.argv[5]))))
+    what, program, model, folder, settings = sys.argv[1:]
+    print(json.dumps(main(what, program, model, folder, json.loads(settings))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -67,17 +68,18 @@ class PredictionTable:
         names = pa.array([_as_text(name) for name in self.label_names], pa.string())
         return {"label": labels, "label_name": names.take(labels)}
 
+    @cached_property
+    def _names(self) -> pa.Array:
+        return pa.array([_as_text(name) for name in self.class_names or map(str, range(self.num_classes))], pa.string())
+
     def _score_columns(self, logits: torch.Tensor, failed: np.ndarray) -> dict[str, pa.Array]:
         probabilities = logits.softmax(dim=-1)
         best, classes = probabilities.topk(self.topk)
-        names = pa.array(
-            [_as_text(name) for name in self.class_names or map(str, range(self.num_classes))], pa.string()
-        )
         columns: dict[str, pa.Array] = {}
         for k in range(self.topk):
             numbers = pa.array(classes[:, k].numpy().astype(np.int32), mask=failed)
             columns[f"class_{k + 1}"] = numbers
-            columns[f"name_{k + 1}"] = names.take(numbers)
+            columns[f"name_{k + 1}"] = self._names.take(numbers)
             columns[f"score_{k + 1}"] = pa.array(best[:, k].numpy(), pa.float32(), mask=failed)
         if self.scores:
             columns["scores"] = _lists(probabilities, failed)

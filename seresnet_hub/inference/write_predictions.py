@@ -122,7 +122,8 @@ def write_predictions(
     table = table_for(model, images, topk=topk, scores=scores, labels_from_folder=labels_from_folder)
     metadata = {
         **asdict(identity), "fused": False, "compiled": None, **(prepared_as or {}), "precision": precision,
-        "decoder": decoder, "batch_size": batch_size, **_input_of(model), "num_classes": num_classes,
+        "device": next(model.parameters()).device.type, "decoder": decoder, "batch_size": batch_size,
+        **_input_of(model), "num_classes": num_classes,
         "class_names": table.class_names, "topk": table.topk, "scores": scores,
         "features": ["features" if stage is None else f"features_stage{stage}" for stage in stages],
         "labels": table.labels, "label_names": table.label_names, "sources": images.source, "split": images.name,
