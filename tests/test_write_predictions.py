@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,19 @@ def test_the_same_call_finishes_and_another_is_refused(model: nn.Module, photos:
         assert before == {one: one.read_bytes() for one in tmp_path.rglob("*") if one.is_file()}
         assert write(model, photos, path, topk=2, force=True)["written"] == PICTURES
     assert names(tmp_path) == {"t.parquet", "t.csv", "t.csv.json", "t.jsonl", "t.jsonl.json", "t"}
+
+
+def test_a_picture_that_was_replaced_under_its_name_is_noticed(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "nowhere.png").symlink_to("gone.png")
+    first = write(model, folder, tmp_path / "t.parquet")
+    assert write(model, folder, tmp_path / "t.parquet")["written"] == 0
+    picture = next(iter(sorted(folder.glob("*/*.png"))))
+    with picture.open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(InputError, match=f"files among its pictures, {first['rows']} of .*photos, had other sizes"):
+        write(model, folder, tmp_path / "t.parquet")
 
 
 def test_what_is_no_table_of_ours_is_not_replaced_by_chance(model: nn.Module, photos: Path, tmp_path: Path) -> None:

@@ -128,7 +128,9 @@ def write_predictions(
         "features": ["features" if stage is None else f"features_stage{stage}" for stage in stages],
         "labels": table.labels, "label_names": table.label_names, "sources": images.source, "split": images.name,
         "label_column": images.label_column,
-        "rows": images.rows, "source_fingerprint": images.fingerprint, "version": package_version(),
+        "rows": images.rows, "source_fingerprint": images.fingerprint,
+        "file_sizes": None if images.pictures is None else images.pictures.sizes_fingerprint(),
+        "version": package_version(),
     }  # fmt: skip
     parts, began = Parts(output), time.monotonic()
     with ExitStack() as on_exit:
@@ -214,6 +216,8 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return f"its model was {_model(then)}, and is {_model(now)} now"
     if {"rows", "source_fingerprint"} & {*names}:
         return f"its pictures were {_source(then)}, and are others now, {_source(now)}"
+    if "file_sizes" in names:
+        return f"files among its pictures, {_source(now)}, had other sizes"
     return "; ".join(f"{name} was {_short(then.get(name))}, and is {_short(now[name])} now" for name in names)
 
 
