@@ -84,6 +84,9 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
     assert "no such file" in refusal(None)
     path.write_bytes(b"PAR1 and nothing of the kind PAR1")
     assert "no parquet file" in refusal(None)
+    for other in (b"", b"row,image\n0,a.jpg\n"):
+        path.write_bytes(other)
+        assert refusal(None).endswith(" is no parquet file: an index is a .parquet that predict --features wrote")
     assert "write it with predict --features" in refusal(pyarrow.table({"image": ["a"]}))
     assert "has no column 'features_stage1'; it has features" in refusal(pyarrow.table({"features": [[1.0]]}), 1)
     assert "holds string, not lists" in refusal(pyarrow.table({"features": ["a"]}))

@@ -82,7 +82,11 @@ def test_pictures_are_named_without_a_network_or_a_model_name(tmp_path: Path, ph
     ("argument", "message"),
     [
         ("nowhere.png", "nowhere.png: no such file or folder"),
-        ("seresnet20_cifar", "there is no picture to look at: seresnet20_cifar is taken for a model"),
+        (
+            "seresnet20_cifar",
+            "there is no picture to look at: seresnet20_cifar is taken for a model, since no such file or folder is "
+            "here; name pictures after it",
+        ),
     ],
 )
 def test_a_model_without_pictures_is_told_so(argument: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -92,6 +92,8 @@ def test_a_folders_name_is_counted_without_a_table_too(photos: Path) -> None:
         (["--output", "photos"], "photos holds what is no shard of a table .*: choose another folder"),
         (["--output", "t.csv", "--features", "9"], "stage=9: the model has stages 0 to 3"),
         (["--output", "t.csv", "--topk", "0"], "topk=0"),
+        (["--output", "t.csv", "--workers", "-1"], "workers=-1: must be at least 0"),
+        (["--batch-size", "0"], "batch_size=0: must be at least 1"),
     ],
 )
 def test_what_cannot_be_written_is_refused(

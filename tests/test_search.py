@@ -153,7 +153,7 @@ def test_the_command_prints_neighbours_and_draws_them(
     try:
         query = tmp_path / "query.png"
         picture(7).save(query)
-        sheet = tmp_path / "new" / "sheet.png"
+        sheet = tmp_path / "sheet.png"
         code, out, err = call(index, query, photos / "cat" / "05.png", "--top", 19, "--sheet", sheet, capfd=capfd)
     finally:
         gone.write_bytes(data)
@@ -246,6 +246,8 @@ def test_wrong_input_is_one_line(index: Path, tmp_path: Path, capfd: pytest.Capt
         ([index, broken, "--sheet", "sheet.jpg"], "let its name end in .png"),
         ([index, broken, "--stage", "3"], "has no column 'features_stage3'; it has features, features_stage2"),
         ([index, broken, "--top", "0"], "top=0: must be at least 1"),
+        ([index, broken, "--workers", "-1"], "workers=-1: must be at least 0"),
+        ([tmp_path / "none.parquet", broken, "--sheet", tmp_path / "nod" / "s.png"], "there is no folder"),
     ):
         code, out, err = call(*words, capfd=capfd)
         assert (code, out) == (2, "")

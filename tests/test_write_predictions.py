@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,27 @@ def test_a_picture_that_was_replaced_under_its_name_is_noticed(model: nn.Module,
         file.write(b" ")
     with pytest.raises(InputError, match=f"files among its pictures, {first['rows']} of .*photos, had other sizes"):
         write(model, folder, tmp_path / "t.parquet")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.jsonl"])
+@pytest.mark.parametrize("place", [(parts, "partial_of"), (table_files, "replacing")])
+def test_a_full_disk_is_told_with_the_way_out(
+    name: str, place: tuple[Any, str], model: nn.Module, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a part is written, and while the table is."""
+    output = tmp_path / name
+    with monkeypatch.context() as patched:
+        patched.setattr(*place, lambda path: nullcontext(Path("/dev/full")))
+        with pytest.raises(InputError) as refused:
+            write(model, photos, output)
+    assert str(refused.value) == (
+        f"cannot write {output}: No space left on device; make room, and run the same command again: it goes on"
+    )
+    assert names(tmp_path) == {f"{name}.parts"}
+    written = write(model, photos, output)["written"]
+    assert written == (PICTURES if place[0] is parts else 0)
+    assert pq.read_table(output).num_rows == PICTURES if name == "t.parquet" else output.stat().st_size
 
 
 def test_what_is_no_table_of_ours_is_not_replaced_by_chance(model: nn.Module, photos: Path, tmp_path: Path) -> None:
@@ -378,6 +400,7 @@ def test_options_that_cannot_be_are_refused_before_any_work(model: nn.Module, ph
         (model, {"features": (4,)}, "stage=4: the model has stages 0 to 3"),
         (model, {"features": (3, -1)}, "each stage once"),
         (model, {"batch_size": 0}, "batch size 0"),
+        (model, {"workers": -1}, "workers=-1: must be at least 0"),
         (headless, {}, "no classifier"),
         (headless, {"features": (None,), "scores": True}, "no classifier"),
     ):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from seresnet_hub.commands.parser import Parser, command
-from seresnet_hub.commands.speed_options import add_speed_options, prepared
+from seresnet_hub.commands.speed_options import add_speed_options, prepared, require_numbers
 from seresnet_hub.models.name_forms import NAME_FORMS
 
 if TYPE_CHECKING:
@@ -91,10 +92,12 @@ def _run(options: argparse.Namespace, processes: Processes | None) -> dict[str, 
     has_model = is_model_name(first) and not is_data
     model_name, given = (first, others) if has_model else (OWN_WEIGHTS[0].name, options.images)
     if not given:
-        raise InputError(f"there is no picture to look at: {first} is taken for a model; name pictures after it")
+        why = "" if os.path.exists(first) else ", since no such file or folder is here"
+        raise InputError(f"there is no picture to look at: {first} is taken for a model{why}; name pictures after it")
     for one in given:
         if is_model_folder(one):
             raise InputError(f"{one} is a model folder, not a picture: name one model, before the pictures")
+    require_numbers(options)
     if options.output is not None:
         format_of(options.output)
     elif options.scores or options.features is not None or options.force:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seresnet_hub.commands.parser import Parser, command
+from seresnet_hub.commands.speed_options import require_numbers
 
 EXAMPLE = "seresnet-hub search photos.parquet holiday.jpg --sheet similar.png"
 
@@ -50,9 +51,13 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.inference.search import model_of, queries_of
     from seresnet_hub.inference.search_sheet import MOST_QUERIES, write_sheet
     from seresnet_hub.inference.sources import open_sources
+    from seresnet_hub.inference.table_files import require_place
 
     if options.sheet is not None and options.sheet.suffix.lower() != ".png":
         raise InputError(f"--sheet {options.sheet}: it is a PNG picture, so let its name end in .png")
+    if options.sheet is not None:
+        require_place(options.sheet)
+    require_numbers(options)
     index = open_index(options.index, options.stage)
     split = open_sources(options.images)
     model = model_of(index, options.model)

@@ -20,6 +20,16 @@ def add_speed_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     return speed
 
 
+def require_numbers(options: argparse.Namespace) -> None:
+    """Raise `InputError` where there are to be too few classes, neighbours, images at a time or workers."""
+    from seresnet_hub.errors import InputError
+
+    for name, least in (("topk", 1), ("top", 1), ("batch_size", 1), ("workers", 0)):
+        value = getattr(options, name, None)
+        if value is not None and value < least:
+            raise InputError(f"{name}={value}: must be at least {least}")
+
+
 def prepared(model: nn.Module, options: argparse.Namespace) -> nn.Module:
     """Return the model on the GPU, where there is one, fused and compiled where the options say so."""
     import torch

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seresnet_hub.commands.parser import command
-from seresnet_hub.commands.speed_options import add_speed_options
+from seresnet_hub.commands.speed_options import add_speed_options, require_numbers
 from seresnet_hub.models.name_forms import NAME_FORMS
 
 EXAMPLE = "seresnet-hub validate runs/mine --data photos --split held-out"
@@ -72,6 +72,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         from seresnet_hub.commands.measured_model import measured
         from seresnet_hub.commands.measured_models import measured_models, named_models
 
+        require_numbers(options)
         if options.knn is not None and (options.input_size or options.crop_pct or options.real):
             raise InputError("--knn goes with neither --input-size, --crop-pct nor --real")
         models = named_models(options.models)

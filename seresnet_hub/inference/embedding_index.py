@@ -27,6 +27,7 @@ from seresnet_hub.inference.table_files import METADATA
 
 # Row groups that are read ahead: so many, each of at most so many values, 64 MB in float32.
 MOST_THREADS, MOST_AHEAD = 8, 2**24
+PARQUET_MAGIC = b"PAR1"  # at the beginning of each file
 # What is told of a row that was found, where the index has it.
 TOLD = ("row", "image", "label", "label_name", "name_1")
 
@@ -209,10 +210,20 @@ def _opened(path: Path, metadata: Any = None) -> Iterator[Any]:
     try:
         with parquet.ParquetFile(path, metadata=metadata) as file:
             yield file
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
     except (OSError, pyarrow.ArrowException) as error:
-        missing = (
-            "no such file"
-            if isinstance(error, FileNotFoundError)
-            else f"no parquet file, or a damaged one ({message_of(error)})"
-        )
-        raise InputError(f"{path}: {missing}") from error
+        if _is_of_another_kind(path):
+            raise InputError(
+                f"{path} is no parquet file: an index is a .parquet that predict --features wrote"
+            ) from error
+        raise InputError(f"{path}: no parquet file, or a damaged one ({message_of(error)})") from error
+
+
+def _is_of_another_kind(path: Path) -> bool:
+    """Whether a file that can be read does not begin as parquet does."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(PARQUET_MAGIC)) != PARQUET_MAGIC
+    except OSError:
+        return False

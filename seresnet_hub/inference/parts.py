@@ -18,6 +18,7 @@ from seresnet_hub.files.atomic_writing import errors_named, read_json, write_jso
 from seresnet_hub.files.durability import flush_file, flush_folder
 from seresnet_hub.files.leftovers import partial_of, sweep
 from seresnet_hub.files.locks import LOCK_NAME, Lock, acquire
+from seresnet_hub.inference.full_disk import way_out_of_a_full_disk
 
 RECORD_NAME = "work.json"
 PART = re.compile(r"rows-(\d+)-(\d+)-([0-9a-f]{8})\.arrow")
@@ -142,17 +143,23 @@ class PartWriter:
 
     def write(self, first: int, batch: pa.RecordBatch) -> bool:
         """Add a batch whose first row has the number `first`; return whether a part was completed."""
-        with errors_named(self._parts.folder):
-            if self._open is not None and first != self._first + self._rows:
-                self.close()
-            if self._open is None:
-                self._begin(first, batch.schema)
-            self._writer.write_batch(batch)
-            self._rows += batch.num_rows
-            if self._rows < self._most_rows and time.monotonic() - self._since < self._most_seconds:
-                return False
+        if self._open is not None and first != self._first + self._rows:
             self.close()
-            return True
+        try:
+            with way_out_of_a_full_disk(self._parts.output), errors_named(self._parts.folder):
+                if self._open is None:
+                    self._begin(first, batch.schema)
+                self._writer.write_batch(batch)
+        except (InputError, pa.ArrowException):  # a part of it may be in the file, to which nothing is added then
+            if self._open is not None:
+                self._open.close()
+                self._open = None
+            raise
+        self._rows += batch.num_rows
+        if self._rows < self._most_rows and time.monotonic() - self._since < self._most_seconds:
+            return False
+        self.close()
+        return True
 
     def _begin(self, first: int, schema: pa.Schema) -> None:
         self._open, self._first, self._rows, self._since = ExitStack(), first, 0, time.monotonic()
@@ -164,7 +171,7 @@ class PartWriter:
         """Let the part that was begun appear whole under its name."""
         if self._open is None:
             return
-        with self._open, errors_named(self._parts.folder):
+        with way_out_of_a_full_disk(self._parts.output), self._open, errors_named(self._parts.folder):
             self._open = None
             self._writer.close()
             flush_file(self._temporary)

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -194,7 +195,12 @@ class _JsonLines:
     def write(self, batch: pa.RecordBatch) -> None:
         for values in zip(*map(json_texts, batch.columns), strict=True):
             pairs = (f"{key}: {value}" for key, value in zip(self._keys, values, strict=True))
-            self._file.write(f"{{{', '.join(pairs)}}}\n")
+            try:
+                self._file.write(f"{{{', '.join(pairs)}}}\n")
+            except OSError:  # as on a full disk, where closing fails as well, and yet closes
+                with suppress(OSError):
+                    self._file.close()
+                raise
 
     def close(self, counts: Mapping[str, Any]) -> None:
         self._file.close()

@@ -24,6 +24,7 @@ from seresnet_hub.data.picture_list import ImageInput
 from seresnet_hub.data.split import Split
 from seresnet_hub.environment import package_version
 from seresnet_hub.errors import InputError
+from seresnet_hub.inference.full_disk import way_out_of_a_full_disk
 from seresnet_hub.inference.image_inputs import listed
 from seresnet_hub.inference.model_identity import ModelIdentity, model_identity
 from seresnet_hub.inference.parts import Parts, PartWriter, Rows, share
@@ -114,7 +115,7 @@ def write_predictions(
     identity = identity or model_identity(model)
     num_classes: int = getattr(model, "num_classes", 0)
     stages = [None if stage is None else checked_stage(model, stage) for stage in features]
-    _require_options(num_classes, scores, stages, batch_size)
+    _require_options(num_classes, scores, stages, batch_size, workers)
     images = (
         sources if isinstance(sources, Split) else open_sources(listed(sources), split=split, label_column=label_column)
     )
@@ -147,10 +148,11 @@ def write_predictions(
             )  # fmt: skip
             _write_parts(parts, missing, table, answers, batch_size=batch_size, rows=images.rows, together=together)
             if together.main:
-                write_table(
-                    output, parts.batches(images.rows), rows=images.rows, metadata=metadata,
-                    schema_metadata=partial(for_datasets, table.names_of_labels), count=partial(count, table),
-                )  # fmt: skip
+                with way_out_of_a_full_disk(output):
+                    write_table(
+                        output, parts.batches(images.rows), rows=images.rows, metadata=metadata,
+                        schema_metadata=partial(for_datasets, table.names_of_labels), count=partial(count, table),
+                    )  # fmt: skip
         if together.main:
             parts.remove()
         together.wait_for_all()  # whoever ends alone is taken for lost
@@ -179,7 +181,8 @@ def _begin(
 ) -> list[Rows] | None:
     """Return which rows are missing, None where the output is finished; nobody else writes there until `on_exit`."""
     output = parts.output
-    on_exit.callback(parts.lock(say).release)
+    with way_out_of_a_full_disk(output):
+        on_exit.callback(parts.lock(say).release)
     begun, finished = parts.record(), description(output)
     if begun is not None and not (differences := _differences(begun, metadata)):
         # Also with `force`, with which it was begun perhaps.
@@ -205,7 +208,8 @@ def _begin(
             raise InputError(f"{output} {what}; choose another output, or replace it (--force)")
     if output.is_dir():
         require_replaceable(output)
-    parts.begin(metadata)
+    with way_out_of_a_full_disk(output):
+        parts.begin(metadata)
     return parts.missing(metadata["rows"])
 
 
@@ -284,9 +288,13 @@ def _input_of(model: nn.Module) -> dict[str, Any]:
     return {name: list(value) if isinstance(value := config[name], tuple) else value for name in names}
 
 
-def _require_options(num_classes: int, scores: bool, features: Sequence[int | None], batch_size: int) -> None:
+def _require_options(
+    num_classes: int, scores: bool, features: Sequence[int | None], batch_size: int, workers: int
+) -> None:
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: must be at least 1")
+    if workers < 0:
+        raise InputError(f"workers={workers}: must be at least 0")
     if not num_classes and (scores or not features):
         raise InputError("the model has no classifier, so it gives features alone: ask for them (--features)")
     if len(set(features)) < len(features):
