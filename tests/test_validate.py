@@ -232,7 +232,8 @@ def test_a_row_for_each_image(data: Path, models: list[str], tmp_path: Path, cap
 
 
 def pictures_features(data: Path, model: str) -> list[torch.Tensor]:
-    return [extract_features(load(model), numbered_picture(row)).flatten() for row in range(IMAGES)]
+    loaded = load(model)
+    return [extract_features(loaded, numbered_picture(row)).flatten() for row in range(IMAGES)]
 
 
 @pytest.mark.slow
