@@ -24,6 +24,7 @@ from seresnet_hub.models import blocks
 from seresnet_hub.models.published_weights import WEIGHTS
 from seresnet_hub.models.variants import CIFAR_VARIANTS, PAPER_VARIANTS
 
+
 @cache
 def _made_once(name: str) -> nn.Module:
     with torch.device("meta"):
