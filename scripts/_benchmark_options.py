@@ -64,6 +64,9 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         "--timm-inference", type=Path, metavar="FILE", help="timm's inference.py, from its repository, to compare with"
     )
     parser.add_argument(
+        "--timm-passive", action="store_true", help="run it also with OMP_WAIT_POLICY=passive, as our command sets it"
+    )
+    parser.add_argument(
         "--model", action="append", metavar="NAME", help="repeatable (default: seresnet18 and seresnet50)"
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="the programs take turns in each")

@@ -25,6 +25,8 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.inference.find_images import found_in
 
 PROCESS = Path(__file__).parent / "_benchmark_predict_process.py"
+# Our command lets threads that wait sleep, which leaves the cores to the workers; so timm's script is also run so.
+TIMM_PASSIVE, PASSIVE = "timm_passive", {"OMP_WAIT_POLICY": "passive"}
 # A run's files: those of its answers, each with the names of the columns of pictures, classes and scores.
 COLUMNS = {OURS: ("image", "class_1", "score_1"), TIMM: ("filename", "index_0", "prob_0")}
 TOPK = 5
@@ -39,7 +41,7 @@ def benchmark_predict(options: argparse.Namespace) -> dict[str, Any]:
     in processes of their own. Ratios are medians over rounds of (timm / this package) within a round.
     """
     pictures = _checked(options)
-    programs = (OURS, TIMM) if options.timm_inference else (OURS,)
+    programs = [OURS, *([TIMM] if options.timm_inference else []), *([TIMM_PASSIVE] if options.timm_passive else [])]
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -67,6 +69,8 @@ def _checked(options: argparse.Namespace) -> list[Path]:
     """Return the pictures. Errors: `InputError` where an option cannot be used."""
     if options.rounds < 1 or options.workers < 1:
         raise InputError(f"--rounds {options.rounds} --workers {options.workers}: at least one is needed")
+    if options.timm_passive and not options.timm_inference:
+        raise InputError("--timm-passive: name timm's script as well, with --timm-inference")
     if options.timm_inference and not options.timm_inference.is_file():
         raise InputError(f"--timm-inference {options.timm_inference}: no such file; it is in timm's repository")
     pictures = [Path(one.path) for one in found_in(str(options.data)) if not one.of_a_model]
@@ -139,19 +143,22 @@ class _Runs:
                 "--results-dir", str(output.parent), "--results-file", output.name, "--results-format", options.format,
                 "--results-separate-col", "--include-index", "--no-console-results",
             ]  # fmt: skip
-        return _run([*command, *common])[:2]
+        return _run([*command, *common], PASSIVE if program == TIMM_PASSIVE else {})[:2]
 
     def _alone(self, what: str, program: str) -> float:
         options = self._options
         settings = {"batch_size": options.batch_size, "workers": options.workers, "images": options.alone}
         words = [what, program, str(self._model), str(options.data), json.dumps(settings)]
-        return float(json.loads(_run([str(PROCESS), *words])[2].splitlines()[-1]))
+        settled = {} if program == TIMM else PASSIVE
+        return float(json.loads(_run([str(PROCESS), *words], settled)[2].splitlines()[-1]))
 
 
-def _run(words: list[str]) -> tuple[float, float, str]:
+def _run(words: list[str], environment: dict[str, str]) -> tuple[float, float, str]:
     """Run Python; return seconds, CPU seconds of it and its children, and its output. Errors: `InputError`."""
     before, start = os.times(), time.perf_counter()
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
     seconds, after = time.perf_counter() - start, os.times()
     if done.returncode != 0:
         raise InputError(f"the measured process {words[:3]} failed: {done.stderr[-600:]}")

@@ -16,6 +16,7 @@ from seresnet_hub.data.open_split import open_split
 from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation.evaluate import evaluate
 from seresnet_hub.evaluation.out_of_memory import is_out_of_memory, with_smaller_batches
+from seresnet_hub.inference.run_batches import run_batches
 
 CPU_MESSAGE = (
     "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
@@ -59,6 +60,16 @@ def test_batches_are_halved_until_they_have_room(
     ]
     with pytest.raises(InputError, match="not enough for one image at a time"):
         evaluate(Limited(0, error), split, batch_size=4, workers=0)
+
+
+def test_batches_of_features_are_halved_too(write_split: WriteSplit) -> None:
+    """Where the error has become one that says what the model does not run on."""
+    split = open_split(str(write_split([[30]], split="test")), "test")
+    model = Limited(7, torch.OutOfMemoryError("CUDA out of memory."))
+    rows, size = with_smaller_batches(
+        lambda size: sum(len(answers.images) for answers in run_batches(model, split, batch_size=size)), 24
+    )
+    assert (rows, size) == (30, 6)
 
 
 def test_the_cpus_own_message_is_known() -> None:

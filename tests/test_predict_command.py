@@ -63,6 +63,16 @@ def test_patterns_and_data_sets_are_sources(photos: Path, tmp_path: Path) -> Non
         assert "labelled" not in result  # the model knows no digits
 
 
+def test_what_the_table_lacks_is_said(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    written(photos, "--labels-from-folder", "--output", tmp_path / "t.parquet")
+    said = f"2 of 10 pictures cannot be read: see 'error' in {tmp_path}/t.parquet\n"
+    err = capfd.readouterr().err
+    assert said in err
+    assert "so none of the pictures has a label" not in err
+    written(photos / "elsewhere", "--labels-from-folder", "--output", tmp_path / "e.parquet")
+    assert f"no folder is called as a class of {MODEL}, so none of the pictures has a label\n" in capfd.readouterr().err
+
+
 def test_a_folders_name_is_counted_without_a_table_too(photos: Path) -> None:
     result = predict.main([str(photos), "--labels-from-folder"])
     right = sum(
@@ -79,7 +89,7 @@ def test_a_folders_name_is_counted_without_a_table_too(photos: Path) -> None:
         (["--force"], "name it with --output"),
         (["--output", "t.txt"], r"t\.txt: a table is written as \.parquet, \.csv, \.jsonl"),
         (["--output", "missing/t.csv"], "there is no folder missing"),
-        (["--output", "photos"], "photos is there, and no table of ours"),
+        (["--output", "photos"], "photos holds what is no shard of a table .*: choose another folder"),
         (["--output", "t.csv", "--features", "9"], "stage=9: the model has stages 0 to 3"),
         (["--output", "t.csv", "--topk", "0"], "topk=0"),
     ],

@@ -64,6 +64,7 @@ def test_labels_are_those_of_the_data_or_of_the_folder() -> None:
     by_number = table(labels="data").rows(answers())
     assert by_number.column("label_name").to_pylist() == ["1", None, "0"]
     by_folder = table(labels="folder").rows(answers(images=["pets/dog/a.jpg", "x/bird/b.jpg", None]))
+    assert table(labels="folder").rows(answers(images=["a.jpg"] * 3)).column("label_name").null_count == 3
     assert by_folder.select(["label", "label_name"]).to_pylist() == [
         {"label": 1, "label_name": "dog"}, {"label": None, "label_name": "bird"}, {"label": None, "label_name": None},
     ]  # fmt: skip

@@ -23,8 +23,11 @@ from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.data.read_image import read_image
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.contact_sheet import BOX, GAP, MARGIN, SIDE, WIDE_GAP
+from seresnet_hub.inference.embedding_index import open_index
 from seresnet_hub.inference.predict import extract_features
-from seresnet_hub.inference.search import search
+from seresnet_hub.inference.search import Query, search
+from seresnet_hub.inference.search_sheet import write_sheet
+from seresnet_hub.inference.sources import open_sources
 from seresnet_hub.inference.write_predictions import write_predictions
 from seresnet_hub.models.published_weights import OWN_WEIGHTS
 
@@ -193,6 +196,25 @@ def test_the_command_shows_pictures_of_a_data_set(
     assert call(index, query, "--top", 5, "--sheet", sheet, capfd=capfd)[0] == 0
     assert "has changed since" in caplog.text
     assert colour_at(read_image(sheet), 1) != colour_at(drawn, 1)
+
+
+@pytest.mark.parametrize("sources", ["", "{data}", "http://127.0.0.1:9/a.tar"])
+def test_nothing_that_only_the_index_names_is_fetched(
+    sources: str, write_split: WriteSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of a data set may be called like an address, or like a file of this machine."""
+    monkeypatch.setattr("seresnet_hub.data.picture_list.fetch_picture", lambda url: pytest.fail(url))
+    data = str(write_split([[2]], split="test"))  # another one than the index was made from
+    facts = {"sources": sources.format(data=data), "split": "test"} if sources else {}
+    local = tmp_path / "local.png"
+    picture(2).save(local)
+    images = ["http://127.0.0.1:9/1.png", str(local)]
+    index = open_index(write_index(tmp_path / "i.parquet", np.eye(2), images=images, facts=facts))
+    neighbours = [{"row": row, "image": image, "similarity": 1.0} for row, image in enumerate(images)]
+    write_sheet(tmp_path / "s.png", index, [Query(str(local), 0, None, neighbours)], open_sources([str(local)]))
+    sheet = read_image(tmp_path / "s.png")
+    is_picture = [np.abs(np.array(colour_at(sheet, column)) - colour_at(sheet, 0)).max() < 3 for column in (1, 2)]
+    assert is_picture == [False, not facts]
 
 
 def test_wrong_input_is_one_line(index: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

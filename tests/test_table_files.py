@@ -151,9 +151,11 @@ def test_another_file_is_no_table_of_ours(tmp_path: Path) -> None:
 
 
 def test_places_that_cannot_be_are_refused_before_any_work(tmp_path: Path) -> None:
-    assert [format_of(name) for name in ("a.PARQUET", "b.csv", "c.jsonl", "d", "e.x/")] == [
-        ".parquet", ".csv", ".jsonl", "folder", "folder",
+    assert [format_of(name) for name in ("a.PARQUET", "b.csv", "c.jsonl", "d", "d/", tmp_path)] == [
+        ".parquet", ".csv", ".jsonl", "folder", "folder", "folder",
     ]  # fmt: skip
+    with pytest.raises(InputError, match=r"e\.x/: a table is written as .* make this folder"):
+        format_of("e.x/")  # as a Path it would be without the stroke
     (tmp_path / "d.csv").mkdir()
     for name, message in ((tmp_path / "d.csv", "is a folder"), (Path("x.txt"), "is written as .parquet, .csv, .jsonl")):
         with pytest.raises(InputError, match=message):

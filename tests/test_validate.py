@@ -23,7 +23,7 @@ from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
 from warm_python import run_python
 
-from seresnet_hub.commands import validate
+from seresnet_hub.commands import measured_model, validate
 from seresnet_hub.commands.measured_models import named_models
 from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.data.open_split import open_split
@@ -31,6 +31,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation.evaluate import evaluate
 from seresnet_hub.evaluation.model_table import ModelTable
 from seresnet_hub.inference.predict import extract_features
+from seresnet_hub.inference.write_predictions import write_predictions
 from seresnet_hub.models.load import load
 
 IMAGES = 47
@@ -155,6 +156,14 @@ def test_cells_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert [row["model"] for row in again.rows] == [row["model"] for row in rows]
 
 
+def test_two_calls_fill_one_table(tmp_path: Path) -> None:
+    first, second = (ModelTable(tmp_path / "t.csv", "--data d") for _ in range(2))
+    first.add({"model": "a", "top1": 1.0})
+    second.add({"model": "b", "top1": 2.0})
+    first.add({"model": "c", "top1": 3.0})
+    assert [row["model"] for row in rows_of(tmp_path / "t.csv")] == ["a", "b", "c"]
+
+
 def test_patterns_are_names_that_have_weights(models: list[str], tmp_path: Path) -> None:
     assert named_models(["seresnet50.mm*", "x"]) == ["seresnet50.mm_in1k", "x"]
     assert named_models(["seresnet20_cif*"]) == ["seresnet20_cifar.c10"]
@@ -229,6 +238,46 @@ def test_a_row_for_each_image(data: Path, models: list[str], tmp_path: Path, cap
     assert (code, err) == (2, f"error: {tmp_path}/mine.csv is there, and no table of ours: choose another name\n")
     code, _, err = call(models[0], "--data", data, "--knn", "--crop-pct", 0.9, capfd=capfd)
     assert (code, err) == (2, "error: --knn goes with neither --input-size, --crop-pct nor --real\n")
+
+
+def test_an_index_is_looked_at_before_anything_is_measured(
+    data: Path, models: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--data", data, "--workers", 0, "--knn"]
+    write_predictions(models[0], str(data), tmp_path / "own.parquet", features=[None])
+    code, result, err = call(models[0], *words, tmp_path / "own.parquet", capfd=capfd)
+    assert (code, result["knn_k"]) == (0, 20)
+    assert f"{IMAGES} of {IMAGES} images have the features of a row of {tmp_path}/own.parquet: if" in err
+    write_predictions(models[0], str(data), tmp_path / "bare.parquet")
+    monkeypatch.setattr(measured_model, "evaluate", None)
+    for model, file, problem in (
+        (models[0], "bare.parquet", "has no column 'features'"),
+        (models[2], "own.parquet", "was made by other weights"),
+    ):
+        code, _, err = call(model, *words, tmp_path / file, capfd=capfd)
+        assert code == 2
+        assert f"error: {tmp_path}/{file} {problem}" in err
+
+
+def test_classes_that_only_the_data_names_have_their_names_in_the_rows(
+    write_split: WriteSplit, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The model has more classes, and names none of them."""
+    data = write_split([[12]], split="test", classes=3)
+    torch.manual_seed(0)
+    model = timm.create_model("seresnet20_cifar", num_classes=12)
+    timm.models.save_for_hf(model, tmp_path / "m", safe_serialization=True)
+    (tmp_path / "classes.txt").write_text("7\n11\n9\n")
+    file = tmp_path / "rows.parquet"
+    options = [tmp_path / "m", "--data", data, "--classes", tmp_path / "classes.txt", "--workers", 0]
+    assert call(*options, "--predictions", file, capfd=capfd)[0] == 0
+    table = pd.read_parquet(file)
+    assert table["label"].tolist() == [7, 11, 9] * 4
+    assert table["label_name"].tolist() == ["class 0", "class 1", "class 2"] * 4
+    names = {7: "class 0", 11: "class 1", 9: "class 2"}
+    assert table["name_1"].tolist() == [names[number] for number in table["class_1"]]
+    code, _, err = call(*options, "--predictions", data / "rows.parquet", capfd=capfd)
+    assert (code, f"error: {data}/rows.parquet lies in the data set that is read, {data}" in err) == (2, True)
 
 
 def pictures_features(data: Path, model: str) -> list[torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,7 +165,7 @@ def test_the_same_call_finishes_and_another_is_refused(model: nn.Module, photos:
         before = {one: one.read_bytes() for one in tmp_path.rglob("*") if one.is_file()}
         again = write(model, photos, path, workers=1, say=said.append)
         assert (again["rows"], again["failed"], again["written"]) == (first["rows"], first["failed"], 0)
-        assert said.pop() == f"{path} is finished: nothing is left to do"
+        assert said.pop().startswith(f"{path} is finished: nothing is left to do (")
         for options, message in (
             ({"topk": 2}, r"is another table: topk was 5, and is 2 now; choose another output, or replace it"),
             ({"scores": True}, "scores was false, and is true now"),
@@ -182,6 +183,19 @@ def test_the_same_call_finishes_and_another_is_refused(model: nn.Module, photos:
     assert names(tmp_path) == {"t.parquet", "t.csv", "t.csv.json", "t.jsonl", "t.jsonl.json", "t"}
 
 
+def test_a_picture_that_was_replaced_under_its_name_is_noticed(model: nn.Module, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "nowhere.png").symlink_to("gone.png")
+    first = write(model, folder, tmp_path / "t.parquet")
+    assert write(model, folder, tmp_path / "t.parquet")["written"] == 0
+    picture = next(iter(sorted(folder.glob("*/*.png"))))
+    with picture.open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(InputError, match=f"files among its pictures, {first['rows']} of .*photos, had other sizes"):
+        write(model, folder, tmp_path / "t.parquet")
+
+
 def test_what_is_no_table_of_ours_is_not_replaced_by_chance(model: nn.Module, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("mine")
     with pytest.raises(InputError, match=r"t\.csv is there, and no table of ours"):
@@ -192,7 +206,9 @@ def test_what_is_no_table_of_ours_is_not_replaced_by_chance(model: nn.Module, ph
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
     for force in (False, True):
-        with pytest.raises(InputError, match="other (is there, and no table of ours|holds what is no shard)"):
+        with pytest.raises(
+            InputError, match="other holds what is no shard of a table .notes.txt.: choose another folder"
+        ):
             write(model, photos, tmp_path / "other", force=force)
     assert names(tmp_path) == {"t.csv", "t.csv.json", "mine", "other"}
 

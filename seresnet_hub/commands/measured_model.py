@@ -18,16 +18,18 @@ from seresnet_hub.data.class_names import class_names
 from seresnet_hub.data.held_out import allowed_damage, split_for
 from seresnet_hub.data.split import Split
 from seresnet_hub.environment import loader_workers, package_version
+from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation.class_subset import classes_for
 from seresnet_hub.evaluation.evaluate import Accuracy, evaluate, in_model_order, with_real_labels
 from seresnet_hub.evaluation.image_table import write_image_table
 from seresnet_hub.evaluation.metrics import metrics_of
-from seresnet_hub.evaluation.nearest_neighbour_accuracy import nearest_neighbour_accuracy
+from seresnet_hub.evaluation.nearest_neighbour_accuracy import index_for, nearest_neighbour_accuracy
 from seresnet_hub.evaluation.out_of_memory import with_smaller_batches
 from seresnet_hub.evaluation.report import worst_classes, write_report
 from seresnet_hub.evaluation.report_page import Measured
 from seresnet_hub.inference.model_identity import ModelIdentity, model_identity
 from seresnet_hub.inference.run_batches import run_batches
+from seresnet_hub.inference.sources import require_apart
 from seresnet_hub.models.load import load
 from seresnet_hub.models.trial_forward import check_runs
 
@@ -94,9 +96,16 @@ def _opened(options: argparse.Namespace, name: str) -> _Opened:
         check_runs(model, name)
     split = split_for(model, options.data, options.split, label_column=options.label_column, label_lists=True)
     split = with_real_labels(split, model) if options.real else in_model_order(split, model)
+    if options.knn is not None and split.right_classes is not None:
+        raise InputError(f"images of {split.source} have lists of labels: --knn needs one label of each")
+    if options.predictions is not None:
+        require_apart(options.predictions, split)
     classes = classes_for(split, model, options.classes)
     asked = options.predictions is not None or options.report is not None or options.knn
     identity = model_identity(model, name) if asked else None
+    if options.knn:
+        assert identity is not None
+        index_for(options.knn, class_names=split.class_names, tensors_sha256=identity.tensors_sha256)
     return _Opened(prepared(model, options), identity, split, classes)
 
 
@@ -112,7 +121,8 @@ def _written(options: argparse.Namespace, name: str, opened: _Opened, accuracy: 
         assert opened.identity is not None
         own = class_names(opened.model)
         write_image_table(
-            options.predictions, records, split, names=own or split.class_names, classes=accuracy.classes,
+            options.predictions, records, split, names=_names_by_number(opened.model, split, accuracy),
+            classes=accuracy.classes,
             metadata={
                 **asdict(opened.identity), "data": split.source, "split": split.name, "rows": split.rows,
                 "class_names": own, "fused": options.fuse, "compiled": options.compile, "tta": accuracy.tta,
@@ -180,7 +190,23 @@ def _knn(options: argparse.Namespace, opened: _Opened, workers: int, processes: 
         own, labels, options.knn or None, class_names=split.class_names,
         tensors_sha256=opened.identity.tensors_sha256 if opened.identity else None,
     ))  # fmt: skip
+    if found.duplicates and (processes is None or processes.main):
+        tell(
+            f"{found.duplicates:,} of {found.counted:,} images have the features of a row of {options.knn}: if they "
+            "are the same pictures, knn_top1 is too high"
+        )
     return {"knn_top1": round(found.top1, 4), "knn_top5": round(found.top5, 4), "knn_k": found.k}
+
+
+def _names_by_number(model: nn.Module, split: Split, accuracy: Accuracy) -> list[str] | None:
+    """Return the names of all the model's classes; the number of one that was not told apart, if it has no name."""
+    own, told_apart = class_names(model), _class_names(model, split, accuracy)
+    if own is not None or told_apart is None or accuracy.classes is None:
+        return own or told_apart
+    names = [str(number) for number in range(model.num_classes)]  # type: ignore[arg-type]
+    for number, name in zip(accuracy.classes, told_apart, strict=True):
+        names[number] = name
+    return names
 
 
 def _class_names(model: nn.Module, split: Split, accuracy: Accuracy) -> list[str] | None:

@@ -129,13 +129,19 @@ def _write(
 
     identity = model_identity(model, name)
     features = () if options.features is None else options.features or (None,)
-    return write_predictions(
+    result = write_predictions(
         prepared(model, options), split, options.output, topk=options.topk, scores=options.scores, features=features,
         labels_from_folder=options.labels_from_folder, batch_size=options.batch_size,
         workers=_workers(options, split.rows, 1 if processes is None else processes.count),
         precision=options.amp or "no", decoder=options.decoder, force=options.force, identity=identity,
         prepared_as={"fused": options.fuse, "compiled": options.compile}, processes=processes, say=tell,
     )  # fmt: skip
+    if processes is None or processes.main:
+        if result["failed"]:
+            tell(f"{result['failed']:,} of {result['rows']:,} pictures cannot be read: see 'error' in {options.output}")
+        if options.labels_from_folder and not result.get("labelled"):
+            tell(f"no folder is called as a class of {name}, so none of the pictures has a label")
+    return result
 
 
 def _predictions(options: argparse.Namespace, model: nn.Module, split: Split) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Features
 
 from seresnet_hub.data.split import Split
 from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation.image_records import ImageRecords
+from seresnet_hub.inference.prediction_table import for_datasets
 from seresnet_hub.inference.sources import picture_name
 from seresnet_hub.inference.table_files import GROUP_ROWS, description, format_of, require_place, write_table
 
@@ -42,7 +42,7 @@ def write_image_table(
     numbers = None if classes is None else np.asarray(classes)
     write_table(
         output, _batches(records, split, numbers, names), rows=split.rows, metadata=metadata,
-        schema_metadata=partial(_for_datasets, names), count=_count,
+        schema_metadata=partial(for_datasets, names), count=_count,
     )  # fmt: skip
 
 
@@ -77,14 +77,6 @@ def _batches(
 
 def _named(numbers: pa.Array, names: Sequence[str] | None) -> pa.Array:
     return numbers.cast(pa.string()) if names is None else pa.array(names, pa.string()).take(numbers)
-
-
-def _for_datasets(names: Sequence[str] | None, schema: pa.Schema) -> dict[bytes, bytes]:
-    """Return the metadata by which `datasets` knows what the columns are, labels with their names."""
-    features = Features.from_arrow_schema(schema)
-    if names and len(set(names)) == len(names):  # which it requires
-        features["label"] = ClassLabel(names=list(names))
-    return dict(features.arrow_schema.metadata)
 
 
 def _count(batch: pa.RecordBatch) -> Counter[str]:

@@ -35,13 +35,18 @@ class ModelTable:
         self.options = options
         if self.markdown is not None and self.markdown.exists() and not self.file.exists():
             raise InputError(f"{path} is there, and no {self.file.name} beside it: choose another name")
-        self.rows = _read(self.file) if self.file.exists() else []
-        for row in self.rows:
-            if row["options"] != options:
+        self.rows = self._there()
+
+    def _there(self) -> list[Row]:
+        """Return the rows that the file has now."""
+        rows = _read(self.file) if self.file.exists() else []
+        for row in rows:
+            if row["options"] != self.options:
                 raise InputError(
-                    f"{self.file} was measured with {row['options']}, and this is to be with {options}: "
+                    f"{self.file} was measured with {row['options']}, and this is to be with {self.options}: "
                     "choose another table"
                 )
+        return rows
 
     def measured(self, model: str, weights: str | None) -> Row | None:
         """Return the row of a model that was measured with these weights, `None` where it failed or is not there."""
@@ -50,6 +55,7 @@ class ModelTable:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a row, or replace the one of the same model, and write the table."""
+        self.rows = self._there()  # another call may have added the rows of other models meanwhile
         new = {"weights": None, "error": None, **row, "options": self.options}
         places = [number for number, old in enumerate(self.rows) if old["model"] == new["model"]]
         if places:

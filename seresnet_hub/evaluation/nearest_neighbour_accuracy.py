@@ -15,6 +15,7 @@ from seresnet_hub.inference.nearest_rows import BLOCK_VALUES, Block, blocks_of, 
 
 # As in Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (2018), and in DINO.
 K, TEMPERATURE = 20, 0.07
+SAME = 1 - 1e-5  # the similarity of an image to itself, but for rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,8 @@ class NearestNeighbourAccuracy:
     """Accuracies in percent over `counted` images, by the votes of the `k` nearest of `neighbours` rows.
 
     In `top1` and `top5` each vote weighs `exp(similarity / temperature)`; in `unweighted_top1` all weigh the same. Of
-    classes with equal votes the lower number wins.
+    classes with equal votes the lower number wins. `duplicates` images have the features
+    of a row of the index; 0 without one.
     """
 
     counted: int
@@ -32,6 +34,7 @@ class NearestNeighbourAccuracy:
     top1: float
     top5: float
     unweighted_top1: float
+    duplicates: int
 
 
 def nearest_neighbour_accuracy(
@@ -63,12 +66,9 @@ def nearest_neighbour_accuracy(
     if index is None:
         row_labels, stored = known, None
     else:
-        stored = index if isinstance(index, EmbeddingIndex) else open_index(index)
+        stored = index_for(index, class_names=class_names, tensors_sha256=tensors_sha256)
         if stored.channels != features.shape[1]:
             raise InputError(f"{stored.path}: its features have {stored.channels} channels, not {features.shape[1]}")
-        if tensors_sha256 is not None:
-            stored.require_weights(tensors_sha256)
-        _require_same_classes(stored, class_names)
         row_labels = torch.from_numpy(stored.labels())
     blocks = blocks_of(features) if stored is None else _labelled(stored.blocks(), row_labels)
     own = 0 if stored is None else None
@@ -88,7 +88,20 @@ def nearest_neighbour_accuracy(
     return NearestNeighbourAccuracy(
         counted=len(known), neighbours=neighbours, k=k, temperature=temperature, top1=top1, top5=top5,
         unweighted_top1=unweighted,
+        duplicates=0 if stored is None else int((found.similarities[:, 0] > SAME).sum()),
     )  # fmt: skip
+
+
+def index_for(
+    index: EmbeddingIndex | str | Path, *, class_names: Sequence[str] | None = None, tensors_sha256: str | None = None
+) -> EmbeddingIndex:
+    """Return an index opened. Errors: `InputError` where it has no labels, or other classes or weights."""
+    opened = index if isinstance(index, EmbeddingIndex) else open_index(index)
+    if tensors_sha256 is not None:
+        opened.require_weights(tensors_sha256)
+    opened.labels()  # an error where there are none
+    _require_same_classes(opened, class_names)
+    return opened
 
 
 def _require_same_classes(index: EmbeddingIndex, class_names: Sequence[str] | None) -> None:

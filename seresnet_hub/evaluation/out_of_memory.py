@@ -21,14 +21,12 @@ log = PrintableLog(__name__)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that a device or the machine has no memory left."""
+    """Return whether an error says that a device or the machine has no memory left, or comes from one that does."""
+    if isinstance(error, InputError):
+        return isinstance(error.__cause__, Exception) and is_out_of_memory(error.__cause__)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return (
-        not isinstance(error, InputError)
-        and isinstance(error, RuntimeError)
-        and any(sign.lower() in str(error).lower() for sign in SIGNS)
-    )
+    return isinstance(error, RuntimeError) and any(sign.lower() in str(error).lower() for sign in SIGNS)
 
 
 def with_smaller_batches(
@@ -47,7 +45,11 @@ def with_smaller_batches(
         except Exception as error:
             if gather is None and not is_out_of_memory(error):
                 raise
-            own = error.with_traceback(None) if is_out_of_memory(error) else error  # its frames hold tensors
+            own = error
+            if is_out_of_memory(error):  # the frames of its traceback, and of its cause's, hold tensors
+                for one in (error, error.__cause__):
+                    if one is not None:
+                        one.with_traceback(None)
         said = _said(own)
         everywhere = [said] if gather is None else gather(said)
         kinds = {one[0] for one in everywhere if one}

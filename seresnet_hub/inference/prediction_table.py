@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from datasets import ClassLabel, Features
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.run_batches import BatchAnswers
@@ -56,7 +58,8 @@ class PredictionTable:
 
     def _label_columns(self, answers: BatchAnswers) -> dict[str, pa.Array]:
         if self.labels == "folder":
-            names = [_as_text(PurePosixPath(image).parent.name) if image else None for image in answers.images]
+            folders = [PurePosixPath(image).parent.name if image else "" for image in answers.images]
+            names = [_as_text(name or None) for name in folders]
             numbers = [min(self.class_numbers.get(name or "", ()), default=None) for name in names]
             return {"label": pa.array(numbers, pa.int64()), "label_name": pa.array(names, pa.string())}
         labels = pa.array(answers.labels, pa.int64(), mask=np.asarray(answers.labels) < 0)
@@ -65,21 +68,27 @@ class PredictionTable:
         names = pa.array([_as_text(name) for name in self.label_names], pa.string())
         return {"label": labels, "label_name": names.take(labels)}
 
+    @cached_property
+    def _names(self) -> pa.Array:
+        return pa.array([_as_text(name) for name in self.class_names or map(str, range(self.num_classes))], pa.string())
+
     def _score_columns(self, logits: torch.Tensor, failed: np.ndarray) -> dict[str, pa.Array]:
         probabilities = logits.softmax(dim=-1)
         best, classes = probabilities.topk(self.topk)
-        names = pa.array(
-            [_as_text(name) for name in self.class_names or map(str, range(self.num_classes))], pa.string()
-        )
         columns: dict[str, pa.Array] = {}
         for k in range(self.topk):
             numbers = pa.array(classes[:, k].numpy().astype(np.int32), mask=failed)
             columns[f"class_{k + 1}"] = numbers
-            columns[f"name_{k + 1}"] = names.take(numbers)
+            columns[f"name_{k + 1}"] = self._names.take(numbers)
             columns[f"score_{k + 1}"] = pa.array(best[:, k].numpy(), pa.float32(), mask=failed)
         if self.scores:
             columns["scores"] = _lists(probabilities, failed)
         return columns
+
+    @property
+    def names_of_labels(self) -> tuple[str, ...] | None:
+        """The names of the numbers in the column `label`, as far as they are known."""
+        return {"folder": self.class_names, "data": self.label_names}.get(self.labels)
 
     def meant_classes(self, label: int | None, label_name: str | None) -> frozenset[int]:
         """Return which of the model's classes a row's label means, none where the model does not know it."""
@@ -101,6 +110,14 @@ def count(table: PredictionTable, batch: pa.RecordBatch) -> Counter[str]:
                 counts["labelled"] += 1
                 counts["right"] += best in meant
     return counts
+
+
+def for_datasets(names_of_labels: Sequence[str] | None, schema: pa.Schema) -> dict[bytes, bytes]:
+    """Return the metadata by which `datasets` knows what the columns are, labels with their names."""
+    features = Features.from_arrow_schema(schema)
+    if names_of_labels and len(set(names_of_labels)) == len(names_of_labels):  # which it requires
+        features["label"] = ClassLabel(names=list(names_of_labels))
+    return dict(features.arrow_schema.metadata)
 
 
 def accuracy(counts: Mapping[str, int]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from seresnet_hub.data.picture_list import as_rgb, read_named
+from seresnet_hub.data.picture_list import as_rgb, is_address, read_named
 from seresnet_hub.data.read_image import read_image
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.units import picture_bytes, read_unit
@@ -32,12 +32,13 @@ def write_sheet(path: Path, index: EmbeddingIndex, queries: Sequence[Query], spl
     """Write the first `MOST_QUERIES` that were read, of the pictures of `split`, with their neighbours as a PNG file.
 
     Pictures of a data set are read from it by their rows. A picture that cannot be read any more is a grey box with its
-    name. Errors: `InputError` where the file cannot be written.
+    name; so is one at an address, which only the index names and not this call, so that nothing is fetched from it.
+    Errors: `InputError` where the file cannot be written.
     """
     shown = [query for query in queries if query.error is None][:MOST_QUERIES]
     asked = _pictures(split, {query.row: query.image for query in shown})
     found = {neighbour["row"]: neighbour["image"] for query in shown for neighbour in query.neighbours}
-    pictures = _pictures(_data_set_of(index), found)
+    pictures = _found_pictures(index, found)
     rows = [
         [
             Tile(asked[query.row], _file_name(query.image), name=query.image or ""),
@@ -62,25 +63,27 @@ def _file_name(image: str | None) -> str:
     return Path(image).name if image else ""
 
 
-def _data_set_of(index: EmbeddingIndex) -> Split | None:
-    """Return the data set whose rows an index has; `None` where its pictures are files, or the set is another now."""
+def _found_pictures(index: EmbeddingIndex, names: Mapping[int, str | None]) -> dict[int, Image.Image | None]:
+    """Return the small pictures of rows of an index: files, or rows of the data set that it names."""
     facts = index.facts
     if not facts.get("sources") or facts.get("split") in (None, "pictures"):
-        return None
+        return {row: None if name is None or is_address(name) else _small(name) for row, name in names.items()}
     try:
+        if str(facts["sources"]).startswith(("http://", "https://")):
+            raise InputError(f"{facts['sources']} is not fetched, since only the index names it")
         split = open_sources([facts["sources"]], split=facts["split"])
         if split.fingerprint == facts.get("source_fingerprint"):
-            return split
+            return _pictures(split, names)
         log.warning("%s has changed since %s was made: its pictures are not shown", facts["sources"], index.path)
     except InputError as error:
         log.warning("the pictures of %s are not shown: %s", index.path, error)
-    return None
+    return dict.fromkeys(names)  # what a data set calls its pictures is no file of this machine
 
 
-def _pictures(split: Split | None, names: Mapping[int, str | None]) -> dict[int, Image.Image | None]:
-    """Return the small pictures of some rows, `None` where one cannot be read: from the split, else by their names."""
-    if split is None or split.pictures is not None:
-        held = {row: split.pictures.held(row) if split and split.pictures else None for row in names}
+def _pictures(split: Split, names: Mapping[int, str | None]) -> dict[int, Image.Image | None]:
+    """Return the small pictures of some rows of a split, `None` where one cannot be read."""
+    if split.pictures is not None:
+        held = {row: split.pictures.held(row) for row in names}
         return {row: _small(held[row] if held[row] is not None else name) for row, name in names.items()}
     ends = list(accumulate(split.unit_rows))
     by_unit: dict[int, list[int]] = defaultdict(list)

@@ -80,6 +80,14 @@ def picture_name(split: Split, row: int, path: str | None = None) -> str | None:
     return None if path is None else path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def require_apart(output: Path, split: Split) -> None:
+    """Raise `InputError` where a table would replace a file of the data set that is read, or become one of it."""
+    place, source = os.path.realpath(output), os.path.realpath(split.source)
+    inside = split.pictures is None and os.path.isdir(source) and Path(place).is_relative_to(source)
+    if inside or any(os.path.realpath(file) == place for file in split.files):
+        raise InputError(f"{output} lies in the data set that is read, {split.source}: choose another output")
+
+
 def _is_data_set(given: str | Path) -> bool:
     text = str(given)
     if isinstance(given, str) and is_address(given):

@@ -44,12 +44,15 @@ class Writer(Protocol):
 def format_of(output: str | Path) -> str:
     """Return the ending that says how the file is written, or "folder". Errors: `InputError` where it says nothing."""
     ending = Path(output).suffix.lower()
-    if os.path.isdir(output) or str(output).endswith("/") or not ending:
+    if os.path.isdir(output) or not ending:
         if ending in ENDINGS:
             raise InputError(f"{output} is a folder: a table in one {ending} file needs another name")
         return FOLDER
     if ending not in ENDINGS:
-        raise InputError(f"{output}: a table is written as {', '.join(ENDINGS)}, or as a folder (end its name with /)")
+        raise InputError(
+            f"{output}: a table is written as {', '.join(ENDINGS)}, or into a folder: make this folder, or name one "
+            "without a dot"
+        )
     return ending
 
 

@@ -13,9 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import pyarrow as pa
 import timm.data
-from datasets import ClassLabel, Features
 from torch import nn
 from tqdm import tqdm
 
@@ -29,9 +27,9 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.inference.image_inputs import listed
 from seresnet_hub.inference.model_identity import ModelIdentity, model_identity
 from seresnet_hub.inference.parts import Parts, PartWriter, Rows, share
-from seresnet_hub.inference.prediction_table import PredictionTable, accuracy, count
+from seresnet_hub.inference.prediction_table import PredictionTable, accuracy, count, for_datasets
 from seresnet_hub.inference.run_batches import BatchAnswers, checked_stage, run_batches
-from seresnet_hub.inference.sources import open_sources
+from seresnet_hub.inference.sources import open_sources, require_apart
 from seresnet_hub.inference.table_files import (
     COUNTS,
     METADATA,
@@ -120,16 +118,19 @@ def write_predictions(
     images = (
         sources if isinstance(sources, Split) else open_sources(listed(sources), split=split, label_column=label_column)
     )
-    _require_apart(output, images)
+    require_apart(output, images)
     table = table_for(model, images, topk=topk, scores=scores, labels_from_folder=labels_from_folder)
     metadata = {
         **asdict(identity), "fused": False, "compiled": None, **(prepared_as or {}), "precision": precision,
-        "decoder": decoder, "batch_size": batch_size, **_input_of(model), "num_classes": num_classes,
+        "device": next(model.parameters()).device.type, "decoder": decoder, "batch_size": batch_size,
+        **_input_of(model), "num_classes": num_classes,
         "class_names": table.class_names, "topk": table.topk, "scores": scores,
         "features": ["features" if stage is None else f"features_stage{stage}" for stage in stages],
         "labels": table.labels, "label_names": table.label_names, "sources": images.source, "split": images.name,
         "label_column": images.label_column,
-        "rows": images.rows, "source_fingerprint": images.fingerprint, "version": package_version(),
+        "rows": images.rows, "source_fingerprint": images.fingerprint,
+        "file_sizes": None if images.pictures is None else images.pictures.sizes_fingerprint(),
+        "version": package_version(),
     }  # fmt: skip
     parts, began = Parts(output), time.monotonic()
     with ExitStack() as on_exit:
@@ -148,13 +149,14 @@ def write_predictions(
             if together.main:
                 write_table(
                     output, parts.batches(images.rows), rows=images.rows, metadata=metadata,
-                    schema_metadata=partial(_for_datasets, table), count=partial(count, table),
+                    schema_metadata=partial(for_datasets, table.names_of_labels), count=partial(count, table),
                 )  # fmt: skip
         if together.main:
             parts.remove()
         together.wait_for_all()  # whoever ends alone is taken for lost
     written = sum(rows.stop - rows.first for rows in missing or ())
-    return _result(output, identity, written, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return together.from_main(lambda: _result(output, identity, written, seconds))  # others may not see the file yet
 
 
 def table_for(
@@ -194,8 +196,10 @@ def _begin(
                 "output, or begin anew (--force)"
             )
         if finished is not None and not (differences := _differences(finished[METADATA], metadata)):
-            say(f"{output} is finished: nothing is left to do")
+            say(f"{output} is finished: nothing is left to do (where pictures have changed, --force makes it anew)")
             return None
+        if finished is None and output.is_dir():
+            require_replaceable(output)  # --force would not help
         if os.path.lexists(output) and not _is_empty_folder(output):
             what = f"is another table: {differences}" if finished is not None else "is there, and no table of ours"
             raise InputError(f"{output} {what}; choose another output, or replace it (--force)")
@@ -212,6 +216,8 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return f"its model was {_model(then)}, and is {_model(now)} now"
     if {"rows", "source_fingerprint"} & {*names}:
         return f"its pictures were {_source(then)}, and are others now, {_source(now)}"
+    if "file_sizes" in names:
+        return f"files among its pictures, {_source(now)}, had other sizes"
     return "; ".join(f"{name} was {_short(then.get(name))}, and is {_short(now[name])} now" for name in names)
 
 
@@ -258,15 +264,6 @@ def _write_parts(
         bar.update(rows - bar.n)
 
 
-def _for_datasets(table: PredictionTable, schema: pa.Schema) -> dict[bytes, bytes]:
-    """Return the metadata by which `datasets` knows what the columns are, labels with their names."""
-    features = Features.from_arrow_schema(schema)
-    names = table.class_names if table.labels == "folder" else table.label_names
-    if table.labels and names and len(set(names)) == len(names):  # which it requires
-        features["label"] = ClassLabel(names=list(names))
-    return dict(features.arrow_schema.metadata)
-
-
 def _result(output: Path, identity: ModelIdentity, written: int, seconds: float) -> dict[str, Any]:
     """Return what a finished table holds, and how long this call took for what it wrote of it."""
     finished = description(output)
@@ -294,11 +291,3 @@ def _require_options(num_classes: int, scores: bool, features: Sequence[int | No
         raise InputError("the model has no classifier, so it gives features alone: ask for them (--features)")
     if len(set(features)) < len(features):
         raise InputError(f"features={list(features)}: each stage once")
-
-
-def _require_apart(output: Path, images: Split) -> None:
-    """Raise `InputError` where the table would replace a file of the data set that is read, or become one of it."""
-    place, source = os.path.realpath(output), os.path.realpath(images.source)
-    inside = images.pictures is None and os.path.isdir(source) and Path(place).is_relative_to(source)
-    if inside or any(os.path.realpath(file) == place for file in images.files):
-        raise InputError(f"{output} lies in the data set that is read, {images.source}: choose another output")
