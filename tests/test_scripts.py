@@ -383,6 +383,21 @@ def test_predict_counts_what_folders_named_after_classes_say(
     assert "what the folder" not in call("predict", f"local-dir:{trained}", tmp_path, capfd=capfd)[2]
 
 
+def test_an_interrupted_training_is_one_line_and_leaves_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    code, out, err = call("train", "--output", tmp_path / "run", *QUICK, capfd=capfd)
+    assert (code, out) == (130, "")
+    assert err.strip().splitlines()[-1].endswith("interrupted")
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "train.py"), "--output", str(tmp_path / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
