@@ -22,7 +22,8 @@ from seresnet_hub.commands import search as command
 from seresnet_hub.commands.result_or_error import run
 from seresnet_hub.data.read_image import read_image
 from seresnet_hub.errors import InputError
-from seresnet_hub.inference.contact_sheet import BOX, GAP, MARGIN, SIDE, WIDE_GAP
+from seresnet_hub.inference import search_sheet
+from seresnet_hub.inference.contact_sheet import BOX, GAP, MARGIN, SIDE, WIDE_GAP, Tile, contact_sheet
 from seresnet_hub.inference.embedding_index import open_index
 from seresnet_hub.inference.predict import extract_features
 from seresnet_hub.inference.search import Query, search
@@ -215,6 +216,24 @@ def test_nothing_that_only_the_index_names_is_fetched(
     sheet = read_image(tmp_path / "s.png")
     is_picture = [np.abs(np.array(colour_at(sheet, column)) - colour_at(sheet, 0)).max() < 3 for column in (1, 2)]
     assert is_picture == [False, not facts]
+
+
+def test_a_picture_without_a_name_is_called_by_its_row(
+    write_split: WriteSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_sources([str(write_split([[2]], split="test"))], split="test")
+    index = open_index(write_index(tmp_path / "i.parquet", np.eye(1)))
+    drawn: list[list[Tile]] = []
+    monkeypatch.setattr(search_sheet, "contact_sheet", lambda rows: drawn.extend(rows) or contact_sheet(rows))
+    neighbours = [
+        {"row": 962, "image": None, "similarity": 1.0, **names}
+        for names in ({"label_name": "tabby, cat"}, {"name_1": "dog"}, {})
+    ]
+    write_sheet(tmp_path / "s.png", index, [Query(None, 1, None, neighbours)], data)
+    assert [(tile.title, tile.detail) for tile in drawn[0]] == [
+        ("row 1", ""), ("tabby", "1.000, row 962"), ("dog", "1.000, predicted, row 962"), ("row 962", "1.000"),
+    ]  # fmt: skip
+    assert [tile.name for tile in drawn[0][1:]] == ["row 962"] * 3
 
 
 def test_wrong_input_is_one_line(index: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -90,7 +90,11 @@ def test_a_model_that_fails_is_a_row_and_the_others_are_measured(
         assert float(rows[number]["loss"]) == round(found.loss or 0, 6)
     assert rows[1]["top1"] == ""
     lines = table.read_text().splitlines()
-    assert lines[0] == f"Measured by `seresnet-hub validate MODEL… --data {data}`."
+    assert lines[0] == f"Measured by `seresnet-hub validate MODEL… --data {data}`; all columns are in `table.csv`."
+    assert lines[2] == (
+        "| model | top1 | top5 | loss | f1_macro | balanced_accuracy | ece | input_size | crop_pct | images_per_second "
+        "| error |"
+    )
     best = max((0, 2), key=lambda number: result["models"][number]["top1"])
     shown = [line.split(" | ")[0] for line in lines[4:]]
     assert models[best] in shown[0]
@@ -154,6 +158,18 @@ def test_cells_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert again.measured(str(rows[1]["model"]), None) is None
     again.add({"model": "inf", "top1": 2, "weights": "12345678"})
     assert [row["model"] for row in again.rows] == [row["model"] for row in rows]
+
+
+def test_a_table_for_a_person_shows_what_is_not_as_ever(tmp_path: Path) -> None:
+    def header(**row: object) -> list[str]:
+        table = ModelTable(tmp_path / "t.csv", "--data d", 128)
+        table.add({"model": "a", "top1": 1.0, "workers": 2, "processes": 1, "precision": "no", "batch_size": 128})
+        table.add({"model": "b", **row})
+        return table.as_markdown().splitlines()[2].strip("| ").split(" | ")
+
+    assert header() == ["model", "top1"]
+    assert header(precision="bf16", seen=7) == ["model", "top1", "precision"]
+    assert header(batch_size=64, knn_top1=3.0, knn_k=20) == ["model", "top1", "knn_top1", "batch_size"]
 
 
 def test_two_calls_fill_one_table(tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def measured_models(options: argparse.Namespace, models: Sequence[str], processe
     the table or the data set cannot be used.
     """
     main = processes is None or processes.main
-    table = None if options.output is None else on_main(processes, lambda: ModelTable(options.output, _text(options)))
+    table = None if options.output is None else on_main(processes, lambda: ModelTable(
+        options.output, _text(options), options.batch_size
+    ))  # fmt: skip
     if options.split != HELD_OUT:  # once and now, rather than an error for each model
         on_all(processes, lambda: open_split(
             options.data, options.split, label_column=options.label_column, label_lists=True

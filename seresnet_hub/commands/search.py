@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     )
     unreadable = [{"image": query.image, "error": query.error} for query in queries if query.error is not None]
     for one in unreadable:
-        tell(f"unreadable: {one['image']}: {one['error']}")
+        tell(f"unreadable: {one['image']}: {one['error']}" if one["image"] else f"unreadable: {one['error']}")
     read = [query for query in queries if query.error is None]
     if not read:
         raise InputError(f"none of the {len(queries)} pictures can be read ({unreadable[0]['error']})")

@@ -15,8 +15,11 @@ from seresnet_hub.files.atomic_writing import errors_named, replacing, write_tex
 # The columns of texts; others hold numbers.
 TEXTS = frozenset({"model", "weights", "data", "split", "precision", "tta", "options", "error"})
 FIRST, LAST = ("model", "top1", "top5", "loss"), ("error", "weights", "options")
-# What the Markdown table leaves out: what all rows have in common, or is there for a program.
-NOT_SHOWN = frozenset({"data", "split", "weights", "options"})
+# What the Markdown table shows, as far as there is any of it; the CSV file has all.
+SHOWN = (
+    "model", "top1", "top5", "loss", "f1_macro", "balanced_accuracy", "ece", "knn_top1", "input_size", "crop_pct",
+    "tta", "precision", "classes", "images_per_second", "batch_size", "error",
+)  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -24,15 +27,16 @@ Row = dict[str, Any]
 class ModelTable:
     """The rows of a CSV file, a model each; beside a `path` that ends in `.md` the CSV file has the rows too.
 
-    Its column `options` says by which options they were measured, as `options` does. Errors: `InputError` where the
-    file is none of these tables, was measured by other options, or `path` has another ending.
+    Its column `options` says by which options they were measured, as `options` does, and `batch_size` how many images
+    at a time were asked for. Errors: `InputError` where the file is none of these tables, was measured by other
+    options, or `path` has another ending.
     """
 
-    def __init__(self, path: Path, options: str) -> None:
+    def __init__(self, path: Path, options: str, batch_size: int | None = None) -> None:
         if path.suffix.lower() not in (".csv", ".md"):
             raise InputError(f"{path}: a table of models ends in .csv or .md")
         self.file, self.markdown = path.with_suffix(".csv"), path if path.suffix.lower() == ".md" else None
-        self.options = options
+        self.options, self.batch_size = options, batch_size
         if self.markdown is not None and self.markdown.exists() and not self.file.exists():
             raise InputError(f"{path} is there, and no {self.file.name} beside it: choose another name")
         self.rows = self._there()
@@ -76,12 +80,13 @@ class ModelTable:
         return [*FIRST, *(name for name in names if name not in FIRST + LAST), *LAST]
 
     def as_markdown(self) -> str:
-        """Return the table with the best model first, and those that failed last."""
-        filled = {name for row in self.rows for name, value in row.items() if value is not None}
-        columns = [name for name in self.columns if name in filled - NOT_SHOWN]
+        """Return the table with the best model first, and those that failed last; without what is as ever in all."""
+        usual = {"precision": "no", "batch_size": self.batch_size}
+        columns = [name for name in SHOWN if any(row.get(name) not in (None, usual.get(name)) for row in self.rows)]
         rows = sorted(self.rows, key=lambda row: -1.0 if row.get("top1") is None else row["top1"], reverse=True)
         cells = [[plain(_cell(row.get(name))) for name in columns] for row in rows]
-        return f"Measured by {code(f'seresnet-hub validate MODEL… {self.options}')}.\n\n{table(columns, cells)}\n"
+        by = code(f"seresnet-hub validate MODEL… {self.options}")
+        return f"Measured by {by}; all columns are in {code(self.file.name)}.\n\n{table(columns, cells)}\n"
 
 
 def _read(path: Path) -> list[Row]:

@@ -41,7 +41,7 @@ def write_sheet(path: Path, index: EmbeddingIndex, queries: Sequence[Query], spl
     pictures = _found_pictures(index, found)
     rows = [
         [
-            Tile(asked[query.row], _file_name(query.image), name=query.image or ""),
+            Tile(asked[query.row], _file_name(query.image or f"row {query.row}"), name=query.image or ""),
             *(_tile(neighbour, pictures[neighbour["row"]]) for neighbour in query.neighbours),
         ]
         for query in shown
@@ -56,11 +56,13 @@ def _tile(neighbour: Mapping[str, Any], picture: Image.Image | None) -> Tile:
     label, predicted = neighbour.get("label_name"), neighbour.get("name_1")
     name = str(label or predicted or "").partition(",")[0]  # the first of a class's several words
     detail = f"{neighbour['similarity']:.3f}" + (", predicted" if predicted and not label else "")
+    if name and not neighbour["image"]:
+        detail += f", {image}"  # which one it is, as nothing else tells
     return Tile(picture, name or _file_name(image), detail, name=image)
 
 
-def _file_name(image: str | None) -> str:
-    return Path(image).name if image else ""
+def _file_name(image: str) -> str:
+    return Path(image).name
 
 
 def _found_pictures(index: EmbeddingIndex, names: Mapping[int, str | None]) -> dict[int, Image.Image | None]:
