@@ -400,6 +400,7 @@ def ratios_of_errors(kinds: dict[str, Callable[[nn.Module], nn.Module]], draws: 
     return ratios
 
 
+@pytest.mark.slow
 def test_rounding_errors_are_no_larger_than_timms() -> None:
     """The bounds leave room for chance; in bf16 the norms' own roundings weigh more than those of folded weights."""
     kinds = {"fp32": lambda model: model, "autocast": lambda model: model, "bf16": lambda model: model.bfloat16()}

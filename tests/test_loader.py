@@ -298,7 +298,7 @@ def test_a_shard_cut_short_after_opening_is_refused(write_split: WriteSplit) -> 
         read_unit(split, 1)  # within one
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_leaving_a_stream_half_read_exits_cleanly(write_split: WriteSplit, workers: int) -> None:
     root = write_split([[50, 50]] * 4)
     code = (

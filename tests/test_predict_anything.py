@@ -71,7 +71,7 @@ class Folder:
             b"cut off.jpg": encode(colours[0], "JPEG", quality=95)[:-900],
             b"empty.png": b"",
             b"text.jpg": b"This is no picture.\n",
-            b"large.png": large_png(30_000),
+            b"large.png": large_png(16_000),
             b"bad \x1b]0;title\x07\n.png": b"no picture",
         }
         (path / "notes.txt").write_text("Files of other names are no pictures.")

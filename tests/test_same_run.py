@@ -5,19 +5,35 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from conftest import WriteSplit
+from conftest import WriteSplit, write_numbers
 from small_runs import SMALL, refused
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.recipes.recipe import override
 from seresnet_hub.training import checkpoint, same_run
 from seresnet_hub.training import train as training
+
+
+@pytest.fixture(scope="module")
+def first_step(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A data set, and a run over it that was stopped after its first step; neither to be written to."""
+    folder = tmp_path_factory.mktemp("begun")
+    data = write_numbers(folder)
+    training.train(SMALL, data=data, output=folder / "run", max_steps=1)
+    return data, folder / "run"
+
+
+@pytest.fixture
+def begun(first_step: tuple[str, Path], tmp_path: Path) -> tuple[str, Path]:
+    """The data set, and a copy of the run."""
+    return first_step[0], Path(shutil.copytree(first_step[1], tmp_path / "run"))
 
 
 def test_resume_refuses_other_data(tmp_path: Path, write_split: WriteSplit, numbers: str) -> None:
@@ -44,9 +60,8 @@ def training_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def test_resume_refuses_another_recipe_and_a_damaged_state(tmp_path: Path, numbers: str) -> None:
-    out = tmp_path / "run"
-    training.train(SMALL, data=numbers, output=out, max_steps=1)
+def test_resume_refuses_another_recipe_and_a_damaged_state(begun: tuple[str, Path]) -> None:
+    numbers, out = begun
     refused(
         "cannot resume with another recipe or other data: learning_rate was 0.1, now 0.2",
         replace(SMALL, learning_rate=0.2),
@@ -78,9 +93,8 @@ def test_a_run_begun_with_other_lanes_goes_on_with_them(tmp_path: Path, numbers:
      ("settings", "[]", "is not one of this version"),
      ("model", {"fc.bias": torch.ones(1)}, "does not fit seresnet20_cifar")],
 )  # fmt: skip
-def test_an_incomplete_state_is_refused(tmp_path: Path, numbers: str, key: str, value: object, message: str) -> None:
-    out = tmp_path / "run"
-    training.train(SMALL, data=numbers, output=out, max_steps=1)
+def test_an_incomplete_state_is_refused(begun: tuple[str, Path], key: str, value: object, message: str) -> None:
+    numbers, out = begun
     state = checkpoint.latest_checkpoint(out)[0]
     if value is None:
         del state[key]
@@ -97,7 +111,7 @@ def test_a_run_is_not_made_shorter_than_it_is(tmp_path: Path, numbers: str) -> N
     assert training.train(SMALL, data=numbers, output=tmp_path / "run", resume=True, max_steps=6)["steps"] == 6
 
 
-def test_what_is_kept_of_the_data_may_change_at_resume(tmp_path: Path, numbers: str) -> None:
-    training.train(SMALL, data=numbers, output=tmp_path / "run", max_steps=1)
+def test_what_is_kept_of_the_data_may_change_at_resume(begun: tuple[str, Path]) -> None:
+    numbers, out = begun
     limited = replace(SMALL, cache_gb=1.0)
-    assert training.train(limited, data=numbers, output=tmp_path / "run", resume=True, max_steps=2)["steps"] == 2
+    assert training.train(limited, data=numbers, output=out, resume=True, max_steps=2)["steps"] == 2

@@ -356,7 +356,18 @@ def test_a_truncated_jpeg_in_a_shard_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("closed", ["0<&-", pytest.param(">&-", marks=pytest.mark.slow)])
+def test_a_standard_input_that_is_not_there_is_one_line(
+    trained: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it where the descriptor is closed
+    code, out, err = call("predict", trained, "-", capfd=capfd)
+    assert (code, out) == (2, "")
+    assert "closed" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["0<&-", ">&-"])
 def test_a_closed_stream_is_one_line(trained: Path, tmp_path: Path, photo: Image.Image, closed: str) -> None:
     photo.save(tmp_path / "a.png")
     picture = "-" if closed == "0<&-" else str(tmp_path / "a.png")
@@ -383,6 +394,21 @@ def test_predict_counts_what_folders_named_after_classes_say(
     assert "what the folder" not in call("predict", f"local-dir:{trained}", tmp_path, capfd=capfd)[2]
 
 
+def test_an_interrupted_training_is_one_line_and_leaves_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    code, out, err = call("train", "--output", tmp_path / "run", *QUICK, capfd=capfd)
+    assert (code, out) == (130, "")
+    assert err.strip().splitlines()[-1].endswith("interrupted")
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "train.py"), "--output", str(tmp_path / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,22 @@ from seresnet_hub.publishing.verify import verify
 NAMES = ["ant", "bee", "cat", "dog"]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("original") / "model"
     model = timm.create_model("seresnet20_cifar", num_classes=4)
-    write_weights(tmp_path / "model", model.state_dict())
-    write_json(tmp_path / "model" / "config.json", timm_config(model, pretrained_cfg={}, label_names=NAMES))
-    return tmp_path / "model"
+    write_weights(folder, model.state_dict())
+    write_json(folder / "config.json", timm_config(model, pretrained_cfg={}, label_names=NAMES))
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "model"))
 
 
 def edit(folder: Path, **changes: Any) -> None:

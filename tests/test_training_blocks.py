@@ -308,6 +308,7 @@ def test_one_value_per_channel_is_refused_as_by_timm() -> None:
 # --- precision --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rounding_errors_are_no_larger_than_timms() -> None:
     """Ratios of (ours / timm's) of the distances to float64, of outputs and gradients: geometric means over draws."""
     logs: dict[str, list[float]] = {"fp32": [], "autocast": [], "bf16": []}

@@ -297,7 +297,8 @@ def test_classes_that_only_the_data_names_have_their_names_in_the_rows(
 
 
 def pictures_features(data: Path, model: str) -> list[torch.Tensor]:
-    return [extract_features(load(model), numbered_picture(row)).flatten() for row in range(IMAGES)]
+    loaded = load(model)
+    return [extract_features(loaded, numbered_picture(row)).flatten() for row in range(IMAGES)]
 
 
 @pytest.mark.slow

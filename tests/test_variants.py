@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,21 +24,26 @@ from seresnet_hub.models import blocks
 from seresnet_hub.models.published_weights import WEIGHTS
 from seresnet_hub.models.variants import CIFAR_VARIANTS, PAPER_VARIANTS
 
-pytestmark = pytest.mark.usefixtures("quick_weights")
 
-
-def shapes(name: str) -> nn.Module:
+@cache
+def _made_once(name: str) -> nn.Module:
     with torch.device("meta"):
         return timm.create_model(name).eval()
 
 
+def shapes(name: str) -> nn.Module:
+    """The network on no device, of its own, for a test to hang hooks on."""
+    return copy.deepcopy(_made_once(name))
+
+
 def parameters(name: str) -> int:
-    return sum(p.numel() for p in shapes(name).parameters())
+    return sum(p.numel() for p in _made_once(name).parameters())
 
 
+@cache
 def multiply_adds(name: str) -> int:
     """Convolutions and linear layers, counted by torch."""
-    model = shapes(name)
+    model = _made_once(name)
     size = model.pretrained_cfg["input_size"]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, *size, device="meta"))
@@ -161,7 +168,7 @@ def test_published_operations_of_the_cifar_networks(name: str, millions: float) 
 
 @pytest.mark.parametrize("variant", PAPER_VARIANTS, ids=lambda v: v.name)
 def test_from_timm_means_timms_own_modules(variant: object) -> None:
-    model = shapes(variant.name)
+    model = _made_once(variant.name)
     ours = {
         type(module)
         for module in model.modules()
@@ -174,7 +181,7 @@ def test_from_timm_means_timms_own_modules(variant: object) -> None:
 
 @pytest.mark.parametrize("stage", [2, 3, 4])
 def test_a_stage_variant_has_se_in_that_stage_alone(stage: int) -> None:
-    model = shapes(f"seresnet50_stage{stage}")
+    model = _made_once(f"seresnet50_stage{stage}")
     # The paper calls conv2_x stage 2; timm calls it layer1.
     with_se = [k for k in (1, 2, 3, 4) if all(block.se is not None for block in getattr(model, f"layer{k}"))]
     without = [k for k in (1, 2, 3, 4) if all(block.se is None for block in getattr(model, f"layer{k}"))]
@@ -183,7 +190,7 @@ def test_a_stage_variant_has_se_in_that_stage_alone(stage: int) -> None:
 
 @pytest.mark.parametrize("ratio", [2, 4, 8, 32])
 def test_a_ratio_variant_divides_every_squeeze(ratio: int) -> None:
-    model = shapes(f"seresnet50_r{ratio}")
+    model = _made_once(f"seresnet50_r{ratio}")
     for module in model.modules():
         if isinstance(module, SEModule):
             assert module.fc1.out_channels * ratio == module.fc1.in_channels
@@ -191,7 +198,7 @@ def test_a_ratio_variant_divides_every_squeeze(ratio: int) -> None:
 
 def test_plain_twins_have_no_se_and_timms_blocks() -> None:
     for variant in CIFAR_VARIANTS:
-        model = shapes(variant.name)
+        model = _made_once(variant.name)
         kinds = {type(module) for module in model.modules() if isinstance(module, (BasicBlock, Bottleneck))}
         assert len(kinds) == 1
         if variant.placement in (None, "standard"):
@@ -240,6 +247,7 @@ def test_plain_timm_makes_the_same_networks_from_python_arguments(tmp_path: Path
         assert hashlib.sha256(ours.detach().numpy().tobytes()).hexdigest() == digest, name
 
 
+@pytest.mark.usefixtures("quick_weights")
 @pytest.mark.parametrize(
     ("name", "block"),
     [("seresnet50_pre", blocks.SEPreBottleneck), ("seresnet50_identity", blocks.SEIdentityBottleneck)],

@@ -263,16 +263,17 @@ def _interrupted_after(write: Callable[..., bool], calls: int) -> Callable[..., 
     return interrupted
 
 
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv", "folder"])
 def test_killed_at_any_event_and_called_again_it_writes_the_same(
-    name: str, model: nn.Module, photos: Path, tmp_path: Path
+    name: str, every: int, model: nn.Module, photos: Path, tmp_path: Path
 ) -> None:
-    """Each child is killed at one opening, renaming, making or removal later than the one before."""
+    """Each child is killed `every` openings, renamings, makings and removals later than the one before."""
     (tmp_path / "whole").mkdir()
     write(model, photos / "elsewhere", tmp_path / "whole" / name, batch_size=8)
     wanted, event, killed = _contents(tmp_path / "whole"), 0, True
     while killed:
-        event += 1
+        event += every
         place = tmp_path / str(event)
         place.mkdir()
         child = os.fork()
