@@ -238,7 +238,9 @@ def test_real_processes_exchange_what_they_should(
         found = torch.load(tmp_path / f"{rank}.pt")
         assert len(found) == len(batches) == 1
         for one, other in zip(found, batches, strict=True):
-            assert all(torch.equal(torch.as_tensor(one[k]), torch.as_tensor(v)) for k, v in other._asdict().items())
+            for name, value in other._asdict().items():
+                is_tensor = isinstance(value, torch.Tensor)
+                assert torch.equal(one[name], value) if is_tensor else one[name] == value, name
             assert batches[0].mask.sum() == (38, 37)[rank]
 
 

@@ -1,4 +1,4 @@
-"""Name what pictures show, or write that and features of many into a table."""
+"""Name what pictures show, or write that, and features, into a table."""
 
 from __future__ import annotations
 
