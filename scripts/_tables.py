@@ -12,6 +12,7 @@ import _tables_gpu as gpu_tables
 import _tables_kernels as kernel_tables
 import _tables_loader as loader_tables
 import _tables_package as package_tables
+import _tables_predict as predict_tables
 import _tables_simulated as simulated_tables
 import timm
 import torch
@@ -186,6 +187,7 @@ MEASURED_TABLES: dict[str, Callable[[Path], str]] = {
     "loaders": loader_tables.loaders,
     "remote_loaders": loader_tables.remote_loaders,
     "simulated": simulated_tables.simulated,
+    "predictions": predict_tables.predictions,
 }
 
 
