@@ -36,7 +36,7 @@ def pictures(given: str) -> list[str | None]:
 def test_pictures_of_models_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     own = ["photos/cats/1.png", "photos/cats/training/2.png"]
     assert pictures("photos") == own
-    assert not caplog.text
+    assert caplog.messages == ["photos: left out, as they are not called like pictures: 1 file (photos/config.json …)"]
     assert pictures(".") == own
     assert (
         ".: 5 images that belong to models, runs or reports were left out (runs/begun/training/log.png …)"

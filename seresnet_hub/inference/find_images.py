@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from seresnet_hub.data.read_image import ENDINGS
@@ -41,12 +41,13 @@ def has_picture_ending(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in ENDINGS
 
 
-def found_in(folder: str) -> Iterator[Found]:
+def found_in(folder: str, other: Callable[[str], None] = lambda _: None) -> Iterator[Found]:
     """Yield what is called like a picture in and below a folder, in the order of names; logs folders it cannot read.
 
-    Links to folders are not followed. A link that leads nowhere is yielded: whoever reads it says what is wrong.
+    Links to folders are not followed. A link that leads nowhere is yielded: whoever reads it says what is wrong. Each
+    file of another name is told to `other`, unless it is hidden or of a model.
     """
-    levels = [_entries("" if folder == os.curdir else folder, False)]
+    levels = [_entries("" if folder == os.curdir else folder, False, other)]
     while levels:
         entry = next(levels[-1], None)
         if entry is None:
@@ -54,7 +55,7 @@ def found_in(folder: str) -> Iterator[Found]:
         elif isinstance(entry, Found):
             yield entry
         else:
-            levels.append(_entries(*entry))
+            levels.append(_entries(*entry, other))
 
 
 class _Folder(NamedTuple):
@@ -62,15 +63,19 @@ class _Folder(NamedTuple):
     of_a_model: bool
 
 
-def _entries(folder: str, of_a_model: bool) -> Iterator[Found | _Folder]:
+def _entries(folder: str, of_a_model: bool, other: Callable[[str], None]) -> Iterator[Found | _Folder]:
     """Yield the folders and pictures that lie in a folder, in the present one where it has no name."""
-    folders, names = set(), []
+    folders, names, others = set(), [], []
     try:
         with os.scandir(folder or os.curdir) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.add(entry.name)
-                elif not has_picture_ending(entry.name) or entry.is_dir():
+                elif entry.is_dir():
+                    continue
+                elif not has_picture_ending(entry.name):
+                    if not entry.name.startswith("."):
+                        others.append(entry.path)
                     continue
                 names.append(entry.name)
     except OSError as error:
@@ -79,6 +84,8 @@ def _entries(folder: str, of_a_model: bool) -> Iterator[Found | _Folder]:
     of_a_model = of_a_model or any(
         all(os.path.isfile(os.path.join(folder, name)) for name in together) for together in NO_PICTURES
     )
+    for path in () if of_a_model else sorted(others):
+        other(path)
     names.sort()
     for name in names:
         kind = _Folder if name in folders else Found

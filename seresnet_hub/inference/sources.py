@@ -143,13 +143,22 @@ def _add(pictures: PictureList, given: ImageInput, missing_are_rows: bool) -> No
 
 def _add_folder(pictures: PictureList, folder: str) -> None:
     before, left_out, first_left_out = len(pictures), 0, None
+    others, example = 0, ""
+
+    def other(name: str) -> None:
+        nonlocal others, example
+        others, example = others + 1, example or name
+
     title = f"listing {printable(folder)}"
-    for found in tqdm(found_in(folder), desc=title, unit=" files", delay=1.5, mininterval=0.5, leave=False):
+    for found in tqdm(found_in(folder, other), desc=title, unit=" files", delay=1.5, mininterval=0.5, leave=False):
         if found.of_a_model:
             left_out, first_left_out = left_out + 1, first_left_out or found.path
         else:
             pictures.add(found.path)
     require_pictures(folder, len(pictures) - before, first_left_out)
+    if others:
+        number = f"{others:,} file{'s' if others > 1 else ''}"
+        log.warning("%s: left out, as they are not called like pictures: %s (%s …)", folder, number, example)
     if left_out:
         which = f"{left_out} images that belong to models, runs or reports"
         log.warning("%s: %s were left out (%s …)", folder, which, first_left_out)
