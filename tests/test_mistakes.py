@@ -18,7 +18,6 @@ from seresnet_hub.data.held_out import hold_out
 from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.parquet_shards import ParquetShards
 from seresnet_hub.data.shards import Shard
-from seresnet_hub.evaluation import mistakes as module
 from seresnet_hub.evaluation.mistakes import confident_mistakes, confused_pairs, pictures_of, unread_rows
 
 
@@ -52,11 +51,13 @@ def test_only_units_with_wanted_rows_are_read(write_split: WriteSplit, monkeypat
     split = open_split(str(write_split([[10, 0, 5], [10, 5]], images=images)), "train")
     read: list[int] = []
 
+    read_unit = units.read_unit
+
     def spy(split: object, unit: int) -> object:
         read.append(unit)
-        return units.read_unit(split, unit)  # type: ignore[arg-type]
+        return read_unit(split, unit)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "read_unit", spy)
+    monkeypatch.setattr(units, "read_unit", spy)
     found = {one.row: one for one in pictures_of(split, [29, 16, 14, 16, 22, 10])}
     assert read == [2, 3, 4]
     assert {row: shade(one.picture) for row, one in found.items() if row != 22} == {k: k for k in (10, 14, 16, 29)}

@@ -27,6 +27,7 @@ from seresnet_hub.evaluation.nearest_neighbour_accuracy import index_for, neares
 from seresnet_hub.evaluation.out_of_memory import with_smaller_batches
 from seresnet_hub.evaluation.report import worst_classes, write_report
 from seresnet_hub.evaluation.report_page import Measured
+from seresnet_hub.inference.embedding_index import EmbeddingIndex
 from seresnet_hub.inference.model_identity import ModelIdentity, model_identity
 from seresnet_hub.inference.run_batches import run_batches
 from seresnet_hub.inference.sources import require_apart
@@ -82,12 +83,16 @@ def measured(options: argparse.Namespace, name: str, processes: Processes | None
 
 
 class _Opened(NamedTuple):
-    """The model on its device, which one it is where that is asked for, and what to measure it on."""
+    """The model on its device, which one it is where that is asked for, and what to measure it on.
+
+    `neighbours` has the rows that its features are compared with, whose weights and classes are those of the model.
+    """
 
     model: nn.Module
     identity: ModelIdentity | None
     split: Split
     classes: tuple[int, ...] | None
+    neighbours: EmbeddingIndex | None
 
 
 def _opened(options: argparse.Namespace, name: str) -> _Opened:
@@ -103,10 +108,11 @@ def _opened(options: argparse.Namespace, name: str) -> _Opened:
     classes = classes_for(split, model, options.classes)
     asked = options.predictions is not None or options.report is not None or options.knn
     identity = model_identity(model, name) if asked else None
+    index = None
     if options.knn:
         assert identity is not None
-        index_for(options.knn, class_names=split.class_names, tensors_sha256=identity.tensors_sha256)
-    return _Opened(prepared(model, options), identity, split, classes)
+        index = index_for(options.knn, class_names=split.class_names, tensors_sha256=identity.tensors_sha256)
+    return _Opened(prepared(model, options), identity, split, classes, index)
 
 
 def _written(options: argparse.Namespace, name: str, opened: _Opened, accuracy: Accuracy) -> dict[str, Any]:
@@ -186,10 +192,7 @@ def _knn(options: argparse.Namespace, opened: _Opened, workers: int, processes: 
         parts = gather((own, labels))
         own = torch.cat([one for one, _ in parts if len(one)])
         labels = np.concatenate([one for _, one in parts])
-    found = on_main(processes, lambda: nearest_neighbour_accuracy(
-        own, labels, options.knn or None, class_names=split.class_names,
-        tensors_sha256=opened.identity.tensors_sha256 if opened.identity else None,
-    ))  # fmt: skip
+    found = on_main(processes, lambda: nearest_neighbour_accuracy(own, labels, opened.neighbours))
     if found.duplicates and (processes is None or processes.main):
         tell(
             f"{found.duplicates:,} of {found.counted:,} images have the features of a row of {options.knn}: if they "

@@ -153,6 +153,7 @@ def _predictions(options: argparse.Namespace, model: nn.Module, split: Split) ->
     from seresnet_hub.errors import InputError
     from seresnet_hub.inference.prediction_table import accuracy, count
     from seresnet_hub.inference.run_batches import run_batches
+    from seresnet_hub.inference.sources import named_error
     from seresnet_hub.inference.write_predictions import table_for
 
     by_folder = options.labels_from_folder or not split.label_column
@@ -171,7 +172,7 @@ def _predictions(options: argparse.Namespace, model: nn.Module, split: Split) ->
         counts.update(count(table, rows))
         for row in rows.to_pylist():
             if row["error"] is not None:
-                error = f"{row['image']}: {row['error']}" if row["image"] else row["error"]
+                error = named_error(row["image"], row["error"])
                 if split.rows == 1:
                     raise InputError(error)
                 tell(f"unreadable: {error}")

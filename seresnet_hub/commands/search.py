@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     from seresnet_hub.inference.kept_faiss_index import FEW_ROWS, is_worth_it
     from seresnet_hub.inference.search import model_of, queries_of
     from seresnet_hub.inference.search_sheet import MOST_QUERIES, write_sheet
-    from seresnet_hub.inference.sources import open_sources
+    from seresnet_hub.inference.sources import named_error, open_sources
     from seresnet_hub.inference.table_files import require_place
 
     if options.sheet is not None and options.sheet.suffix.lower() != ".png":
@@ -73,8 +73,9 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         index, model, split, options.top, exact=exact, batch_size=options.batch_size, workers=options.workers
     )
     unreadable = [{"image": query.image, "error": query.error} for query in queries if query.error is not None]
-    for one in unreadable:
-        tell(f"unreadable: {one['image']}: {one['error']}" if one["image"] else f"unreadable: {one['error']}")
+    for query in queries:
+        if query.error is not None:
+            tell(f"unreadable: {named_error(query.image, query.error)}")
     read = [query for query in queries if query.error is None]
     if not read:
         raise InputError(f"none of the {len(queries)} pictures can be read ({unreadable[0]['error']})")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 import pyarrow
 from datasets import Features, IterableDataset
+from PIL import Image
 
-from seresnet_hub.data.picture_list import PictureList, read_named
+from seresnet_hub.data.picture_list import PictureList, as_rgb, read_named
+from seresnet_hub.data.read_image import read_image
 from seresnet_hub.data.read_retries import reading
 from seresnet_hub.data.shards import fingerprint_of, kept_file, kept_shards, require_unchanged, shard_states
 from seresnet_hub.data.split import Split
@@ -115,23 +117,36 @@ def tables_of(stream: IterableDataset) -> Iterable[Any]:
     return cast(Iterable[Any], stream.with_format("arrow").iter(batch_size=1024))
 
 
-class PictureRows(Sequence[Row]):
-    """The rows of a folder of class folders, or of a part of it, each made when it is asked for."""
+class _LazyRows(Sequence[Row]):
+    """Rows with consecutive numbers, each made when it is asked for, by `make` from its number."""
 
-    def __init__(self, split: Split) -> None:
-        self._split = split
+    def __init__(self, numbers: range) -> None:
+        self._numbers = numbers
+
+    def make(self, number: int) -> Row:
+        raise NotImplementedError
 
     def __len__(self) -> int:
-        return self._split.rows
+        return len(self._numbers)
 
     @overload
-    def __getitem__(self, number: int) -> Row: ...
+    def __getitem__(self, place: int) -> Row: ...
     @overload
-    def __getitem__(self, number: slice) -> list[Row]: ...
-    def __getitem__(self, number: int | slice) -> Row | list[Row]:
-        if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
-        number = range(len(self))[number]
+    def __getitem__(self, place: slice) -> list[Row]: ...
+    def __getitem__(self, place: int | slice) -> Row | list[Row]:
+        if isinstance(place, slice):
+            return [self.make(number) for number in self._numbers[place]]
+        return self.make(self._numbers[place])
+
+
+class PictureRows(_LazyRows):
+    """The rows of a folder of class folders, or of a part of it."""
+
+    def __init__(self, split: Split) -> None:
+        super().__init__(range(split.rows))
+        self._split = split
+
+    def make(self, number: int) -> Row:
         folders, subset = self._split.class_folders, self._split.subset
         assert folders is not None
         row = number if subset is None else int(subset.rows[0][number])
@@ -140,27 +155,18 @@ class PictureRows(Sequence[Row]):
         return found._replace(label=_label(self._split, found))
 
 
-class ListedRows(Sequence[Row]):
-    """Some consecutive rows of a list of pictures, each made when it is asked for."""
+class ListedRows(_LazyRows):
+    """Some rows of a list of pictures."""
 
-    def __init__(self, pictures: PictureList, rows: range) -> None:
-        self._pictures, self._rows = pictures, rows
+    def __init__(self, pictures: PictureList, numbers: range) -> None:
+        super().__init__(numbers)
+        self._pictures = pictures
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, number: int) -> Row: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Row]: ...
-    def __getitem__(self, number: int | slice) -> Row | list[Row]:
-        if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
-        row = self._rows[number]
-        held = self._pictures.held(row)
+    def make(self, number: int) -> Row:
+        held = self._pictures.held(number)
         if held is None:
-            return Row(row, {"bytes": None, "path": self._pictures.name(row)}, None)
-        return Row(row, {"bytes": held if isinstance(held, bytes) else None, "path": None, "picture": held}, None)
+            return Row(number, {"bytes": None, "path": self._pictures.name(number)}, None)
+        return Row(number, {"bytes": held if isinstance(held, bytes) else None, "path": None, "picture": held}, None)
 
 
 def picture_bytes(split: Split, image: dict[str, Any]) -> bytes:
@@ -220,6 +226,32 @@ def read_unit(split: Split, unit: int, needed: Callable[[int], bool] = lambda _:
 
     rows = reading(f"read {split.unit_place(unit)}", read, remote=split.remote)
     return [row._replace(label=_label(split, row)) for row in rows]
+
+
+def rows_of(split: Split, numbers: Iterable[int]) -> Iterator[tuple[int, Row | InputError]]:
+    """Read rows by their numbers: each unit that has one of them once, and no other; in rising order.
+
+    Of a unit that cannot be read, each row comes with the same error.
+    """
+    wanted = sorted({number for number in numbers if number < split.rows})
+    ends = np.cumsum(split.unit_rows)
+    for unit, inside in groupby(wanted, key=lambda number: int(np.searchsorted(ends, number, side="right"))):
+        first = int(ends[unit]) - split.unit_rows[unit]
+        found: Sequence[Row] | InputError
+        try:
+            found = read_unit(split, unit)
+        except InputError as error:
+            found = error
+        for number in inside:
+            yield number, found if isinstance(found, InputError) else found[number - first]
+
+
+def picture_of(split: Split, row: Row) -> Image.Image:
+    """Return a row's picture as 8-bit RGB. Errors: `InputError` where it cannot be read."""
+    image = row.image or {}
+    if image.get("picture") is not None and image["bytes"] is None:
+        return as_rgb(image["picture"])
+    return read_image(picture_bytes(split, image))
 
 
 def _images(chunk: Any) -> list[dict[str, Any] | None]:

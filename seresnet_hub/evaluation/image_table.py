@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import pyarrow as pa
 from seresnet_hub.data.split import Split
 from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation.image_records import ImageRecords
-from seresnet_hub.inference.prediction_table import for_datasets
+from seresnet_hub.inference.prediction_table import best_columns, failures, for_datasets, name_column, named
 from seresnet_hub.inference.sources import picture_name
 from seresnet_hub.inference.table_files import GROUP_ROWS, description, format_of, require_place, write_table
 
@@ -41,13 +40,13 @@ def write_image_table(
     """
     numbers = None if classes is None else np.asarray(classes)
     write_table(
-        output, _batches(records, split, numbers, names), rows=split.rows, metadata=metadata,
-        schema_metadata=partial(for_datasets, names), count=_count,
+        output, _batches(records, split, numbers, name_column(names)), rows=split.rows, metadata=metadata,
+        schema_metadata=partial(for_datasets, names), count=failures,
     )  # fmt: skip
 
 
 def _batches(
-    records: ImageRecords, split: Split, classes: np.ndarray | None, names: Sequence[str] | None
+    records: ImageRecords, split: Split, classes: np.ndarray | None, names: pa.Array | None
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows in order, some thousands at a time."""
     for first in range(0, max(split.rows, 1), GROUP_ROWS):
@@ -62,22 +61,10 @@ def _batches(
             "row": pa.array(rows, pa.int64()),
             "image": pa.array([picture_name(split, row, records.paths.get(row)) for row in rows.tolist()], pa.string()),
             "label": label,
-            "label_name": _named(label, names),
+            "label_name": named(label, names),
             "error": pa.array([UNREADABLE if one else None for one in missing], pa.string()),
         }
-        for k in range(best.shape[1]):
-            numbers = pa.array(best[:, k].astype(np.int32), mask=missing)
-            columns[f"class_{k + 1}"] = numbers
-            columns[f"name_{k + 1}"] = _named(numbers, names)
-            columns[f"score_{k + 1}"] = pa.array(records.scores[places, k], pa.float32(), mask=missing)
+        columns |= best_columns(best, records.scores[places], names, missing)
         losses = records.losses[places]
         columns["loss"] = pa.array(losses, pa.float32(), mask=missing | np.isnan(losses))
         yield pa.record_batch(columns)
-
-
-def _named(numbers: pa.Array, names: Sequence[str] | None) -> pa.Array:
-    return numbers.cast(pa.string()) if names is None else pa.array(names, pa.string()).take(numbers)
-
-
-def _count(batch: pa.RecordBatch) -> Counter[str]:
-    return Counter(rows=batch.num_rows, failed=batch.num_rows - batch.column("error").null_count)

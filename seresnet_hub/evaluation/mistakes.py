@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from seresnet_hub.data.read_image import read_image
 from seresnet_hub.data.split import Split
-from seresnet_hub.data.units import Row, picture_bytes, read_unit
+from seresnet_hub.data.units import Row, picture_of, rows_of
 from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation.image_records import ImageRecords
 
@@ -83,28 +81,17 @@ def pictures_of(split: Split, rows: Iterable[int]) -> Iterator[RowPicture]:
 
     What cannot be read says why, so that one row never costs the others.
     """
-    wanted = sorted(set(rows))
-    ends = np.cumsum(split.unit_rows)
+    wanted = set(rows)
     with tqdm(total=len(wanted), desc="reading pictures for the report", leave=False) as progress:
-        for unit, numbers in groupby(wanted, key=lambda row: int(np.searchsorted(ends, row, side="right"))):
-            first = int(ends[unit]) - split.unit_rows[unit]
-            try:
-                found: Sequence[Row] | InputError = read_unit(split, unit)
-            except InputError as error:
-                found = error
-            for number in numbers:
-                progress.update()
-                if isinstance(found, InputError):
-                    yield RowPicture(number, None, None, str(found))
-                else:
-                    yield _picture(split, number, found[number - first])
+        for number, row in rows_of(split, wanted):
+            progress.update()
+            yield RowPicture(number, None, None, str(row)) if isinstance(row, InputError) else _picture(split, row)
 
 
-def _picture(split: Split, number: int, row: Row) -> RowPicture:
-    image = row.image or {}
-    path = image.get("path")
-    name = str(path) if path else None
+def _picture(split: Split, row: Row) -> RowPicture:
+    path = (row.image or {}).get("path")
+    number, name = row.number, str(path) if path else None
     try:
-        return RowPicture(number, name, read_image(picture_bytes(split, image)), None)
+        return RowPicture(number, name, picture_of(split, row), None)
     except InputError as error:
         return RowPicture(number, name, None, str(error))

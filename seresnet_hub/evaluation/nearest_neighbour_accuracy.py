@@ -99,7 +99,7 @@ def index_for(
     opened = index if isinstance(index, EmbeddingIndex) else open_index(index)
     if tensors_sha256 is not None:
         opened.require_weights(tensors_sha256)
-    opened.labels()  # an error where there are none
+    opened.require_labels()
     _require_same_classes(opened, class_names)
     return opened
 

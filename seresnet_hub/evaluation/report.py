@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.evaluation.calibration import bins_of
+from seresnet_hub.evaluation.class_accuracy import per_class, worst_first
 from seresnet_hub.evaluation.metrics import class_metrics
 from seresnet_hub.evaluation.report_page import Measured, page_of
 from seresnet_hub.files.atomic_writing import filling, replacing, write_json, write_text
@@ -28,39 +29,15 @@ from seresnet_hub.files.model_folder import (
 from seresnet_hub.plots import draw_axes, draw_confusion, draw_reliability
 
 
-class ClassAccuracy(NamedTuple):
-    """One class: its images, how many of them were right, and the wrong class that most of the others were taken for.
-
-    `top1` is in percent, `None` where there are no images; `mistaken_for` is `None` where none was wrong.
-    """
-
-    number: int
-    images: int
-    correct: int
-    top1: float | None
-    mistaken_for: int | None
-    mistaken: int
-
-
-def per_class(confusion: np.ndarray) -> list[ClassAccuracy]:
-    """Return the accuracy of each class from the confusion matrix `(classes, classes)`."""
-    rows = []
-    for number, predictions in enumerate(confusion):
-        images, correct = int(predictions.sum()), int(predictions[number])
-        others = predictions.copy()
-        others[number] = 0
-        mistaken_for = int(others.argmax())
-        top1, mistaken = 100 * correct / images if images else None, int(others[mistaken_for])
-        rows.append(ClassAccuracy(number, images, correct, top1, mistaken_for if mistaken else None, mistaken))
-    return rows
-
-
 def worst_classes(confusion: np.ndarray, names: Sequence[str] | None = None, most: int = 5) -> list[dict[str, Any]]:
     """Return the classes of lowest accuracy as `{index, name, top1}`, worst first, leaving out those without images."""
-    found = [(row.top1, row.number) for row in per_class(confusion) if row.top1 is not None]
     return [
-        {"index": number, "name": names[number] if names else str(number), "top1": round(top1, 4)}
-        for top1, number in sorted(found)[:most]
+        {
+            "index": row.number,
+            "name": names[row.number] if names else str(row.number),
+            "top1": round(100 * row.correct / row.images, 4),
+        }
+        for row in worst_first(confusion)[:most]
     ]
 
 

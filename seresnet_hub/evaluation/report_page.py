@@ -15,6 +15,7 @@ from markupsafe import Markup
 from seresnet_hub.data.split import Split
 from seresnet_hub.errors import printable
 from seresnet_hub.evaluation.calibration import bins_of
+from seresnet_hub.evaluation.class_accuracy import ClassAccuracy, worst_first
 from seresnet_hub.evaluation.image_records import ImageRecords
 from seresnet_hub.evaluation.metrics import class_metrics, interval
 from seresnet_hub.evaluation.mistakes import confident_mistakes, confused_pairs, pictures_of, unread_rows
@@ -54,9 +55,9 @@ def page_of(measured: Measured, confusion: np.ndarray, names: Sequence[str]) -> 
     records, split = measured.records.labelled(), measured.split
     images = confusion.sum(axis=1)
     by_class = class_metrics(confusion)
-    worst = _worst_first(confusion)
+    worst = worst_first(confusion)
     wrong = images - confusion.diagonal()
-    shown = [label for label in worst if wrong[label]][:MOST_SHEETS]
+    shown = [row.number for row in worst if row.correct < row.images][:MOST_SHEETS]
     sheets = [(label, confident_mistakes(records, label, MOST_ON_A_SHEET)) for label in shown]
     pairs = [
         (pair, confident_mistakes(records, pair.label, EXAMPLES_OF_A_PAIR, pair.predicted))
@@ -85,7 +86,7 @@ def page_of(measured: Measured, confusion: np.ndarray, names: Sequence[str]) -> 
         reliability=Markup(_reliability(records)),
         accuracies=Markup(axes_as_svg(draw_accuracies, confusion)) if len(names) > MOST_IN_GRID else None,
         grid=_grid(confusion) if len(names) <= MOST_IN_GRID else None,
-        rows=[_row(label, confusion, by_class) for label in worst[:MOST_ROWS]],
+        rows=[_row(row, by_class) for row in worst[:MOST_ROWS]],
         open_rows=OPEN_ROWS,
         classes_with_images=len(worst),
         without_images=[full[label] for label in np.flatnonzero(images == 0)[:MOST_ROWS]],
@@ -121,23 +122,12 @@ def _cut(name: str) -> str:
     return shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"
 
 
-def _worst_first(confusion: np.ndarray) -> list[int]:
-    """Return the classes that have images, those of lowest accuracy first."""
-    images, right = confusion.sum(axis=1), confusion.diagonal()
-    with_images = np.flatnonzero(images)
-    found: list[int] = with_images[np.argsort(right[with_images] / images[with_images], kind="stable")].tolist()
-    return found
-
-
-def _row(label: int, confusion: np.ndarray, by_class: Any) -> dict[str, Any]:
-    others = confusion[label].copy()
-    others[label] = 0
-    taken_for = int(others.argmax())
+def _row(row: ClassAccuracy, by_class: Any) -> dict[str, Any]:
+    label = row.number
     return {
-        "label": label, "images": int(confusion[label].sum()), "right": int(confusion[label, label]),
+        "label": label, "images": row.images, "right": row.correct,
         "precision": float(by_class.precision[label]), "recall": float(by_class.recall[label]),
-        "f1": float(by_class.f1[label]), "taken_for": taken_for if others[taken_for] else None,
-        "taken": int(others[taken_for]),
+        "f1": float(by_class.f1[label]), "taken_for": row.mistaken_for, "taken": row.mistaken,
     }  # fmt: skip
 
 

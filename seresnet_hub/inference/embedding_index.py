@@ -128,15 +128,19 @@ class EmbeddingIndex:
                     found[position].update(record)
         return found
 
+    def require_labels(self) -> None:
+        """Raise `InputError` where the index has no labels."""
+        if "label" not in self.columns:
+            raise InputError(
+                f"{self.path} has no column 'label': write it from a data set or with --labels-from-folder"
+            )
+
     def labels(self) -> np.ndarray:
         """Return the label of each row, int64, -1 where there is none.
 
         Errors: `InputError` where the index has no labels.
         """
-        if "label" not in self.columns:
-            raise InputError(
-                f"{self.path} has no column 'label': write it from a data set or with --labels-from-folder"
-            )
+        self.require_labels()
         parts = [np.empty(0, np.int64)]
         for path in self.files:
             with _opened(path) as file:

@@ -1,4 +1,4 @@
-"""Which model made a result: its name, its architecture, and hashes of its weights, that others can compare."""
+"""Which model made a result, that others can compare: its name, hashes of its weights, how it prepares pictures."""
 
 from __future__ import annotations
 
@@ -58,6 +58,13 @@ def tensors_sha256(model: nn.Module) -> str:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def preparation_of(model: nn.Module) -> dict[str, Any]:
+    """Return how a model's config prepares pictures, as JSON has it."""
+    config = timm.data.resolve_model_data_config(model)
+    names = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
+    return {name: list(value) if isinstance(value := config[name], tuple) else value for name in names}
 
 
 def _weights_file(name: str | Path) -> tuple[Path | None, str | None]:

@@ -24,7 +24,7 @@ from seresnet_hub.inference.run_batches import (
     require_classifier,
     run_batches,
 )
-from seresnet_hub.inference.sources import open_sources, picture_name
+from seresnet_hub.inference.sources import named_error, open_sources, picture_name
 from seresnet_hub.models.load import load
 from seresnet_hub.torch_settings import Precision
 
@@ -142,4 +142,4 @@ def _opened(images: Images) -> Split:
 
 
 def _unreadable(image: str | None, error: str) -> InputError:
-    return InputError(f"{image}: {error}" if image else error)
+    return InputError(named_error(image, error))

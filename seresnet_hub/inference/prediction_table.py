@@ -63,24 +63,16 @@ class PredictionTable:
             numbers = [min(self.class_numbers.get(name or "", ()), default=None) for name in names]
             return {"label": pa.array(numbers, pa.int64()), "label_name": pa.array(names, pa.string())}
         labels = pa.array(answers.labels, pa.int64(), mask=np.asarray(answers.labels) < 0)
-        if self.label_names is None:
-            return {"label": labels, "label_name": labels.cast(pa.string())}
-        names = pa.array([_as_text(name) for name in self.label_names], pa.string())
-        return {"label": labels, "label_name": names.take(labels)}
+        return {"label": labels, "label_name": named(labels, name_column(self.label_names))}
 
     @cached_property
-    def _names(self) -> pa.Array:
-        return pa.array([_as_text(name) for name in self.class_names or map(str, range(self.num_classes))], pa.string())
+    def _names(self) -> pa.Array | None:
+        return name_column(self.class_names)
 
     def _score_columns(self, logits: torch.Tensor, failed: np.ndarray) -> dict[str, pa.Array]:
         probabilities = logits.softmax(dim=-1)
         best, classes = probabilities.topk(self.topk)
-        columns: dict[str, pa.Array] = {}
-        for k in range(self.topk):
-            numbers = pa.array(classes[:, k].numpy().astype(np.int32), mask=failed)
-            columns[f"class_{k + 1}"] = numbers
-            columns[f"name_{k + 1}"] = self._names.take(numbers)
-            columns[f"score_{k + 1}"] = pa.array(best[:, k].numpy(), pa.float32(), mask=failed)
+        columns = best_columns(classes.numpy(), best.numpy(), self._names, failed)
         if self.scores:
             columns["scores"] = _lists(probabilities, failed)
         return columns
@@ -102,7 +94,8 @@ def count(table: PredictionTable, batch: pa.RecordBatch) -> Counter[str]:
 
     Labelled is a row whose picture was read and whose label the model knows.
     """
-    counts = Counter(rows=batch.num_rows, failed=batch.num_rows - batch.column("error").null_count, labelled=0, right=0)
+    counts = failures(batch)
+    counts.update(labelled=0, right=0)
     if table.labels and table.topk:
         columns = (batch.column(name).to_pylist() for name in ("label", "label_name", "class_1"))
         for label, name, best in zip(*columns, strict=True):
@@ -124,6 +117,34 @@ def accuracy(counts: Mapping[str, int]) -> dict[str, Any]:
     """Return how many rows have a label that the model knows, and in how many percent of them it is right."""
     labelled = counts["labelled"]
     return {"labelled": labelled, "top1": round(100 * counts["right"] / labelled, 4)} if labelled else {}
+
+
+def name_column(names: Sequence[str] | None) -> pa.Array | None:
+    """Return names of classes as a column, `None` where there are none."""
+    return None if names is None else pa.array([_as_text(name) for name in names], pa.string())
+
+
+def named(numbers: pa.Array, names: pa.Array | None) -> pa.Array:
+    """Return the names of a column of classes; their numbers as texts where there are no names."""
+    return numbers.cast(pa.string()) if names is None else names.take(numbers)
+
+
+def best_columns(
+    classes: np.ndarray, scores: np.ndarray, names: pa.Array | None, missing: np.ndarray
+) -> dict[str, pa.Array]:
+    """Return the columns `class_k`, `name_k` and `score_k` of the best classes, `(rows, k)`, null where `missing`."""
+    columns: dict[str, pa.Array] = {}
+    for k in range(classes.shape[1]):
+        numbers = pa.array(classes[:, k].astype(np.int32), mask=missing)
+        columns[f"class_{k + 1}"] = numbers
+        columns[f"name_{k + 1}"] = named(numbers, names)
+        columns[f"score_{k + 1}"] = pa.array(scores[:, k], pa.float32(), mask=missing)
+    return columns
+
+
+def failures(batch: pa.RecordBatch) -> Counter[str]:
+    """Return how many rows there are, and how many `failed` ones among them."""
+    return Counter(rows=batch.num_rows, failed=batch.num_rows - batch.column("error").null_count)
 
 
 def _as_text(name: str | None) -> str | None:

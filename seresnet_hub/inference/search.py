@@ -11,19 +11,15 @@ from torch import nn
 
 from seresnet_hub.data.picture_list import ImageInput
 from seresnet_hub.data.split import Split
-from seresnet_hub.data.transforms import model_transform
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.embedding_index import EmbeddingIndex, open_index
 from seresnet_hub.inference.image_inputs import listed
 from seresnet_hub.inference.kept_faiss_index import is_worth_it, proposed_rows
-from seresnet_hub.inference.model_identity import tensors_sha256
+from seresnet_hub.inference.model_identity import preparation_of, tensors_sha256
 from seresnet_hub.inference.nearest_rows import Nearest, nearest, with_progress
 from seresnet_hub.inference.run_batches import BATCH_SIZE, run_batches
-from seresnet_hub.inference.sources import open_sources
+from seresnet_hub.inference.sources import named_error, open_sources
 from seresnet_hub.models.load import load
-
-# What the index says of the preparation of pictures, which must be as it was.
-PREPARATION = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
 
 
 class Query(NamedTuple):
@@ -69,7 +65,7 @@ def search(
     queries = queries_of(opened, network, split, top, exact=exact, batch_size=batch_size, workers=workers)
     for query in queries:
         if query.error is not None:
-            error = InputError(f"{query.image}: {query.error}" if query.image else query.error)
+            error = InputError(named_error(query.image, query.error))
             if unreadable is None:
                 raise error
             unreadable(query.row, error)
@@ -102,9 +98,7 @@ def require_same_model(index: EmbeddingIndex, model: nn.Module, name: object = N
     """Raise `InputError` where an index was made by other weights, or from pictures prepared otherwise."""
     shown = str(name) if isinstance(name, (str, Path)) else "the model"
     index.require_weights(tensors_sha256(model), shown)
-    config = model_transform(model)[1]
-    for key in PREPARATION:
-        now = list(config[key]) if isinstance(config[key], tuple) else config[key]
+    for key, now in preparation_of(model).items():
         if index.facts.get(key, now) != now:
             raise InputError(
                 f"{index.path} was made with {key} {index.facts[key]}, and {shown} has {now}: make it anew"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from seresnet_hub.data.picture_list import as_rgb, is_address, read_named
+from seresnet_hub.data.picture_list import is_address
 from seresnet_hub.data.read_image import read_image
 from seresnet_hub.data.split import Split
-from seresnet_hub.data.units import picture_bytes, read_unit
+from seresnet_hub.data.units import picture_of, rows_of
 from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.files.atomic_writing import replacing
 from seresnet_hub.inference.contact_sheet import SIDE, Tile, contact_sheet
@@ -36,7 +34,7 @@ def write_sheet(path: Path, index: EmbeddingIndex, queries: Sequence[Query], spl
     Errors: `InputError` where the file cannot be written.
     """
     shown = [query for query in queries if query.error is None][:MOST_QUERIES]
-    asked = _pictures(split, {query.row: query.image for query in shown})
+    asked = _pictures(split, [query.row for query in shown])
     found = {neighbour["row"]: neighbour["image"] for query in shown for neighbour in query.neighbours}
     pictures = _found_pictures(index, found)
     rows = [
@@ -69,7 +67,10 @@ def _found_pictures(index: EmbeddingIndex, names: Mapping[int, str | None]) -> d
     """Return the small pictures of rows of an index: files, or rows of the data set that it names."""
     facts = index.facts
     if not facts.get("sources") or facts.get("split") in (None, "pictures"):
-        return {row: None if name is None or is_address(name) else _small(name) for row, name in names.items()}
+        return {
+            row: None if name is None or is_address(name) else _small(partial(read_image, name))
+            for row, name in names.items()
+        }
     try:
         if str(facts["sources"]).startswith(("http://", "https://")):
             raise InputError(f"{facts['sources']} is not fetched, since only the index names it")
@@ -82,43 +83,21 @@ def _found_pictures(index: EmbeddingIndex, names: Mapping[int, str | None]) -> d
     return dict.fromkeys(names)  # what a data set calls its pictures is no file of this machine
 
 
-def _pictures(split: Split, names: Mapping[int, str | None]) -> dict[int, Image.Image | None]:
+def _pictures(split: Split, rows: Iterable[int]) -> dict[int, Image.Image | None]:
     """Return the small pictures of some rows of a split, `None` where one cannot be read."""
-    if split.pictures is not None:
-        held = {row: split.pictures.held(row) for row in names}
-        return {row: _small(held[row] if held[row] is not None else name) for row, name in names.items()}
-    ends = list(accumulate(split.unit_rows))
-    by_unit: dict[int, list[int]] = defaultdict(list)
-    for row in names:
-        by_unit[bisect_right(ends, row)].append(row)
-    found: dict[int, Image.Image | None] = dict.fromkeys(names)
-    for unit, rows in sorted(by_unit.items()):
-        if unit < len(ends):
-            found |= _of_unit(split, unit, ends[unit] - split.unit_rows[unit], rows)
+    found: dict[int, Image.Image | None] = dict.fromkeys(rows)
+    said: InputError | None = None
+    for number, row in rows_of(split, rows):
+        if not isinstance(row, InputError):
+            found[number] = _small(partial(picture_of, split, row))
+        elif row is not said:  # all rows of a unit have the same one
+            log.warning("%s", said := row)
     return found
 
 
-def _of_unit(split: Split, unit: int, first: int, rows: Iterable[int]) -> dict[int, Image.Image | None]:
+def _small(read: Callable[[], Image.Image]) -> Image.Image | None:
+    """Return a picture as it is put on the sheet, `None` where it cannot be read."""
     try:
-        unit_rows = read_unit(split, unit)
-    except InputError as error:
-        log.warning("%s", error)
-        return {}
-    found: dict[int, Image.Image | None] = {}
-    for row in rows:
-        try:
-            found[row] = _small(picture_bytes(split, unit_rows[row - first].image or {}))
-        except InputError:
-            found[row] = None
-    return found
-
-
-def _small(picture: Any) -> Image.Image | None:
-    """Return a picture of any form, or of a file or an address of this name, as it is put on the sheet."""
-    try:
-        if picture is None:
-            return None
-        data = read_named(picture) if isinstance(picture, str) else picture
-        return thumbnail(read_image(data) if isinstance(data, bytes | memoryview) else as_rgb(data), SIDE)
+        return thumbnail(read(), SIDE)
     except InputError:
         return None

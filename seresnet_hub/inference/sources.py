@@ -88,6 +88,11 @@ def require_apart(output: Path, split: Split) -> None:
         raise InputError(f"{output} lies in the data set that is read, {split.source}: choose another output")
 
 
+def named_error(image: str | None, error: str) -> str:
+    """Say which picture cannot be read, where it has a name, and why."""
+    return f"{image}: {error}" if image else error
+
+
 def _is_data_set(given: str | Path) -> bool:
     text = str(given)
     if isinstance(given, str) and is_address(given):
