@@ -18,8 +18,8 @@ import seresnet_hub
 # The wings, from the lowest to the highest: each imports modules of its own and of those below it. The modules that lie
 # beside the wings are "", below all of them; `mmpretrain_api` alone is above.
 WINGS = [
-    "", "files", "recipes", "checkpoints", "hub", "data", "models", "cards", "conversion", "inference", "evaluation",
-    "publishing", "training", "commands",
+    "", "files", "recipes", "checkpoints", "hub", "data", "engines", "models", "cards", "conversion", "inference",
+    "evaluation", "exporting", "publishing", "training", "commands",
 ]  # fmt: skip
 ABOVE = {"mmpretrain_api"}
 # What scripts need before they import anything heavy, and what other programs may read for its figures alone.
