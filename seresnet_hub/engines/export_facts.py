@@ -56,4 +56,7 @@ class ExportFacts:
         names = [field.name for field in fields(cls)]
         if sorted(facts) != sorted(names):
             raise InputError(f"its facts are not those of an export: {', '.join(sorted(set(facts) ^ set(names)))}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
+        }
+        return cls(**values)
