@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from test_fusion import BASIC, BOTTLENECKS, network
 from timm.data import resolve_model_data_config
 from torch import nn
 
@@ -13,7 +14,6 @@ from seresnet_hub.exporting.preprocessing import Preparation
 from seresnet_hub.exporting.tracing import layer_names, traced
 from seresnet_hub.models.create import list_models
 from seresnet_hub.models.fusion import fuse
-from test_fusion import BASIC, BOTTLENECKS, network
 
 
 def images(count: int, size: int = 32, seed: int = 1) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""Prepare pictures inside an exported graph: resize as Pillow does, crop and normalise, in operations that any engine has.
+"""Prepare pictures inside an exported graph: resize as Pillow does, crop, normalise, in operations that any engine has.
 
-Resizing is linear along each side: an output pixel is a weighted mean of the input pixels under a filter that is as wide
-as the picture is shrunk. So both sides are products with matrices, which are made in the graph from the picture's size,
-for those pixels alone that the crop keeps. Between the two, and after them, values are rounded to whole levels, as in
-pictures of bytes.
+Resizing is linear along each side: an output pixel is a weighted mean of the input pixels under a filter that is wider
+the more the picture is shrunk. So both sides are products with matrices, which are made in the graph from the picture's
+size, for those pixels alone that the crop keeps. Between the two, and after them, values are rounded to whole levels,
+as in pictures of bytes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Preparation(nn.Module):
     fill: torch.Tensor
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Take the keys of `timm.data.resolve_model_data_config`. Errors: `InputError` for a filter or crop not known."""
+        """Take the keys of `timm.data.resolve_model_data_config`. Errors: `InputError` for a filter not known here."""
         super().__init__()
         if config["interpolation"] not in FILTERS:
             raise InputError(
@@ -93,7 +93,7 @@ class Preparation(nn.Module):
     def _weights(
         self, side: torch.Tensor, old: torch.Tensor, new: torch.Tensor, crop: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the weights `(crop, old)` of a side's pixels in those that the crop keeps, and which of these exist."""
+        """Return the weights `(crop, old)` of pixels in those that the crop keeps, and which of these exist."""
         kept = torch.arange(crop, device=side.device) + _first_kept(new, crop)
         # Distances of the pixels' middles, in old pixels, times 2 * new: whole numbers, so exact for any picture.
         distance = ((2 * side + 1)[None, :] * new - (2 * kept + 1)[:, None] * old).abs()
