@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,20 @@ from typing import Any
 import hub_fixtures
 import numpy as np
 import pytest
-from exported_by_hand import facts_of, rewrite_record, write_export
+import torch
+from exported_by_hand import facts_of, logits_of, prepared_by_timm, rewrite_record, write_export
 from hub_faults import Drop, LoseAnswer, Status
 from hub_fixtures import REPO, commits, other_weights, write_folder
 from hub_server import HubServer
+from PIL import Image
 
+import seresnet_hub
+from seresnet_hub.engines.exported_model import load_exported
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.models.trial_forward import check_runs
 from seresnet_hub.publishing.push import push, ready_repository
+from seresnet_hub.publishing.verify import verify
 
 onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
 pytest.importorskip("openvino", reason="needs the extra [openvino]")
@@ -306,3 +313,71 @@ def test_where_tensors_may_be_in_an_onnx_file_is_what_onnx_says() -> None:
     assert (numbers["external_data"], numbers["data_location"]) == (contents.EXTERNAL_DATA, contents.DATA_LOCATION)
     numbers = {field.name: field.number for field in onnx.ModelProto.DESCRIPTOR.fields}
     assert (numbers["ir_version"], numbers["metadata_props"]) == (contents.IR_VERSION, contents.METADATA)
+
+
+# --- verify -----------------------------------------------------------------------------------------------------------
+
+
+def test_verify_compares_exports_with_their_records(
+    hub: HubServer, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"model.safetensors", *ONNX_FILES[1:], *OPENVINO_FILES[1:]}
+    found = verify(exported)
+    assert (found["ok"], set(found["files"])) == (True, files)
+    assert found["files"]["onnx/model.onnx"] == {"hash": sha256_of(exported / "onnx" / "model.onnx"), "ok": True}
+    push(exported, REPO)
+    on_the_hub = verify(REPO)
+    assert on_the_hub["ok"]
+    assert {*files, *ONNX_FILES, *OPENVINO_FILES} < set(on_the_hub["files"])
+    damage(exported / "onnx" / "model.onnx")
+    (exported / "openvino" / "openvino_model.bin").unlink()
+    found = verify(exported)
+    assert not found["ok"]
+    wrong = {name for name, file in found["files"].items() if not file["ok"]}
+    assert wrong == {"onnx/model.onnx", "openvino/openvino_model.bin"}
+    said = capsys.readouterr().err
+    assert all(f"{exported / name} is not what it must be" in said for name in wrong)
+
+
+@pytest.mark.parametrize(
+    ("harm", "name", "message"),
+    [
+        (lambda f: damage(f / "onnx/model.onnx"), "onnx/model.onnx", "is not the file that onnx/model.json describes"),
+        (lambda f: (f / "onnx/model.onnx").unlink(), "onnx/model.onnx", "is not the file that onnx/model.json descr"),
+        (lambda f: (f / "openvino/openvino_model.xml").write_text("<net/>"), "openvino/openvino_model.xml",
+         "is not the file that"),
+        (lambda f: (f / "onnx/model.json").write_text("{}"), "onnx/model.json", "is no record of an export"),
+        (lambda f: write_export(f, tensors_sha256="0" * 64), "onnx/model.onnx", "made of other weights than those"),
+        (lambda f: other_metadata(f, license="mit"), "onnx/model.onnx", "says something else of itself"),
+    ],
+)  # fmt: skip
+def test_verify_names_the_exports_on_the_hub_that_are_not_the_models(
+    hub: HubServer, exported: Path, harm: Callable[[Path], None], name: str, message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Whoever put them there: the Hub has the bytes that it says, and they are not those of the record."""
+    harm(exported)
+    paths = [path for path in exported.rglob("*") if path.is_file()]
+    hub.create("model", REPO, {path.relative_to(exported).as_posix(): path for path in paths})
+    found = verify(REPO)
+    assert not found["ok"]
+    assert {file for file, one in found["files"].items() if not one["ok"]} <= {name}
+    assert message in capsys.readouterr().err
+
+
+def test_what_hf_downloads_is_run_by_its_engine(hub: HubServer, exported: Path, tmp_path: Path) -> None:
+    """The way of somebody who has the repository's name and a picture, and neither this machine's folder nor PyTorch's
+    weights."""
+    push(exported, REPO)
+    downloaded = tmp_path / "downloaded"
+    environment = hub.environment(tmp_path / "home", token=None) | {"OMP_NUM_THREADS": "1"}
+    hf = [str(Path(sys.executable).with_name("hf")), "download", REPO, "--local-dir", str(downloaded)]
+    subprocess.run(hf, env=environment, capture_output=True, timeout=120, check=True)
+    assert (downloaded / "onnx" / "model.onnx").read_bytes() == (exported / "onnx" / "model.onnx").read_bytes()
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (50, 40), (200, 30, 60)).save(picture)
+    expected = torch.from_numpy(logits_of(prepared_by_timm(exported, Image.open(picture)))).softmax(1)[0]
+    for name in (f"onnx:{downloaded}", f"openvino:{downloaded}"):
+        [classes] = seresnet_hub.predict(load_exported(name), [picture], topk=4)
+        assert [one["index"] for one in classes] == expected.argsort(descending=True).tolist()
+        assert [one["score"] for one in classes] == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-5)

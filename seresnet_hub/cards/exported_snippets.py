@@ -28,7 +28,8 @@ def with_onnxruntime(record: Record, repo_id: str) -> str:
     (name,) = files_of(facts.format, facts.precision)
     return _python(
         facts, "import onnxruntime\nfrom huggingface_hub import hf_hub_download",
-        f'''file = hf_hub_download("{repo_id}", "{name}")
+        f'''repository = "{repo_id}"
+file = hf_hub_download(repository, "{name}")
 session = onnxruntime.InferenceSession(file)
 [answers] = session.run(None, {{session.get_inputs()[0].name: images}})''',
         'json.loads(session.get_modelmeta().custom_metadata_map["class_names"])',
@@ -42,10 +43,12 @@ def with_openvino(record: Record, repo_id: str) -> str:
     hint = "bf16" if facts.precision == "bf16" else "f32"
     return _python(
         facts, "import openvino\nfrom huggingface_hub import hf_hub_download",
-        f'''hf_hub_download("{repo_id}", "{weights}")
-file = hf_hub_download("{repo_id}", "{xml}")  # both lie in one folder
+        f'''repository = "{repo_id}"
+hf_hub_download(repository, "{weights}")
+file = hf_hub_download(repository, "{xml}")
 model = openvino.Core().read_model(file)
-compiled = openvino.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}"}})
+options = {{"INFERENCE_PRECISION_HINT": "{hint}"}}
+compiled = openvino.compile_model(model, "CPU", options)
 answers = compiled(images)[0]''',
         'json.loads(model.get_rt_info(["seresnet_hub", "class_names"]).astype(str))',
     )  # fmt: skip
@@ -92,7 +95,6 @@ def on_a_page(record: Record, repo_id: str) -> str:
     """Return a page that names what a picture shows, with ONNX Runtime Web."""
     facts = record.facts
     (name,) = files_of(facts.format, facts.precision)
-    base = f"https://huggingface.co/{repo_id}/resolve/main/onnx/"
     file, described = (PurePath(one).name for one in (name, record_of(facts.format, facts.precision)))
     tensor = 'new ort.Tensor("float32", values, [1, 3, size, size])'
     prepare, scores = _ON_CANVAS, _SOFTMAX
@@ -112,7 +114,8 @@ def on_a_page(record: Record, repo_id: str) -> str:
 import * as ort from
   "{WEB_RUNTIME}";
 
-const base = "{base}";
+const repository = "{repo_id}";
+const base = `https://huggingface.co/${{repository}}/resolve/main/onnx/`;
 {constants}const record = await (await fetch(base + "{described}")).json();
 const names = record.facts.class_names;
 const session = await ort.InferenceSession.create(base + "{file}");

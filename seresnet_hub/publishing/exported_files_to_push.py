@@ -53,11 +53,11 @@ def exported_files(directory: Path) -> ExportedFiles:
     large: dict[str, Path] = {}
     hashes: dict[str, str] = {}
     small: dict[str, bytes] = {}
-    for name in _record_names(directory):
+    for name in record_names(directory):
         small[name] = content_of(inside(directory, name), MOST_BYTES)
         record = read_record(directory / name)
         records.append(record)
-        for file in files_of(record.facts.format, record.facts.precision):
+        for file, recorded in recorded_exports(record).items():
             path = inside(directory, file)
             if file.endswith(".xml"):
                 small[file] = content_of(path, LARGEST_TEXT)
@@ -67,7 +67,7 @@ def exported_files(directory: Path) -> ExportedFiles:
                     raise InputError(f"{directory / file} has more than the {LARGEST_WEIGHTS:,} bytes that it may have")
                 large[file], digest = path, _sha256_of(path)
                 hashes[file] = digest
-            if digest != record.sha256[path_name(file)]:
+            if digest != recorded:
                 raise InputError(f"{directory / file} is not the file that {name} describes: its sha256 differs")
         if problem := unlike_its_record(record):
             raise InputError(f"{problem}: export it again")
@@ -85,14 +85,25 @@ def small_files_again(directory: Path, before: Mapping[str, bytes]) -> dict[str,
     return {name: content_of(inside(directory, name), max(MOST_BYTES, LARGEST_TEXT)) for name in before}
 
 
-def records_in(directory: Path) -> list[Record]:
-    """Return the records of the exports in a folder. Errors: `InputError` where one cannot be read."""
-    return [read_record(directory / name) for name in _record_names(directory)]
+def record_names(directory: Path) -> list[str]:
+    """Return the names of the records of a folder's exports, in the folder."""
+    known = [record_of(format, precision) for format in PUSHED_FORMATS for precision in PRECISIONS]
+    return [name for name in known if (directory / name).is_file()]
+
+
+def recorded_exports(record: Record) -> dict[str, str]:
+    """Return the sha256 of an export's files as its record has them, by name in the folder of the model."""
+    return {f"{record.facts.format}/{name}": hash for name, hash in record.sha256.items()}
+
+
+def first_file(record: Record) -> str:
+    """Return the name of an export's first file in the folder of the model: that with its metadata."""
+    return files_of(record.facts.format, record.facts.precision)[0]
 
 
 def unlike_its_record(record: Record) -> str:
     """Return what is wrong with an exported file, whose bytes are those of its record: "" where nothing is."""
-    path = record.path.parent / path_name(files_of(record.facts.format, record.facts.precision)[0])
+    path = Path(record.name)
     try:
         facts = ExportFacts.from_text(metadata_of(path))
     except InputError as error:
@@ -128,18 +139,6 @@ def unlike_the_model(
             other.append("license")
         if other:
             yield record, f"the model beside it has another {', another '.join(other)}"
-
-
-def path_name(file: str) -> str:
-    """Return a file's name without the folder of its format, as records have it."""
-    return file.rpartition("/")[2]
-
-
-def _record_names(directory: Path) -> Iterator[str]:
-    for format in PUSHED_FORMATS:
-        for precision in PRECISIONS:
-            if (directory / record_of(format, precision)).is_file():
-                yield record_of(format, precision)
 
 
 def _all_names(directory: Path) -> list[str]:
