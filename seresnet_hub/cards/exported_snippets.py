@@ -66,7 +66,8 @@ size = [int({edge} * side / short) for side in picture.size]
 picture = picture.resize(size, Image.Resampling.{facts.interpolation.upper()})
 left, top = (round((side - {size}) / 2) for side in picture.size)
 picture = picture.crop((left, top, left + {size}, top + {size}))
-mean, std = {_numbers(facts.mean)}, {_numbers(facts.std)}
+mean = {_numbers(facts.mean)}
+std = {_numbers(facts.std)}
 values = (np.asarray(picture) / 255 - mean) / std
 images = values.transpose(2, 0, 1)[None].astype(np.float32)"""
         scores = "scores = np.exp(answers[0] - answers[0].max())\nscores /= scores.sum()"
@@ -100,7 +101,7 @@ def on_a_page(record: Record, repo_id: str) -> str:
     prepare, scores = _ON_CANVAS, _SOFTMAX
     constants = (
         f"const size = {facts.input_size[-1]}, edge = {_edge(facts)};\n"
-        f"const mean = {_numbers(facts.mean)}, std = {_numbers(facts.std)};\n"
+        f"const mean = {_numbers(facts.mean)};\nconst std = {_numbers(facts.std)};\n"
     )
     if facts.preprocessing:
         prepare, scores, constants = _LEVELS, _PROBABILITIES, ""
