@@ -41,7 +41,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports") / "model"
     write_folder(folder, card=CARD)
     write_export(folder)
-    write_export(folder, precision="int8", proof=INT8, accuracy=ACCURACY, quantization={"kept": ["layer1.0.conv1", "fc"]})
+    write_export(
+        folder, precision="int8", proof=INT8, accuracy=ACCURACY, quantization={"kept": ["layer1.0.conv1", "fc"]}
+    )
     write_export(folder, format="openvino")
     return folder
 

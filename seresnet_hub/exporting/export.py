@@ -38,7 +38,6 @@ from seresnet_hub.exporting.export_proof import (
 from seresnet_hub.exporting.export_request import ExportRequest, checked_request
 from seresnet_hub.exporting.formats import FORMATS, ExportUnderTest
 from seresnet_hub.exporting.forms import PLAIN, form_for, in_form
-from seresnet_hub.exporting.int8 import Int8Network, to_int8
 from seresnet_hub.exporting.preprocessing import Preparation
 from seresnet_hub.exporting.tracing import traced
 from seresnet_hub.files.atomic_writing import sha256_of, staging
@@ -89,7 +88,7 @@ def export(
         with_preprocessing=with_preprocessing, calibrate=calibrate, data=data, split=split, keep=keep,
         max_drop=max_drop, force=force,
     )  # fmt: skip
-    with tqdm(STEPS, leave=False, bar_format="{desc}: {n_fmt} of {total_fmt} steps, {elapsed}") as steps:
+    with tqdm(STEPS, leave=False, bar_format="{desc}step {n_fmt} of {total_fmt}, {elapsed}") as steps:
         return _exported(model, request, _Progress(steps))
 
 
@@ -98,7 +97,7 @@ class _Progress:
         self._steps = steps
 
     def __call__(self, step: str) -> None:
-        self._steps.n = STEPS.index(step)
+        self._steps.n = STEPS.index(step) + 1
         self._steps.set_description(step)
 
 
@@ -133,9 +132,11 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
     begin("converting")
     converted = format.convert(program)
     with _only_if_whole(request) as staged:
-        int8: Int8Network | None = None
+        int8: Any = None
         if pictures is not None and format.layers is not None:
             begin("quantising")
+            from seresnet_hub.exporting.int8 import to_int8
+
             int8 = to_int8(
                 request.format, converted, _batched(pictures, request.batch), layers=format.layers(converted),
                 keep=request.keep, max_drop=request.max_drop,

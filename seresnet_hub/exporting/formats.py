@@ -14,6 +14,7 @@ from torch import nn
 from seresnet_hub.engines import onnx_engine, openvino_engine
 from seresnet_hub.engines.export_facts import ExportFacts
 from seresnet_hub.engines.exported_files import Record
+from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.exporting import onnx_writer, openvino_writer
 from seresnet_hub.exporting.torch_export_writer import run_torch_export, write_torch_export
 
@@ -22,6 +23,10 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 def _nothing() -> None:
     """Need no package beside torch."""
+
+
+def _openvino() -> None:
+    require_package("openvino")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,7 @@ FORMATS: Mapping[str, Format] = {
         run=lambda record: onnx_engine.open_engine(record).run,
     ),
     "openvino": Format(
-        precisions=("fp32", "fp16", "bf16", "int8"), traced_in=(), require=openvino_writer.require_openvino,
+        precisions=("fp32", "fp16", "bf16", "int8"), traced_in=(), require=_openvino,
         convert=openvino_writer.openvino_model, write=openvino_writer.write_openvino, layers=openvino_writer.layers_of,
         run=lambda record: openvino_engine.open_engine(record).run,
     ),
