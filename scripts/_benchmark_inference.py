@@ -12,6 +12,7 @@ from _benchmark_networks import PLAIN, SE, Benchmark, Networks, measure_networks
 from _benchmark_timing import Call
 from torch import nn
 
+from seresnet_hub.errors import InputError
 from seresnet_hub.models.compiling import INFERENCE_SETTINGS
 from seresnet_hub.models.fusion import fuse
 
@@ -19,7 +20,17 @@ FUSED = "fused"
 
 
 def benchmark_inference(options: argparse.Namespace) -> dict[str, Any]:
-    """Time a forward pass of the networks in eval mode; weights and images have the precision that is named."""
+    """Time a forward pass of the networks in eval mode; weights and images have the precision that is named.
+
+    With `--peer`, exported networks are timed too, by the engines that run them.
+    """
+    if options.peer:
+        from _benchmark_inference_engines import measure_engines  # here, as it needs the packages of extras
+
+        return measure_engines(options)
+    for name in ("precision", "calibrate", "exports", "output"):
+        if getattr(options, name):
+            raise InputError(f"--{name} is of exported networks: name an engine as well, with --peer")
     benchmark = replace(INFERENCE, compile_options=INFERENCE_SETTINGS[options.settings])
     return {**measure_networks(benchmark, options), "settings": options.settings}
 

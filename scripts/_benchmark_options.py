@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from seresnet_hub.engines.export_facts import PRECISIONS as EXPORT_PRECISIONS
+
 OURS, TIMM = "seresnet_hub", "timm"  # programs and loaders, as results name them
 OTHER_DECODERS = ("pil", "region")  # this package with another of its decoders
 PEERS = (TIMM, "datasets", "webdataset", "litdata", "mosaicml-streaming", *OTHER_DECODERS)
@@ -14,6 +16,7 @@ SETTINGS = ("default", "epilogue")
 NETWORKS = ("plain", "timm", "own")  # ResNet-50, timm's SE-ResNet-50, this package's
 NETWORK_BENCHMARKS = ("inference", "training")  # their results are kept as `benchmark_NAME.json` and such
 TARGETS = ("sm_90",)
+ENGINE_FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}  # engines, and the format of their files
 
 
 def checkout(text: str) -> Path:
@@ -119,4 +122,21 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
     add_networks(parser)
     parser.add_argument(
         "--settings", choices=SETTINGS, default="default", help="of the compiler, for inference (default: default)"
+    )
+    parser.add_argument(
+        "--peer", action="append", default=[], choices=[*ENGINE_FORMATS],
+        help="export the networks and measure them in this engine too, on the CPU, by rounds in turn; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", action="append", choices=EXPORT_PRECISIONS,
+        help="of the exported networks; repeatable (default: fp32, bf16 and int8)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibrate", metavar="SOURCE", help="pictures for int8: a folder or data set (default: made ones)"
+    )
+    parser.add_argument(
+        "--exports", type=Path, metavar="DIR", help="keep the exported files there, and take those that are (default: no)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write what is measured into this JSON file after each round"
     )

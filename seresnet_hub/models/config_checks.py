@@ -13,6 +13,7 @@ import timm
 
 from seresnet_hub.checkpoints.reading_budget import Refused
 from seresnet_hub.checkpoints.safetensors_file import distinct
+from seresnet_hub.engines.export_facts import CROP_MODES, INTERPOLATIONS
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import FACTS_KEY
 from seresnet_hub.recipes.field_types import LEAST_CROP_PCT, LONGEST_SIDE
@@ -25,8 +26,6 @@ FACTORY_ARGUMENTS = frozenset(
     | {"pretrained_model_args", "feature_cfg", "features_only", "model_cfg", "variant", "model_cls"}
     | {"device", "dtype"}  # the network would be made in memory before it is held against its file
 )
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-CROP_MODES = ("center", "squash", "border")
 NEVER_NULL = ("model_args", "pretrained_cfg", FACTS_KEY)  # timm and we read in them
 # The names and descriptions of ImageNet-21k's 21,843 classes take 2 MB. A config is parsed several times, by timm too.
 MOST_BYTES, MOST_ENTRIES = 2**24, 500_000

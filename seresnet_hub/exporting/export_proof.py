@@ -1,0 +1,240 @@
+"""Compare an exported file, run by its own runtime, with the network that it was made of, in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_image
+from torch import nn
+from tqdm import tqdm
+
+from seresnet_hub.data.decoding import Decoder
+from seresnet_hub.data.loader import Loader
+from seresnet_hub.data.loader_spec import LoaderSpec
+from seresnet_hub.data.plan import Plan
+from seresnet_hub.data.split import Split
+from seresnet_hub.data.transforms import model_transform, normalize
+from seresnet_hub.errors import InputError
+from seresnet_hub.inference.run_batches import run_batches
+from seresnet_hub.inference.sources import open_sources
+from seresnet_hub.models.create import eval_mode
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+BATCHES = (1, 2, 7)
+PICTURES = sum(BATCHES)  # one for each row of the batches, so that no two rows of a batch are alike
+PHOTOGRAPHS = ("china.jpg", "flower.jpg")  # those that scikit-learn carries, 427 x 640
+
+SIZES = ((427, 640), (427, 300), (240, 400))  # height and width of the photographs in each batch
+
+
+class Limits(NamedTuple):
+    """What a precision may change.
+
+    `tolerance` is the largest difference of a logit, as a share of the largest absolute logit of all pictures.
+    Two classes are `apart` where their logits in the original differ by more than that share: then the export has to
+    choose the same one.
+    """
+
+    tolerance: float
+    apart: float
+
+
+LIMITS = {
+    "fp32": Limits(tolerance=1e-5, apart=2e-5),
+    "fp16": Limits(tolerance=2e-2, apart=2e-2),
+    "bf16": Limits(tolerance=1e-1, apart=1e-1),
+    "int8": Limits(tolerance=3e-1, apart=2e-1),
+}
+# Probabilities of a file that prepares pictures itself: a resize that rounds a level differently adds to these.
+PREPROCESSING_TOLERANCE = 2e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """How far an exported file is from the network that it was made of.
+
+    `largest_difference` and `tolerance` are shares of the largest absolute output of the network in float64, over all
+    pictures; `worst_batch` is the size of the batch with the largest difference. `argmax_agreement` is the share of
+    pictures with the same first class, ties included; `apart` of the pictures have a first class that leads by more
+    than the precision may change, and `apart_agreement` is the share of these.
+    """
+
+    precision: str
+    largest_difference: float
+    worst_batch: int
+    argmax_agreement: float
+    apart: int
+    apart_agreement: float
+    tolerance: float
+    batches: tuple[int, ...]
+    pictures: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the proof as a record holds it."""
+        return asdict(self) | {"batches": list(self.batches)}
+
+
+def proof_pictures(
+    model: nn.Module, source: Split | None = None, *, input_size: tuple[int, int] | None = None, count: int = PICTURES
+) -> np.ndarray:
+    """Return pictures prepared as the model's config says, normalised float32 `(count, 3, height, width)`.
+
+    Without a `source` they are crops of two photographs, so that no network is needed; else the first of its rows that
+    can be decoded, repeated where there are fewer. `input_size` replaces the config's height and width.
+    """
+    overrides = {} if input_size is None else {"input_size": (3, *input_size)}
+    transform, config = model_transform(model, **overrides)
+    if source is None:
+        levels = torch.stack([torch.as_tensor(np.asarray(transform(picture))) for picture in _crops(count)])
+    else:
+        spec = LoaderSpec(
+            split=source, plan=Plan(unit_rows=source.unit_rows, batch_size=count, lanes=1, order=None),
+            decoder=Decoder(transform, "pil"), size=tuple(config["input_size"][-2:]), num_classes=None, workers=0,
+            reports_errors=True,
+        )  # fmt: skip
+        batch = next(iter(Loader(spec, 0, stop=1)))
+        rows = [row for row, number in enumerate(batch.indices.tolist()) if number >= 0 and number not in batch.errors]
+        if not rows:
+            raise InputError(f"none of the first pictures of {source.source} can be decoded")
+        levels = batch.images[[rows[k % len(rows)] for k in range(count)]]
+    return normalize(levels, mean=config["mean"], std=config["std"]).contiguous().numpy()
+
+
+def proof(run: Run, model: nn.Module, pictures: np.ndarray, precision: str, *, batch: int | None = None) -> Proof:
+    """Return how far `run`, an exported file in its runtime, is from `model` in float64 on the CPU, run by eager torch.
+
+    `model` is the network before anything was fused; it is copied. `run` takes normalised float32
+    `(batch, 3, height, width)` and returns logits. Without a fixed `batch` it is asked for 1, 2 and 7 pictures at once.
+    The network itself sees one picture at a time, so that whatever the export makes of a batch shows.
+    Errors: `InputError` where the outputs have another shape or are not finite.
+    """
+    expected = _logits(model, pictures)
+    batches = BATCHES if batch is None else (batch,)
+    return _compared(
+        ((size, run(pictures[rows]), expected[rows]) for size, rows in _rows(batches, len(pictures))),
+        scale=float(np.abs(expected).max()), precision=precision, limits=LIMITS[precision], batches=batches,
+        pictures=len(pictures),
+    )  # fmt: skip
+
+
+def proof_with_preprocessing(run: Run, model: nn.Module, precision: str, *, batch: int | None = None) -> Proof:
+    """Return how far an exported file that prepares pictures itself is from `predict`, which does so with Pillow.
+
+    `run` takes uint8 `(batch, height, width, 3)` in RGB order, of other sizes each time, and returns probabilities;
+    these are compared, as shares of the largest. Errors: as for `proof`.
+    """
+    batches = BATCHES if batch is None else (batch,)
+    sizes = SIZES if batch is None else SIZES[-1:]
+    photographs = [_photographs(count, size) for count, size in zip(batches, sizes, strict=True)]
+    expected = [_probabilities(model, pictures) for pictures in photographs]
+    limits = LIMITS[precision]
+    limits = limits._replace(tolerance=limits.tolerance + PREPROCESSING_TOLERANCE)
+    return _compared(
+        zip(batches, map(run, photographs), expected, strict=True), scale=max(float(one.max()) for one in expected),
+        precision=precision, limits=limits, batches=batches, pictures=sum(batches),
+    )  # fmt: skip
+
+
+def require_equal(proof: Proof, name: str = "the exported file") -> None:
+    """Raise `InputError` where a proof finds more than its precision may change; `name` is what the file is called."""
+    allowed = f"{proof.precision} may change {proof.tolerance:.0e}"
+    if not proof.largest_difference <= proof.tolerance:
+        raise InputError(
+            f"{name} does not compute what the network does: at batch {proof.worst_batch} an output differs by "
+            f"{proof.largest_difference:.1e} of the largest one, and {allowed}; nothing was written"
+        )
+    if proof.apart_agreement < 1:
+        raise InputError(
+            f"{name} does not compute what the network does: it names another class for "
+            f"{round((1 - proof.apart_agreement) * proof.apart)} of {proof.apart} pictures whose first class leads "
+            f"clearly; nothing was written"
+        )
+
+
+def _crops(count: int) -> Iterator[Image.Image]:
+    """Yield different parts of the photographs, whole ones first."""
+    photographs = [Image.fromarray(load_sample_image(name)) for name in PHOTOGRAPHS]
+    for number in range(count):
+        photograph = photographs[number % len(photographs)]
+        width, height = photograph.size
+        step = number // len(photographs) % 8
+        side = 1 - 0.08 * step  # of what is left the place moves, so no crop holds another's middle
+        left, top = width * (1 - side) * (step * 0.37 % 1), height * (1 - side) * (step * 0.61 % 1)
+        yield photograph.crop((int(left), int(top), int(left + width * side), int(top + height * side)))
+
+
+def _rows(batches: tuple[int, ...], pictures: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield which pictures are in each batch: the next ones, from the beginning again after the last."""
+    first = 0
+    for size in tqdm(batches, desc="comparing the exported file", leave=False):
+        yield size, np.arange(first, first + size) % pictures
+        first += size
+
+
+def _logits(model: nn.Module, pictures: np.ndarray) -> np.ndarray:
+    exact = copy.deepcopy(model).to("cpu", torch.float64)
+    with eval_mode(exact), torch.inference_mode():
+        one_by_one = tqdm(torch.from_numpy(pictures), desc="the network in float64", leave=False)
+        return np.concatenate([exact(picture[None].double()).numpy() for picture in one_by_one])
+
+
+def _photographs(count: int, size: tuple[int, int]) -> np.ndarray:
+    """Return different parts of the photographs, uint8 `(count, height, width, 3)`."""
+    photographs, (height, width) = [load_sample_image(name) for name in PHOTOGRAPHS], size
+    pictures = []
+    for number in range(count):
+        photograph = photographs[number % len(photographs)]
+        top, left = (round((length - side) * (number * share % 1)) for length, side, share in
+                     zip(photograph.shape, size, (0.37, 0.61), strict=False))  # fmt: skip
+        pictures.append(photograph[top : top + height, left : left + width])
+    return np.stack(pictures)
+
+
+def _probabilities(model: nn.Module, photographs: np.ndarray) -> np.ndarray:
+    exact = copy.deepcopy(model).to("cpu", torch.float64)
+    with closing(run_batches(exact, open_sources(list(photographs)), batch_size=1)) as batches:
+        logits = [answers.logits for answers in tqdm(batches, desc="predicting in float64", leave=False)]
+    return torch.cat([one.double() for one in logits if one is not None]).softmax(1).numpy()
+
+
+def _compared(
+    outputs: Iterable[tuple[int, np.ndarray, np.ndarray]], *, scale: float, precision: str, limits: Limits,
+    batches: tuple[int, ...], pictures: int,
+) -> Proof:  # fmt: skip
+    """Return the proof of outputs by batch: its size, what the file gives, and what is expected."""
+    largest, worst, agree, apart, apart_agree, rows = 0.0, batches[0], 0, 0, 0, 0
+    for size, found, expected in outputs:
+        if found.shape != expected.shape:
+            raise InputError(f"the exported file gives {found.shape} values at batch {size}, not {expected.shape}")
+        if not np.isfinite(found).all():
+            raise InputError(f"the exported file gives values at batch {size} that are not finite numbers")
+        difference = float(np.abs(found.astype(np.float64) - expected).max())
+        share = difference / scale if scale else float("inf") if difference else 0.0
+        if share > largest:
+            largest, worst = share, size
+        same = found.argmax(1) == expected.argmax(1)
+        clear = _leads(expected) > limits.apart * scale
+        rows, agree = rows + size, agree + int(same.sum())
+        apart, apart_agree = apart + int(clear.sum()), apart_agree + int((same & clear).sum())
+    return Proof(
+        precision=precision, largest_difference=largest, worst_batch=worst, argmax_agreement=agree / rows,
+        apart=apart, apart_agreement=apart_agree / apart if apart else 1.0, tolerance=limits.tolerance,
+        batches=batches, pictures=pictures,
+    )  # fmt: skip
+
+
+def _leads(values: np.ndarray) -> np.ndarray:
+    """Return by how much the largest value of each row leads the second: infinite where there is one class."""
+    if values.shape[1] < 2:
+        return np.full(len(values), np.inf)
+    best = np.sort(values, 1)[:, -2:]
+    leads: np.ndarray = best[:, 1] - best[:, 0]
+    return leads
