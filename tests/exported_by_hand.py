@@ -70,7 +70,9 @@ def write_openvino(path: Path, facts: ExportFacts) -> None:
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def write_export(folder: Path, proof: Any = PROOF, accuracy: Any = None, quantization: Any = None, **facts: Any) -> Path:
+def write_export(
+    folder: Path, proof: Any = PROOF, accuracy: Any = None, quantization: Any = None, **facts: Any
+) -> Path:
     """Write an export of the model in `folder` beside it, with `facts` changed; return the first file."""
     found = facts_of(folder, **facts)
     files = [folder / name for name in files_of(found.format, found.precision)]

@@ -32,6 +32,10 @@ CARD = hub_fixtures.CARD.replace("mit", "apache-2.0") + "\n## Use\n\nUse it.\n\n
 INT8 = {**PROOF, "precision": "int8", "largest_difference": 0.0512, "tolerance": 0.3, "argmax_agreement": 0.9}
 ACCURACY = {"data": "fruit", "split": "test", "images": 1234, "top1_before": 91.234, "top5_before": 99.0,
             "top1_after": 90.5, "top5_after": 99.0, "drop": 0.734}  # fmt: skip
+QUANTIZATION = {
+    "calibration": {"data": "fruit", "split": "train", "pictures": 300, "classes": 10}, "keep": ["layer1.*"],
+    "kept_for_accuracy": ["fc"], "int8_layers": 20, "sensitive": [{"layer": "conv1", "gain": 0.5}],
+}  # fmt: skip
 SIZES = {"onnx/model.onnx": 1_234_567, "onnx/model_int8.onnx": 345_678,
          "openvino/openvino_model.xml": 1_000_000, "openvino/openvino_model.bin": 200_000}  # fmt: skip
 
@@ -41,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports") / "model"
     write_folder(folder, card=CARD)
     write_export(folder)
-    write_export(folder, precision="int8", proof=INT8, accuracy=ACCURACY, quantization={"kept": ["layer1.0.conv1", "fc"]})
+    write_export(folder, precision="int8", proof=INT8, accuracy=ACCURACY, quantization=QUANTIZATION)
     write_export(folder, format="openvino")
     return folder
 
@@ -64,7 +68,8 @@ def test_the_section_says_what_the_records_say(made: Path) -> None:
         "| OpenVINO | fp32 | `openvino/openvino_model.xml`, `openvino/openvino_model.bin` | 1.2 | 3.2e-07 |",
         "compared with the network in float64, run by PyTorch, on 10 real pictures at batches of 1, 2 and 7.",
         "Accuracy *measured* on 1,234 images of test, before and after the export.",
-        "`onnx/model_int8.onnx` has these layers in higher precision: `layer1.0.conv1`, `fc`.",
+        "`onnx/model_int8.onnx` is quantised to int8 per channel, calibrated with 300 pictures; kept in float: "
+        "`layer1.*`; kept in float for their accuracy: `fc`; the layers that cost most: `conv1`.",
     ):
         assert expected in text, expected
     assert "top-1" not in exported_section(found[:1], SIZES, REPO)
@@ -87,9 +92,9 @@ def test_the_section_stands_before_the_preprocessing_and_is_there_once(made: Pat
 
 def test_names_of_layers_are_shown_as_they_are(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "m")
-    write_export(tmp_path / "m", quantization={"kept": ["<b>`x`|y\n# z"]}, proof={"batches": "", "pictures": "<i>"})
+    write_export(tmp_path / "m", quantization={"keep": ["<b>`x`|y\n# z"]}, proof={"batches": "", "pictures": "<i>"})
     text = exported_section(records(tmp_path / "m", "onnx/model.json"), SIZES, REPO)
-    assert "these layers in higher precision: `` <b>`x`|y # z ``." in text
+    assert "kept in float: `` <b>`x`|y # z ``." in text
     assert "| `onnx/model.onnx` | 1.2 |  |  |  |" in text
 
 
@@ -103,7 +108,7 @@ def test_the_printed_code_names_what_the_network_does(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     size: tuple[int, int], preparation: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Each block is run as it stands, with the file from the Hub; timm prepares the picture that it is compared with."""
+    """Each block is run as it stands, with the file from the Hub; what it says is compared with timm's preparation."""
     folder = tmp_path / "model"
     write_folder(folder, card=CARD, label_names=["red", "green", "blue", "grey"], **preparation)
     write_export(folder)

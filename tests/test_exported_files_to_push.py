@@ -159,18 +159,18 @@ def another_config(folder: Path, change: Callable[[Any], None]) -> None:
         (lambda f: edited(f, lambda m: m.ClearField("metadata_props")), "its facts are not those of an export"),
         (lambda f: with_bytes(f, "onnx/model.onnx", SECRET.encode()), "model.onnx is no whole ONNX file"),
         (lambda f: with_bytes(f, "onnx/model.onnx", b""), "model.onnx is no whole ONNX file: it has no graph"),
-        (lambda f: with_bytes(f, "openvino/openvino_model.xml", b"<net/>"), "is no whole OpenVINO model: it has no lay"),
+        (lambda f: with_bytes(f, "openvino/openvino_model.xml", b"<net/>"), "is no whole OpenVINO model: it has no l"),
         (lambda f: with_bytes(f, "openvino/openvino_model.xml", SECRET.encode()), "is no whole OpenVINO model"),
         (lambda f: write_export(f, tensors_sha256="0" * 64), "model.onnx: it was made of other weights"),
         (lambda f: write_export(f, sha256="0" * 64), "model.onnx: it was made of other weights"),
-        (lambda f: (f / "README.md").write_text(hub_fixtures.CARD), "model.onnx: the model beside it has another license"),
+        (lambda f: (f / "README.md").write_text(hub_fixtures.CARD), "model.onnx: the model beside it has another lic"),
         (lambda f: write_export(f, license="mit"), "beside it has another license: export the model again"),
         (lambda f: write_export(f, class_names=tuple("abcd")), "beside it has another class_names"),
         (lambda f: write_export(f, architecture="seresnet20"), "beside it has another architecture"),
         (lambda f: another_config(f, lambda c: c["pretrained_cfg"].update(mean=[0.1, 0.2, 0.3], crop_pct=0.5)),
          "beside it has another mean, another crop_pct: export the model again, or delete that file and .*model.json"),
-        (lambda f: another_config(f, lambda c: c["pretrained_cfg"].update(license="mit")), "beside it has another license"),
-        (lambda f: another_config(f, lambda c: c.update(label_names=list("abcd"))), "beside it has another class_names"),
+        (lambda f: another_config(f, lambda c: c["pretrained_cfg"].update(license="mit")), "beside it has another lic"),
+        (lambda f: another_config(f, lambda c: c.update(label_names=list("abcd"))), "beside it has another class"),
     ],
 )  # fmt: skip
 def test_what_is_not_the_models_is_refused_before_anything_is_sent(
@@ -229,7 +229,7 @@ def test_what_is_no_file_of_the_folder_is_never_uploaded(
 def test_files_too_large_are_refused(hub: HubServer, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = "seresnet_hub.publishing.exported_files_to_push."
     for limit, message in (("LARGEST_TEXT", "openvino_model.xml has more than the 100 bytes"),
-                           ("LARGEST_TOTAL", "its exports have [0-9,]+ bytes, and no more than 100 are pushed"),
+                           ("LARGEST_TOTAL", "its exports have [0-9,]+ bytes; at most 100 are pushed"),
                            ("LARGEST_WEIGHTS", "model.onnx has more than the 100 bytes")):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setattr(module + limit, 100)
