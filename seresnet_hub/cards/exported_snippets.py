@@ -8,7 +8,7 @@ from pathlib import PurePath
 from seresnet_hub.engines.export_facts import ExportFacts
 from seresnet_hub.engines.exported_files import Record, files_of, record_of
 
-WEB_RUNTIME = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/ort.wasm.bundle.min.mjs"
+WEB_RUNTIME = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/ort.wasm.min.mjs"
 FILTERS = {"bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"}  # Pillow's, in small letters
 SHOWN_CLASSES = 3
 
@@ -142,7 +142,8 @@ document.querySelector("input").onchange = async (event) => {{
   const best = scores.map((score, number) => [score, number]);
   best.sort((one, other) => other[0] - one[0]);
   document.querySelector("pre").textContent = best.slice(0, {min(SHOWN_CLASSES, facts.num_classes)}).map(
-    ([score, number]) => `${{names?.[number] ?? number}}: ${{(100 * score).toFixed(1)}} %`
+    ([score, number]) =>
+      `${{names?.[number] ?? number}}: ${{(100 * score).toFixed(1)}} %`
   ).join("\\n");
 }};
 </script>
