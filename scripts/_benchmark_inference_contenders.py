@@ -169,8 +169,9 @@ def _usual_onnxruntime(program: Any, precision: str, pictures: list[np.ndarray])
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        names = {"input_names": ["images"], "output_names": ["logits"]}
-        torch.onnx.export(program, dynamo=True, opset_version=18, verbose=False, **names).save(path)  # type: ignore[union-attr]
+        made = torch.onnx.export(program, dynamo=True, opset_version=18, verbose=False, input_names=["images"])
+        assert made is not None  # without dynamo it is
+        made.save(path)
         if precision == "int8":
             quant_pre_process(path, Path(folder, "ready.onnx"))
             path = Path(folder, "int8.onnx")
