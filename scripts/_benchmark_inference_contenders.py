@@ -21,6 +21,7 @@ from seresnet_hub.data.transforms import model_transform, normalize
 from seresnet_hub.engines.exported_model import load_exported
 from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.errors import InputError
+from seresnet_hub.exporting.export import export
 from seresnet_hub.inference.run_batches import decoded_batches
 from seresnet_hub.models.fusion import fuse
 
@@ -103,8 +104,6 @@ class Workshop:
         try:
             return load_exported(f"{format}:{folder}")
         except InputError:  # it is not there, or was killed before it was whole
-            from seresnet_hub.exporting.export import export
-
             calibrate = self.source if contender.precision == "int8" else None
             export(network, folder, format=format, precision=contender.precision, calibrate=calibrate,
                    input_size=self._size, force=True)  # fmt: skip
