@@ -11,15 +11,18 @@ from typing import Any
 import hub_fixtures
 import numpy as np
 import pytest
+import torch
 from exported_by_hand import PROOF, logits_of, prepared_by_timm, write_export
 from hub_fixtures import REPO, write_folder
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
 
+import seresnet_hub
 from seresnet_hub.cards.exported_files import exported_section, with_exports
 from seresnet_hub.engines.exported_files import read_record
 from seresnet_hub.publishing.push import push
+from seresnet_hub.publishing.verify import verify
 
 pytest.importorskip("onnx", reason="needs the extra [onnx]")
 pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
@@ -150,3 +153,30 @@ def test_the_page_is_a_program(exported: Path, tmp_path: Path, preprocessing: bo
     done = subprocess.run(["node", "--check", tmp_path / "page.mjs"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert f'const repository = "{REPO}";\n' in program
+
+
+@pytest.mark.slow
+def test_the_whole_way_of_an_export(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Export a network really, push it, run the card's code as somebody else, and compare with the network itself."""
+    model, folder = write_folder(tmp_path / "model", card=CARD), tmp_path / "model"
+    for format in ("onnx", "openvino"):
+        seresnet_hub.export(folder, folder, format=format)
+    files = push(folder, REPO)["files"]
+    assert "not pushed" not in capsys.readouterr().err
+    assert {"onnx/model.onnx", "onnx/model.json", "openvino/openvino_model.xml", "openvino/openvino_model.bin"} < {
+        *files
+    }
+    assert verify(REPO)["ok"]
+    card = hub.files(REPO)["README.md"].read().decode()
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)).save("picture.jpg")
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(prepared_by_timm(folder, Image.open("picture.jpg"))))[0].softmax(0).numpy()
+    _, *blocks = run_blocks(card)
+    assert len(blocks) == 2
+    for block in blocks:
+        found: dict[str, Any] = {}
+        exec(block, found)
+        np.testing.assert_allclose(found["scores"], expected, atol=1e-6)
