@@ -23,6 +23,7 @@ from PIL import Image
 
 from seresnet_hub.engines.exported_model import load_exported
 from seresnet_hub.errors import InputError
+from seresnet_hub.exporting.calibration_pictures import CalibrationPictures
 from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.models.trial_forward import check_runs
 from seresnet_hub.publishing.push import push, ready_repository
@@ -377,3 +378,16 @@ def test_what_hf_downloads_is_run_by_its_engine(hub: HubServer, exported: Path, 
     for name in (f"onnx:{downloaded}", f"openvino:{downloaded}"):
         found = load_exported(name)(torch.from_numpy(images)).softmax(1)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("source", "public"),
+    [("someone/pets", "someone/pets"), ("digits", "digits"), ("/home/me/secret/pets", "pets"), ("data/pets", "pets")],
+)
+def test_records_name_no_folder_of_a_machine(
+    source: str, public: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are pushed, and whoever exports may have other people's names in the paths of data."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "pets").mkdir(parents=True)
+    assert CalibrationPictures(inputs=(), source=source, split="train", classes=None).record()["data"] == public

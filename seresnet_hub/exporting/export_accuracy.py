@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from seresnet_hub.data.open_split import public_name
 from seresnet_hub.data.split import Split
 from seresnet_hub.errors import PrintableLog
 from seresnet_hub.evaluation.evaluate import Accuracy, evaluate, in_model_order
@@ -51,7 +52,7 @@ def export_accuracy(
     before = before or accuracy_before(model, split, batch_size=batch_size, workers=workers)
     after = evaluate(exported, in_model_order(split, model), batch_size=batch_size, workers=workers)
     return ExportAccuracy(
-        data=split.source, split=split.name, images=after.counted,
+        data=public_name(split.source), split=split.name, images=after.counted,
         top1_before=round(before.top1, 4), top5_before=round(before.top5, 4),
         top1_after=round(after.top1, 4), top5_after=round(after.top5, 4), drop=round(before.top1 - after.top1, 4),
     )  # fmt: skip
