@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -174,7 +175,12 @@ def test_the_whole_way_of_an_export(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)).save("picture.jpg")
     with torch.inference_mode():
         expected = model(torch.from_numpy(prepared_by_timm(folder, Image.open("picture.jpg"))))[0].softmax(0).numpy()
-    _, *blocks = run_blocks(card)
+    package, *blocks = run_blocks(card)
+    capsys.readouterr()
+    exec(package, {})
+    [classes] = ast.literal_eval(capsys.readouterr().out)
+    assert [one["index"] for one in classes] == expected.argsort()[::-1].tolist()
+    assert [one["score"] for one in classes] == pytest.approx(sorted(expected, reverse=True), abs=1e-6)
     assert len(blocks) == 2
     for block in blocks:
         found: dict[str, Any] = {}
