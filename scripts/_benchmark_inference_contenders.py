@@ -19,13 +19,14 @@ from torch import nn
 from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.transforms import model_transform, normalize
 from seresnet_hub.engines.exported_model import load_exported
+from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.errors import InputError
-from seresnet_hub.exporting.export import export
 from seresnet_hub.inference.run_batches import decoded_batches
 from seresnet_hub.models.fusion import fuse
 
 TORCH = "torch"
 EXPORTED, USUAL = "export", "usual"  # by this package, and as the engine's own documentation says
+PRECISIONS = {"onnxruntime": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8")}  # that are fast on a CPU
 PICTURES = 32  # that int8 is calibrated on
 Run = Callable[[torch.Tensor], object]
 
@@ -54,7 +55,7 @@ def contenders(options: argparse.Namespace, networks: list[str]) -> list[Contend
         for network in networks
     ]  # fmt: skip
     for engine in dict.fromkeys(options.peer):
-        for precision in dict.fromkeys(options.precision or ("fp32", "bf16", "int8")):
+        for precision in dict.fromkeys(options.precision or PRECISIONS[engine]):
             for network in networks:
                 hows = {PLAIN: (EXPORTED, USUAL), SE: (USUAL,), OWN: (EXPORTED,)}[network]
                 found += [Contender(engine=engine, how=how, precision=precision, network=network) for how in hows]
@@ -102,6 +103,8 @@ class Workshop:
         try:
             return load_exported(f"{format}:{folder}")
         except InputError:  # it is not there, or was killed before it was whole
+            from seresnet_hub.exporting.export import export
+
             calibrate = self.source if contender.precision == "int8" else None
             export(network, folder, format=format, precision=contender.precision, calibrate=calibrate,
                    input_size=self._size, force=True)  # fmt: skip
@@ -122,7 +125,7 @@ def _made_pictures(folder: Path) -> Path:
 def _prepared(network: nn.Module, source: str, size: int) -> Iterator[torch.Tensor]:
     """Yield the first pictures of a source one by one, as the network takes them: `(1, 3, size, size)`."""
     _, config = model_transform(network)
-    split = open_split(source)
+    split = open_split(source, "train")
     for batch in decoded_batches(network, split, batch_size=1, stop=min(PICTURES, split.rows)):
         images = normalize(batch.images, mean=config["mean"], std=config["std"])
         yield nn.functional.interpolate(images, size=(size, size)).contiguous()
@@ -130,7 +133,7 @@ def _prepared(network: nn.Module, source: str, size: int) -> Iterator[torch.Tens
 
 @torch.no_grad()
 def _take_statistics(network: nn.Module, images: torch.Tensor) -> None:
-    """Set the statistics of the norms from images, as random weights without them make outputs that int8 cannot hold."""
+    """Set the statistics of the norms from images; without them, random weights make outputs that int8 cannot hold."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the mean over all calls
@@ -180,9 +183,7 @@ def _usual_onnxruntime(program: Any, precision: str, pictures: list[np.ndarray])
 
 def _usual_openvino(program: Any, precision: str, pictures: list[np.ndarray]) -> Callable[[np.ndarray], object]:
     """Return the network as OpenVINO's converter and NNCF make it, without anything of this package."""
-    import nncf
-    import openvino
-
+    openvino, nncf = require_package("openvino"), require_package("nncf")
     model = openvino.convert_model(program)
     if precision == "int8":
         model = nncf.quantize(model, nncf.Dataset(pictures), subset_size=len(pictures))

@@ -32,28 +32,21 @@ def draw_engines(result: dict[str, Any], path: Path) -> None:
                 rounds = one["images_per_second_rounds"]
                 axes.plot([position] * len(rounds), rounds, "k.", markersize=2)
             if network == OWN:
-                axes.bar_label(bars, [_times(one["times_base"]) for _, one in shown], fontsize=8, padding=2)
-            if network in (SE, OWN):
-                shares = [_share(one["share_of_plain"]) for _, one in shown]
-                axes.bar_label(bars, shares, label_type="center", color="white", fontsize=7, rotation=90)
+                ratios = [f"{_text(one['times_base'], ' ×')}\n{_text(one['share_of_plain'])}" for _, one in shown]
+                axes.bar_label(bars, ratios, fontsize=8, padding=4)
         names = [f"{ENGINES[engine]}\n{precision if engine != 'torch' else f'{how}, {precision}'}"
                  for engine, how, precision in kinds]  # fmt: skip
         axes.set_xticks(range(len(kinds)), names, fontsize=8)
         axes.set(ylabel="images/s", title=f"batch {size}")
-        axes.margins(y=0.12)
+        axes.margins(y=0.15)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="upper left", fontsize=8, frameon=False)
     figure.suptitle(
-        f"{result['device']}: medians of {result['rounds']} interleaved rounds (dots)\nabove the bars × timm's compiled "
-        "in fp32, inside them the share of the plain network's speed", fontsize=9,
+        f"{result['device']}: medians of {result['rounds']} interleaved rounds (dots)\nabove the bars: × timm's "
+        "compiled in fp32, and the share of the plain network's speed", fontsize=9,
     )  # fmt: skip
     figure.savefig(path, format="png", dpi=110)
 
 
-def _times(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.2f} ×"
-
-
-def _share(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.2f}"
-
+def _text(ratio: float | None, unit: str = "") -> str:
+    return "" if ratio is None else f"{ratio:.2f}{unit}"

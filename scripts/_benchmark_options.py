@@ -129,13 +129,16 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--precision", action="append", choices=EXPORT_PRECISIONS,
-        help="of the exported networks; repeatable (default: fp32, bf16 and int8)",
+        help="of the exported networks; repeatable (default: fp32, int8, and of OpenVINO bf16)",
     )  # fmt: skip
     parser.add_argument(
         "--calibrate", metavar="SOURCE", help="pictures for int8: a folder or data set (default: made ones)"
     )
     parser.add_argument(
-        "--exports", type=Path, metavar="DIR", help="keep the exported files there, and take those that are (default: no)"
+        "--exports",
+        type=Path,
+        metavar="DIR",
+        help="keep exported files there, for the next time",
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="write what is measured into this JSON file after each round"

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import _tables_engines as engine_tables
 import _tables_gpu as gpu_tables
 import _tables_kernels as kernel_tables
 import _tables_loader as loader_tables
@@ -188,6 +189,7 @@ MEASURED_TABLES: dict[str, Callable[[Path], str]] = {
     "remote_loaders": loader_tables.remote_loaders,
     "simulated": simulated_tables.simulated,
     "predictions": predict_tables.predictions,
+    "engines": engine_tables.engines,
 }
 
 

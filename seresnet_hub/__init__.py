@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from seresnet_hub.data.open_split import open_split
     from seresnet_hub.errors import InputError
     from seresnet_hub.evaluation.evaluate import evaluate
+    from seresnet_hub.exporting.export import export
     from seresnet_hub.inference.predict import extract_features, iterate_features, predict
     from seresnet_hub.inference.search import search
     from seresnet_hub.inference.write_predictions import write_predictions
@@ -32,6 +33,7 @@ _MODULES = {
     "Recipe": "seresnet_hub.recipes.recipe",
     "convert": "seresnet_hub.conversion.convert",
     "evaluate": "seresnet_hub.evaluation.evaluate",
+    "export": "seresnet_hub.exporting.export",
     "extract_features": "seresnet_hub.inference.predict",
     "fuse": "seresnet_hub.models.fusion",
     "get_model": "seresnet_hub.mmpretrain_api",
@@ -58,6 +60,7 @@ __all__ = [
     "blocks",
     "convert",
     "evaluate",
+    "export",
     "extract_features",
     "fuse",
     "get_model",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -19,12 +20,13 @@ REPO = "someone/model"
 CARD = '---\nlicense: mit\nlibrary_name: timm\npipeline_tag: image-classification\n---\n# A model: "local-dir:."\n'
 
 
-def write_folder(directory: Path, *, seed: int = 0, card: str = CARD) -> torch.nn.Module:
+def write_folder(
+    directory: Path, *, seed: int = 0, card: str = CARD, label_names: list[str] | None = None, **preparation: Any
+) -> torch.nn.Module:
     torch.manual_seed(seed)
     model: torch.nn.Module = timm.create_model("seresnet20_cifar", num_classes=4).eval()
-    write_model(
-        directory, model.state_dict(), config=timm_config(model, pretrained_cfg={"tag": str(seed)}), card=lambda _: card
-    )
+    config = timm_config(model, pretrained_cfg={"tag": str(seed), **preparation}, label_names=label_names)
+    write_model(directory, model.state_dict(), config=config, card=lambda _: card)
     return model
 
 

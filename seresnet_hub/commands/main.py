@@ -12,7 +12,7 @@ from seresnet_hub.errors import EXIT_BAD_INPUT, printable
 from seresnet_hub.recipes.field_types import closest
 from seresnet_hub.training.signals import end_with_training
 
-COMMANDS = ("train", "validate", "predict", "search", "convert", "push", "verify")
+COMMANDS = ("train", "validate", "predict", "search", "convert", "export", "push", "verify")
 
 
 def main(arguments: Sequence[str]) -> NoReturn:

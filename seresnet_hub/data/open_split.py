@@ -49,6 +49,10 @@ class OnlyTrainingError(InputError):
     """There is nothing to measure on by default: the data set has a training split and no other."""
 
 
+class NoSplitError(InputError):
+    """The data set has no split of this name."""
+
+
 def open_split(
     source: str,
     split: str | None,
@@ -182,8 +186,8 @@ def _of_class_folders(
     return opened
 
 
-def _no_split(source: str, name: str, names: Iterable[str]) -> InputError:
-    return InputError(f"data set {source!r} has no split {name!r}; it has: {', '.join(names)}")
+def _no_split(source: str, name: str, names: Iterable[str]) -> NoSplitError:
+    return NoSplitError(f"data set {source!r} has no split {name!r}; it has: {', '.join(names)}")
 
 
 def _open(path: str, is_glob: bool) -> tuple[Any, dict[str, IterableDataset]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from seresnet_hub.engines.no_telemetry import leave_out_telemetry
 from seresnet_hub.errors import InputError
 
 # The extra of each package; `pyproject.toml` says which versions it takes.
@@ -16,6 +17,7 @@ def require_package(name: str, extra: str | None = None) -> Any:
 
     `extra` is the one to name where several have the package.
     """
+    leave_out_telemetry()
     try:
         return import_module(name)
     except ImportError as error:

@@ -16,7 +16,7 @@ LARGEST_TOTAL = 50 * 10**9  # of all files that `verify` fetches
 LARGEST_ANSWER = 32 * 10**6  # anything the Hub answers that is no file: a page of a listing has about 0.3e6
 MOST_FILES = 100_000
 MOST_REQUESTS = 1_000  # for one call: a listing of 100,000 files has 100 pages
-WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz", ".onnx")
 TEXTS = (".json", ".md", ".txt", ".csv", ".yaml", ".yml", ".gitattributes", ".gitignore")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,11 @@ from seresnet_hub.hub.revisions import is_hash
 
 CACHE_ALONE = "only the files in the cache are looked at; the repository may have others"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+
+
+def _is_pickle(name: str, names: Collection[str]) -> bool:
+    """Return whether a file among others may be a pickle, by its name; beside an `.xml` a `.bin` is OpenVINO's."""
+    return name.endswith(PICKLES) and not (name.endswith(".bin") and name.removesuffix(".bin") + ".xml" in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +107,10 @@ def _fresh(
         commit = _existing(api, repo_id, revision, once=once)
         files = remote_files(api, repo_id, commit, once=once)
         if WEIGHTS_NAME not in files and (names is None or WEIGHTS_NAME in names):
-            pickles = [name for name in files if name.endswith(PICKLES)]
+            pickles = [name for name in files if _is_pickle(name, files)]
             only = f", only {', '.join(pickles[:10])}, and pickles are not loaded" if pickles else ""
             raise InputError(f"{repo_id} has no {WEIGHTS_NAME}{only}")
-        wanted = [name for name in files if not name.endswith(PICKLES)] if names is None else names
+        wanted = [name for name in files if not _is_pickle(name, files)] if names is None else names
         if missing := [name for name in wanted if name not in files]:
             raise InputError(f"{repo_id} has no {', '.join(missing)} at {commit[:12]}")
         listed = {name: files[name] for name in (*wanted, *optional) if name in files}
@@ -152,7 +157,7 @@ def _cached(repo_id: str, revision: str, names: tuple[str, ...] | None, optional
     found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     if any(name not in found for name in ((CONFIG_NAME,) if names is None else names)):
         return None
-    wanted = [name for name in found if not name.endswith(PICKLES)] if names is None else list(names)
+    wanted = [name for name in found if not _is_pickle(name, found)] if names is None else list(names)
     wanted += [name for name in optional if name in found and name not in wanted]
     hashes = {name: found[name].resolve().name for name in wanted}
     if not all(is_hash(value) for value in hashes.values()):

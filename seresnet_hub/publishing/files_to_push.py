@@ -9,17 +9,19 @@ from __future__ import annotations
 import csv
 import io
 import os
-import stat
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from seresnet_hub.engines.exported_files import Record
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, SUMMARY_NAME, WEIGHTS_NAME
 from seresnet_hub.hub.client import hash_like
 from seresnet_hub.hub.download_limits import LARGEST_TEXT, LARGEST_WEIGHTS
+from seresnet_hub.publishing.exported_files_to_push import exported_files, small_files_again
+from seresnet_hub.publishing.files_of_folder import content_of, inside
 
 # The columns of `training.run_folder.write_summary`, in training's words.
 SUMMARY_COLUMNS = frozenset(
@@ -34,45 +36,51 @@ PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"
 
 @dataclass(frozen=True, kw_only=True)
 class FilesToPush:
-    """The files of a folder that go to the Hub: the bytes of all but the weights, and of these where they lie."""
+    """The files of a folder that go to the Hub: large ones where they lie, and the bytes of all others.
+
+    `sha256` are those of the large files, when they were first read; `records` are those of the exported files.
+    """
 
     directory: Path
-    weights: Path
-    sha256: str  # of the weights, when they were first read
+    large: Mapping[str, Path]
+    sha256: Mapping[str, str]
     small_files: Mapping[str, bytes]
+    records: tuple[Record, ...] = ()
 
     @property
     def files(self) -> dict[str, Path | bytes]:
         """What is uploaded, by name."""
-        return {WEIGHTS_NAME: self.weights, **self.small_files}
+        weights = {WEIGHTS_NAME: self.large[WEIGHTS_NAME]}
+        return {**weights, **self.small_files, **self.large}
 
     def unlike(self, remote: Mapping[str, str]) -> list[str]:
         """Return the names of the files that are not there with the hashes `remote`, the Hub's."""
 
-        def own_hash(name: str) -> str:  # the weights were hashed when they were first read
-            hashed = name == WEIGHTS_NAME and len(remote[name]) == len(self.sha256)
-            return self.sha256 if hashed else hash_like(self.files[name], remote[name])
+        def own_hash(name: str) -> str:  # large files were hashed when they were first read
+            own = self.sha256.get(name)
+            return own if own and len(remote[name]) == len(own) else hash_like(self.files[name], remote[name])
 
         return [name for name in self.files if name not in remote or own_hash(name) != remote[name]]
 
     def require_unchanged(self) -> None:
         """Raise `InputError` unless the folder still holds what was read: then this is what was checked since."""
-        again = _small_files(self.directory)
+        exported = {name: content for name, content in self.small_files.items() if "/" in name}
+        again = {**_small_files(self.directory), **small_files_again(self.directory, exported)}
         for name in {**self.small_files, **again}:
             if again.get(name) != self.small_files.get(name):
                 raise self._changed(name)
 
-    def require_hash(self, uploaded: str) -> None:
-        """Raise `InputError` unless the weights that are about to be uploaded have this sha256."""
-        if uploaded != self.sha256:
-            raise self._changed(WEIGHTS_NAME)
+    def require_hash(self, name: str, uploaded: str) -> None:
+        """Raise `InputError` unless a large file that is about to be uploaded has this sha256."""
+        if uploaded != self.sha256[name]:
+            raise self._changed(name)
 
     def _changed(self, name: str) -> InputError:
         return InputError(f"{self.directory / name} has changed while it was being checked: nothing was pushed")
 
 
 def files_to_push(directory: Path) -> FilesToPush:
-    """Return the folder's model, config and card, with the table and picture of its training where it has them.
+    """Return the folder's model, config and card, with what its training and its exports wrote where it has them.
 
     Errors: `InputError` where one is missing, lies outside the folder, is no regular file, is too large, or is
     something else than its name says.
@@ -80,18 +88,23 @@ def files_to_push(directory: Path) -> FilesToPush:
     missing = [name for name in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME) if not (directory / name).is_file()]
     if missing:
         raise InputError(f"{directory} is no model folder: it lacks {', '.join(missing)}")
-    weights = _inside(directory, WEIGHTS_NAME)
+    weights = inside(directory, WEIGHTS_NAME)
     if weights.stat().st_size > LARGEST_WEIGHTS:
         raise InputError(f"{weights} has more than the {LARGEST_WEIGHTS:,} bytes that a model may have")
     try:
         digest = sha256_of(weights)
     except OSError as error:
         raise InputError(f"cannot read {weights}: {error.strerror}") from error
-    return FilesToPush(directory=directory, weights=weights, sha256=digest, small_files=_small_files(directory))
+    small, exported = _small_files(directory), exported_files(directory)
+    return FilesToPush(
+        directory=directory, large={WEIGHTS_NAME: weights, **exported.large},
+        sha256={WEIGHTS_NAME: digest, **exported.sha256}, small_files={**small, **exported.small},
+        records=exported.records,
+    )  # fmt: skip
 
 
 def _small_files(directory: Path) -> dict[str, bytes]:
-    """Return the bytes of all files but the weights, by name."""
+    """Return the bytes of what describes the model, by name."""
     checks: dict[str, Callable[[bytes], str]] = {
         CONFIG_NAME: lambda _: "", CARD_NAME: lambda _: "", SUMMARY_NAME: _not_summary, CURVES_NAME: _not_png,
     }  # fmt: skip
@@ -99,41 +112,11 @@ def _small_files(directory: Path) -> dict[str, bytes]:
     for name, problem_of in checks.items():
         if not os.path.lexists(directory / name):
             continue
-        content = _content(_inside(directory, name), LARGEST_TEXT)
+        content = content_of(inside(directory, name), LARGEST_TEXT)
         if problem := problem_of(content):
             raise InputError(f"{directory / name} {problem}: it is not pushed; delete it, or make it again")
         small_files[name] = content
     return small_files
-
-
-def _inside(directory: Path, name: str) -> Path:
-    """Return where a file of the folder really lies; errors where that is elsewhere, or no regular file."""
-    path = directory / name
-    try:
-        real = path.resolve(strict=True)
-        mode = real.lstat().st_mode
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    if not real.is_relative_to(directory.resolve()):
-        raise InputError(f"{path} is a link to {real}, outside its folder: it is not pushed; put the file itself there")
-    if not stat.S_ISREG(mode):
-        raise InputError(f"{path} is no regular file: it is not pushed")
-    return real
-
-
-def _content(path: Path, most: int) -> bytes:
-    """Return a file's bytes; what has taken its place since it was looked at is not followed, nor waited for."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise InputError(f"{path} is no regular file: it is not pushed")
-            content = file.read(most + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > most:
-        raise InputError(f"{path} has more than the {most:,} bytes that such a file may have: it is not pushed")
-    return content
 
 
 # --- what each file must be: "" or what is wrong ----------------------------------------------------------------------

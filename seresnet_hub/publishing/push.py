@@ -14,6 +14,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
+from seresnet_hub.cards.exported_files import with_exports
 from seresnet_hub.cards.snippets import on_the_hub
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
@@ -22,9 +23,11 @@ from seresnet_hub.hub.failures import Conflict, explained, status_of
 from seresnet_hub.hub.messages import say
 from seresnet_hub.hub.retries import Overtaken, patiently
 from seresnet_hub.hub.revisions import branch_name, check_commit, check_repo_id, tag_name
+from seresnet_hub.models.config_checks import checked_config
 from seresnet_hub.models.load import unlike_recorded
 from seresnet_hub.models.strict_loading import load_folder
 from seresnet_hub.models.trial_forward import check_runs
+from seresnet_hub.publishing.exported_files_to_push import unlike_the_model
 from seresnet_hub.publishing.files_to_push import FilesToPush, files_to_push
 
 
@@ -89,16 +92,22 @@ def checked_files(directory: Path, repo_id: str) -> FilesToPush:
     check_repo_id(repo_id)
     read = files_to_push(directory)
     model = load_folder(directory, directory, {}, copy=False)
-    if name := next(unlike_recorded(directory, {WEIGHTS_NAME: read.sha256}), None):
+    weights = read.sha256[WEIGHTS_NAME]
+    if name := next(unlike_recorded(directory, {WEIGHTS_NAME: weights}), None):
         raise InputError(f"{directory / name} is not the file that {CONFIG_NAME} describes: its sha256 differs")
     check_runs(model, directory)
-    text = _checked_card(directory / CARD_NAME, read.small_files[CARD_NAME])
+    text, license = _checked_card(directory / CARD_NAME, read.small_files[CARD_NAME])
+    config = checked_config(directory / CONFIG_NAME)
+    for record, problem in unlike_the_model(read.records, model, config, weights, license):
+        raise InputError(f"{record.name}: {problem}: export the model again, or delete that file and {record.path}")
     read.require_unchanged()
-    return replace(read, small_files={**read.small_files, CARD_NAME: on_the_hub(text, repo_id).encode()})
+    sizes = {name: size_of(content) for name, content in read.files.items()}
+    text = with_exports(on_the_hub(text, repo_id), read.records, sizes, repo_id)
+    return replace(read, small_files={**read.small_files, CARD_NAME: text.encode()})
 
 
-def _checked_card(path: Path, content: bytes) -> str:
-    """Return the card's text; errors where the Hub could not show it, or it names no licence."""
+def _checked_card(path: Path, content: bytes) -> tuple[str, str]:
+    """Return the card's text and its licence; errors where the Hub could not show it, or it names none."""
     try:
         text = content.decode()
         front: Any = ModelCard(text, ignore_metadata_errors=False).data
@@ -112,7 +121,7 @@ def _checked_card(path: Path, content: bytes) -> str:
         )
     if front.library_name != "timm" or front.pipeline_tag != "image-classification":
         raise InputError(f"{path}: its front matter needs 'library_name: timm', 'pipeline_tag: image-classification'")
-    return text
+    return text, str(front.license)
 
 
 def ready_repository(api: HfApi, repo_id: str, revision: str, *, private: bool, dry_run: bool) -> str | None:
@@ -235,8 +244,8 @@ class _Upload:
             added = CommitOperationAdd(
                 path_in_repo=name, path_or_fileobj=str(content) if isinstance(content, Path) else content
             )
-            if name == WEIGHTS_NAME:
-                self.pushed.require_hash(added.upload_info.sha256.hex())
+            if isinstance(content, Path):
+                self.pushed.require_hash(name, added.upload_info.sha256.hex())
             patiently(
                 lambda added=added: self.api.preupload_lfs_files(  # type: ignore[misc]
                     self.repo_id, [added], revision=revision, create_pr=revision is None, free_memory=False

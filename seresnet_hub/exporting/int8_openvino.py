@@ -1,0 +1,54 @@
+"""Quantise an OpenVINO network to int8, and give single layers of it their float weights and inputs back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from seresnet_hub.exporting.nncf_quantizer import quantized_by_nncf
+
+WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
+QUANTIZER = "FakeQuantize"
+
+
+def quantized_openvino(
+    model: Any, inputs: Sequence[np.ndarray], *, keep: Collection[str] = (), layers: Mapping[str, str]
+) -> Any:
+    """Return an int8 `openvino.Model`; `model` is not changed.
+
+    `inputs` are batches as the model takes them, `layers` says which layer each node by its friendly name is of, and
+    `keep` names the layers that stay as they are; so does what is of no layer. Errors: `InputError` where NNCF fails.
+    """
+    name = model.inputs[0].get_any_name()
+    ignored = [node for node, layer in layers.items() if layer in keep]
+    return quantized_by_nncf(model.clone(), name, inputs, ignored)
+
+
+def with_float_layers_openvino(quantized: Any, model: Any, kept: Collection[str], *, layers: Mapping[str, str]) -> Any:
+    """Return the quantised network with some layers in float: weights, biases and inputs as in `model`, not rounded."""
+    changed, floats = quantized.clone(), {node.get_friendly_name(): node for node in model.get_ops()}
+    for node in changed.get_ordered_ops():
+        name = node.get_friendly_name()
+        if layers.get(name) not in kept:
+            continue
+        original = floats.get(name)
+        for number in range(len(node.inputs())):
+            source = node.input_value(number).get_node()
+            before = original.input_value(number).get_node() if original is not None else None
+            if before is not None and (constant := _constant(before)) is not None:
+                node.input(number).replace_source_output(constant.output(0))
+            elif source.get_type_name() == QUANTIZER:
+                node.input(number).replace_source_output(source.input_value(0))
+    changed.validate_nodes_and_infer_types()
+    return changed
+
+
+def _constant(node: Any) -> Any:
+    """Return a copy of a constant, None for what is computed."""
+    from openvino import opset13
+
+    if node.get_type_name() != "Constant":
+        return None
+    return opset13.constant(np.array(node.data), dtype=node.get_element_type())

@@ -1,0 +1,93 @@
+"""Make OpenVINO's model of a traced network, with its layers' names, and write it as the pair of .xml and .bin."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seresnet_hub.engines.export_facts import ExportFacts
+from seresnet_hub.engines.required_packages import require_package
+from seresnet_hub.errors import InputError, message_of
+from seresnet_hub.exporting.tracing import IMAGES, LOGITS, PICTURES, PROBABILITIES, layer_names
+
+OUTPUTS = {IMAGES: LOGITS, PICTURES: PROBABILITIES}
+SECTION = "seresnet_hub"  # of the facts in the file's rt_info
+
+
+def openvino_model(program: torch.export.ExportedProgram) -> Any:
+    """Return the `openvino.Model` of a traced network, in float32, with the input and the output named as in `tracing`.
+
+    An operation is called by the layer it was made by, `layer1.0.conv2/Convolution`. Errors: `InputError` where OpenVINO
+    is not installed or cannot convert the graph.
+    """
+    openvino = require_package("openvino")
+    try:
+        with _quiet():
+            from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+            decoder = TorchFXPythonDecoder.from_exported_program(program, dynamic_shapes=False)
+            model = openvino.convert_model(decoder)
+    except Exception as error:  # the runtime's are RuntimeErrors of many lines
+        raise InputError(f"OpenVINO cannot convert the network: {message_of(error)}") from error
+    (images,), (result,) = model.inputs, model.outputs
+    name = images.get_node().get_friendly_name()
+    result.get_tensor().set_names({OUTPUTS[name]})
+    result.get_node().set_friendly_name(OUTPUTS[name])
+    _name_by_layers(model, layer_names(decoder.fx_gm))
+    return model
+
+
+def _name_by_layers(model: Any, layers: dict[str, str]) -> None:
+    """Call the operations by their layers, and number those of one kind in one layer: `layer1.0/Add_1`."""
+    count: Counter[str] = Counter()
+    for operation in model.get_ordered_ops():
+        layer = layers.get(operation.get_friendly_name().split("/")[0])
+        if layer is not None and operation.get_type_name() != "Constant":
+            name = f"{layer}/{operation.get_type_name()}"
+            operation.set_friendly_name(name + (f"_{count[name]}" if count[name] else ""))
+            count[name] += 1
+
+
+def layers_of(model: Any) -> dict[str, str]:
+    """Return the layer of the network that each operation was made by: `{"layer1.0.conv2/Convolution": …}`."""
+    operations = [operation for operation in model.get_ordered_ops() if operation.get_type_name() != "Constant"]
+    names = [operation.get_friendly_name() for operation in operations]
+    return {name: name.rpartition("/")[0] for name in names if name.count("/") == 1}
+
+
+def write_openvino(model: Any, path: Path, facts: ExportFacts) -> None:
+    """Write a model to `path`, an .xml, and the .bin beside it, with the facts in the section `seresnet_hub` of rt_info.
+
+    In fp16 the weights are stored in half of the bytes, and computed with in float32. Errors: `InputError` where the
+    files cannot be written.
+    """
+    openvino = require_package("openvino")
+    for name, value in facts.to_text().items():
+        model.set_rt_info(value, [SECTION, name])
+    try:
+        with _quiet():
+            openvino.save_model(model, path, compress_to_fp16=facts.precision == "fp16")
+    except Exception as error:  # the runtime's are RuntimeErrors of many lines
+        raise InputError(f"OpenVINO cannot write {path}: {message_of(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what OpenVINO logs by the root logger, and the handler that logging gives that for it."""
+    root = logging.getLogger()
+    handlers, disabled = root.handlers[:], logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
