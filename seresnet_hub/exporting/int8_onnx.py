@@ -10,8 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.exporting.nncf_quantizer import quantized_by_nncf
+from seresnet_hub.exporting.sensitive_layers import Run
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
@@ -28,6 +31,23 @@ def quantized_onnx(
     copied.CopyFrom(model)
     ignored = [node for node, layer in layers.items() if layer in keep]
     return quantized_by_nncf(copied, model.graph.input[0].name, inputs, ignored)
+
+
+def int8_layers_onnx(quantized: Any, *, layers: Mapping[str, str]) -> list[str]:
+    """Return the layers that take rounded values or have rounded weights, in the order in which they compute."""
+    rounded = {output for node in quantized.graph.node if node.op_type == DEQUANTIZE for output in node.output}
+    nodes = [node for node in quantized.graph.node if node.name in layers and rounded & set(node.input)]
+    return list(dict.fromkeys(layers[node.name] for node in nodes))
+
+
+def run_of_onnx(model: Any) -> Run:
+    """Return what runs a network on batches."""
+    runtime = require_package("onnxruntime", "onnx")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3  # errors alone
+    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda inputs: np.concatenate([session.run(None, {name: batch})[0] for batch in inputs])
 
 
 def with_float_layers_onnx(quantized: Any, model: Any, kept: Collection[str], *, layers: Mapping[str, str]) -> Any:

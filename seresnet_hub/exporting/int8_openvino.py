@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from seresnet_hub.exporting.nncf_quantizer import quantized_by_nncf
+from seresnet_hub.exporting.sensitive_layers import Run
 
-WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
 QUANTIZER = "FakeQuantize"
+WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
+AUTOMATIC = re.compile(r"[A-Za-z]+_[0-9]+")  # names that OpenVINO counts through the whole process
 
 
 def quantized_openvino(
@@ -23,7 +27,31 @@ def quantized_openvino(
     """
     name = model.inputs[0].get_any_name()
     ignored = [node for node, layer in layers.items() if layer in keep]
-    return quantized_by_nncf(model.clone(), name, inputs, ignored)
+    result = quantized_by_nncf(model.clone(), name, inputs, ignored)
+    for number, node in enumerate(result.get_ordered_ops()):
+        if AUTOMATIC.fullmatch(node.get_friendly_name()):
+            node.set_friendly_name(f"{node.get_type_name()}_{number}")
+    return result
+
+
+def int8_layers_openvino(quantized: Any, *, layers: Mapping[str, str]) -> list[str]:
+    """Return the layers that take rounded values or have rounded weights, in the order in which they compute."""
+    found = []
+    for node in quantized.get_ordered_ops():
+        sources = [value.get_node().get_type_name() for value in node.input_values()]
+        rounded = QUANTIZER in sources or (node.get_type_name() in WEIGHTED and sources[1] != "Constant")
+        if rounded and node.get_friendly_name() in layers:
+            found.append(layers[node.get_friendly_name()])
+    return list(dict.fromkeys(found))
+
+
+def run_of_openvino(model: Any) -> Run:
+    """Return what runs a network on batches, computing exactly what is not int8."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    return lambda inputs: np.concatenate([np.array(compiled(batch)[0]) for batch in inputs])
 
 
 def with_float_layers_openvino(quantized: Any, model: Any, kept: Collection[str], *, layers: Mapping[str, str]) -> Any:

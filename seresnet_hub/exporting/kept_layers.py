@@ -14,8 +14,9 @@ SE = ("se", "se_module", "gate")  # what networks call the SE unit of a block, t
 def matching_layers(patterns: Iterable[str], layers: Iterable[str]) -> tuple[str, ...]:
     """Return the layers that any of these name, in their order.
 
-    `layer4.2.conv3` is a layer, `layer1` and `layer3.0.se` are all that lies in them, and in `*.se.*` the signs are
-    those of file names. SE units may be called as in the network that was exported or in the fused one. Errors:
+    `layer4.2.conv3` is a layer, `layer1` and `layer3.0.se` are all that lies in them, `layer1.0/` is what the block
+    computes itself, its product and sum, and in `*.se.*` the signs are those of file names. SE units may be called as
+    in the network that was exported or in the fused one. Errors:
     `InputError` where one names no layer; it says which are meant.
     """
     known = list(dict.fromkeys(layers))
@@ -25,7 +26,7 @@ def matching_layers(patterns: Iterable[str], layers: Iterable[str]) -> tuple[str
         wanted = _plain(pattern.strip().strip("."))
         named = [
             layer for layer, name in by_name.items()
-            if wanted and (name == wanted or name.startswith(f"{wanted}.") or fnmatchcase(name, wanted))
+            if wanted and (f"{name}/" == wanted or f"{name}.".startswith(f"{wanted}.") or fnmatchcase(name, wanted))
         ]  # fmt: skip
         if not named:
             raise InputError(f"keep={pattern}: the network has no such layer{_meant(wanted, by_name.values())}")

@@ -1,0 +1,83 @@
+"""Quantise an exported network to int8: which layers stay in float, which hurt most, and what the record says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seresnet_hub.exporting.calibration_pictures import CalibrationPictures
+from seresnet_hub.exporting.int8_onnx import int8_layers_onnx, quantized_onnx, run_of_onnx, with_float_layers_onnx
+from seresnet_hub.exporting.int8_openvino import (
+    int8_layers_openvino,
+    quantized_openvino,
+    run_of_openvino,
+    with_float_layers_openvino,
+)  # fmt: skip
+from seresnet_hub.exporting.kept_layers import matching_layers
+from seresnet_hub.exporting.sensitive_layers import Run, kept_within, sensitive_layers
+
+NAMED = 5  # of the layers that hurt most, in the record
+Top1 = Callable[[Any], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Network:
+    """An int8 network, as `openvino.Model` or `onnx.ModelProto`, and what the record of its export says of it."""
+
+    model: Any
+    record: dict[str, Any]
+
+
+def to_int8(
+    format: str,
+    model: Any,
+    pictures: CalibrationPictures,
+    *,
+    layers: Mapping[str, str],
+    keep: Sequence[str] = (),
+    max_drop: float | None = None,
+    top1: Top1 | None = None,
+) -> Int8Network:
+    """Return the int8 form of a float network; `model` is not changed.
+
+    `layers` says which layer each node of the graph, by its name, is of. `keep` names layers that stay in float (see
+    `matching_layers`). With `max_drop`, in points of top-1 accuracy, those that hurt most stay in float too, as many as
+    are needed; `top1` measures the accuracy, in percent, of a network like `model`. Errors: `InputError` where `keep`
+    names no layer, the network cannot be quantised, or the accuracy cannot be kept.
+    """
+    quantize, in_float, int8_layers, run_of = _OF_FORMAT[format]
+    kept = matching_layers(keep, layers.values())
+
+    def quantized(more: Collection[str] = ()) -> Any:
+        return quantize(model, pictures.inputs, keep={*kept, *more}, layers=layers)
+
+    first = quantized()
+    ranked = sensitive_layers(
+        run_of(model), lambda some: run_of(in_float(first, model, some, layers=layers)),
+        int8_layers(first, layers=layers), pictures.inputs,
+    )  # fmt: skip
+    result = first
+    found: list[str] = []
+    if max_drop is not None:
+        assert top1 is not None
+        result, found = kept_within(max_drop, top1, model, first, quantized, [one.layer for one in ranked])
+    names = _names(layers.values())
+    record = {
+        "calibration": pictures.record(), "keep": list(keep), "kept_for_accuracy": [names[layer] for layer in found],
+        "int8_layers": len(int8_layers(result, layers=layers)),
+        "sensitive": [{"layer": names[one.layer], "gain": round(one.gain, 4)} for one in ranked[:NAMED] if one.gain],
+    }  # fmt: skip
+    return Int8Network(model=result, record=record)
+
+
+def _names(layers: Iterable[str]) -> dict[str, str]:
+    """Return the name that `keep` knows each layer by: a module that has layers of its own too gets a stroke."""
+    inner = {layer.rpartition(".")[0] for layer in layers}
+    return {layer: f"{layer}/" if layer in inner else layer for layer in layers}
+
+
+_OF_FORMAT: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., list[str]], Callable[[Any], Run]]] = {
+    "onnx": (quantized_onnx, with_float_layers_onnx, int8_layers_onnx, run_of_onnx),
+    "openvino": (quantized_openvino, with_float_layers_openvino, int8_layers_openvino, run_of_openvino),
+}
