@@ -25,9 +25,8 @@ from seresnet_hub.engines.exported_files import Record, exports_in, read_record,
 from seresnet_hub.engines.exported_model import ExportedModel
 from seresnet_hub.environment import version
 from seresnet_hub.errors import InputError, PrintableLog
-from seresnet_hub.evaluation.evaluate import evaluate, in_model_order
 from seresnet_hub.exporting.calibration_pictures import CalibrationPictures, calibration_pictures
-from seresnet_hub.exporting.export_accuracy import export_accuracy, warn_of_large_drop
+from seresnet_hub.exporting.export_accuracy import accuracy_on, export_accuracy
 from seresnet_hub.exporting.export_proof import (
     Proof,
     proof,
@@ -151,8 +150,9 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         accuracy = None
         if measured is not None:
             begin("measuring")
-            accuracy = export_accuracy(network, ExportUnderTest(run, network, request.batch), measured)
-            warn_of_large_drop(accuracy, request.precision)
+            accuracy = export_accuracy(
+                network, ExportUnderTest(run, network, request.batch), measured, request.precision
+            )
         text = record_text(
             facts, record.sha256, proven.to_json(), None if accuracy is None else accuracy.to_json(),
             None if int8 is None else int8.record,
@@ -243,7 +243,7 @@ def _top1(
     """Return the accuracy of a converted network in percent, by way of its file."""
     assert split is not None
     run = FORMATS[request.format].run(_written(converted, facts, request, staged))
-    return evaluate(ExportUnderTest(run, network, request.batch), in_model_order(split, network)).top1
+    return accuracy_on(ExportUnderTest(run, network, request.batch), network, split).top1
 
 
 # --- the files --------------------------------------------------------------------------------------------------------
