@@ -102,6 +102,19 @@ def test_names_of_layers_are_shown_as_they_are(made: Path, tmp_path: Path) -> No
     assert "| `onnx/model.onnx` | 1.2 |  |  |  |" in text
 
 
+def test_a_file_that_prepares_pictures_is_shown_as_one(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "m")
+    write_export(tmp_path / "m", preprocessing=True, batch=3)
+    text = exported_section(records(tmp_path / "m", "onnx/model.json"), SIZES, REPO)
+    assert "`onnx/model.onnx` prepares pictures itself: it takes bytes in RGB order" in text
+    assert "`onnx/model.onnx` takes 3 at once" in text
+    [block] = run_blocks(text)  # `predict` prepares pictures, and refuses such a file
+    assert "images = np.repeat(images, 3, 0)" in block
+    assert not run_blocks(text, "html")
+    both = exported_section(records(tmp_path / "m", "onnx/model.json", "onnx/model_int8.json"), SIZES, REPO)
+    assert f'name = "onnx:{REPO}/onnx/model_int8.onnx"' in both
+
+
 def run_blocks(text: str, language: str = "python") -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 

@@ -50,9 +50,17 @@ def with_exports(text: str, records: Sequence[Record], sizes: Mapping[str, int],
 
 def exported_section(records: Sequence[Record], sizes: Mapping[str, int], repo_id: str) -> str:
     """Return the section of a card on the exported files of the Hub repository `repo_id`."""
-    parts = [TITLE, _proven(records), _table(records, sizes), *_measured(records), *_quantised(records)]
+    parts = [
+        TITLE,
+        _proven(records),
+        _table(records, sizes),
+        *_measured(records),
+        *_quantised(records),
+        *_taken(records),
+    ]
     ranked = sorted(records, key=_rank(PREFERRED))
-    parts += ["With `seresnet_hub`, as any other model:", with_the_package(ranked[0], repo_id)]
+    if plain := next((one for one in ranked if not one.facts.preprocessing), None):
+        parts += ["With `seresnet_hub`, as any other model:", with_the_package(plain, repo_id)]
     shown = [one for one in ranked if shows_preparation(one.facts)]
     if onnx := next((one for one in shown if one.facts.format == "onnx"), None):
         parts += ["With ONNX Runtime, numpy and Pillow alone:", with_onnxruntime(onnx, repo_id)]
@@ -142,6 +150,21 @@ def _quantised(records: Sequence[Record]) -> list[str]:
         ranked = sensitive if isinstance(sensitive, list) else []
         worst = [each.get("layer") for each in ranked if isinstance(each, dict)]
         lines.append(f"{line}; the layers that cost most: {_names(worst)}." if worst else f"{line}.")
+    return lines
+
+
+def _taken(records: Sequence[Record]) -> list[str]:
+    """Return what files take and give where it is not what the others do."""
+    lines = []
+    for one in records:
+        name = code(files_of(one.facts.format, one.facts.precision)[0])
+        if one.facts.preprocessing:
+            lines.append(
+                f"{name} prepares pictures itself: it takes bytes in RGB order, `(batch, height, width, 3)`, and gives "
+                "probabilities."
+            )
+        if one.facts.batch is not None:
+            lines.append(f"{name} takes {one.facts.batch} at once, no more and no fewer.")
     return lines
 
 

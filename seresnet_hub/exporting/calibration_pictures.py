@@ -79,7 +79,7 @@ def calibration_pictures(
     if all(np.array_equal(inputs[0], other) for other in inputs[1:]):
         raise InputError(f"the {len(inputs)} pictures of {source}{_of(opened)} are all the same: calibrate on others")
     shown = None if classes is None else len({classes[row] for row in chosen})
-    _warn(opened, shown, len(opened.class_names or ()) or getattr(model, "num_classes", 0))
+    _warn(opened, shown, max(len(opened.class_names or ()), getattr(model, "num_classes", 0)))
     return CalibrationPictures(inputs=inputs, source=source, split=opened.name, classes=shown)
 
 

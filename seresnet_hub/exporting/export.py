@@ -138,7 +138,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
 
             int8 = to_int8(
                 request.format, converted, _batched(pictures, request.batch), layers=format.layers(converted),
-                keep=request.keep, max_drop=request.max_drop,
+                form=form, keep=request.keep, max_drop=request.max_drop,
                 top1=lambda one: _top1(one, facts, request, network, measured, staged),
             )  # fmt: skip
             converted = int8.model

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seresnet_hub.exporting.calibration_pictures import CalibrationPictures
+from seresnet_hub.exporting.forms import INTEGER_PRODUCTS, PLAIN
 from seresnet_hub.exporting.int8_onnx import int8_layers_onnx, quantized_onnx, run_of_onnx, with_float_layers_onnx
 from seresnet_hub.exporting.int8_openvino import (
     int8_layers_openvino,
@@ -15,6 +16,7 @@ from seresnet_hub.exporting.int8_openvino import (
     with_float_layers_openvino,
 )  # fmt: skip
 from seresnet_hub.exporting.kept_layers import matching_layers
+from seresnet_hub.exporting.openvino_forms import with_integer_products
 from seresnet_hub.exporting.sensitive_layers import Run, kept_within, sensitive_layers
 
 NAMED = 5  # of the layers that hurt most, in the record
@@ -35,6 +37,7 @@ def to_int8(
     pictures: CalibrationPictures,
     *,
     layers: Mapping[str, str],
+    form: str = PLAIN,
     keep: Sequence[str] = (),
     max_drop: float | None = None,
     top1: Top1 | None = None,
@@ -43,8 +46,9 @@ def to_int8(
 
     `layers` says which layer each node of the graph, by its name, is of. `keep` names layers that stay in float (see
     `matching_layers`). With `max_drop`, in points of top-1 accuracy, those that hurt most stay in float too, as many as
-    are needed; `top1` measures the accuracy, in percent, of a network like `model`. Errors: `InputError` where `keep`
-    names no layer, the network cannot be quantised, or the accuracy cannot be kept.
+    are needed; `top1` measures the accuracy, in percent, of a network like `model`. `form` is how its SE units are
+    written. Errors: `InputError` where `keep` names no layer, the network cannot be quantised, or the accuracy cannot
+    be kept.
     """
     quantize, in_float, int8_layers, run_of = _OF_FORMAT[format]
     kept = matching_layers(keep, layers.values())
@@ -62,10 +66,13 @@ def to_int8(
     if max_drop is not None:
         assert top1 is not None
         result, found = kept_within(max_drop, top1, model, first, quantized, [one.layer for one in ranked])
+    int8 = int8_layers(result, layers=layers)
+    if form == INTEGER_PRODUCTS:
+        result = with_integer_products(result)
     names = _names(layers.values())
     record = {
         "calibration": pictures.record(), "keep": list(keep), "kept_for_accuracy": [names[layer] for layer in found],
-        "int8_layers": len(int8_layers(result, layers=layers)),
+        "int8_layers": len(int8),
         "sensitive": [{"layer": names[one.layer], "gain": round(one.gain, 4)} for one in ranked[:NAMED] if one.gain],
     }  # fmt: skip
     return Int8Network(model=result, record=record)

@@ -25,11 +25,12 @@ def quantized_onnx(
     """Return an int8 `onnx.ModelProto`; `model` is not changed.
 
     `inputs` are batches as the model takes them, `layers` says which layer each node by its name is of, and `keep`
-    names the layers that stay as they are. Errors: `InputError` where NNCF fails.
+    names the layers that stay as they are; so does what is of no layer. Errors: `InputError` where NNCF fails.
     """
     copied = type(model)()
     copied.CopyFrom(model)
-    ignored = [node for node, layer in layers.items() if layer in keep]
+    names = [node.name for node in model.graph.node]
+    ignored = [node for node in names if node not in layers or layers[node] in keep]
     return quantized_by_nncf(copied, model.graph.input[0].name, inputs, ignored)
 
 

@@ -26,12 +26,17 @@ def quantized_openvino(
     `keep` names the layers that stay as they are; so does what is of no layer. Errors: `InputError` where NNCF fails.
     """
     name = model.inputs[0].get_any_name()
-    ignored = [node for node, layer in layers.items() if layer in keep]
+    ignored = [node for node in _computed(model) if node not in layers or layers[node] in keep]
     result = quantized_by_nncf(model.clone(), name, inputs, ignored)
     for number, node in enumerate(result.get_ordered_ops()):
         if AUTOMATIC.fullmatch(node.get_friendly_name()):
             node.set_friendly_name(f"{node.get_type_name()}_{number}")
     return result
+
+
+def _computed(model: Any) -> list[str]:
+    given = ("Constant", "Parameter", "Result")
+    return [node.get_friendly_name() for node in model.get_ops() if node.get_type_name() not in given]
 
 
 def int8_layers_openvino(quantized: Any, *, layers: Mapping[str, str]) -> list[str]:

@@ -42,11 +42,11 @@ def sensitive_layers(
     blocks: dict[str, list[str]] = {}
     for layer in layers:
         blocks.setdefault(_block(layer), []).append(layer)
-    whole = error(()) or 1.0  # where nothing is lost, nothing is gained
+    whole = error(())
 
     def gains(groups: Mapping[str, Collection[str]], what: str) -> dict[str, float]:
         progress = tqdm(groups.items(), desc=f"{what} that int8 hurts", leave=False, delay=1.0)
-        found = {name: (whole - error(group)) / whole for name, group in progress}
+        found = {name: (whole - error(group)) / (whole or 1.0) for name, group in progress}
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     of_blocks = gains(blocks, "blocks")
