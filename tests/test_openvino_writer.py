@@ -27,6 +27,7 @@ FACTS = ExportFacts(
     interpolation="bicubic", crop_pct=1.0, crop_mode="center", license="", sha256=None, tensors_sha256="0" * 64,
     fused=True, form="plain", batch=None, dynamic_size=False, preprocessing=False, version="1",
 )  # fmt: skip
+WEIGHTED = ("/Convolution", "/MatMul")
 HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
 
 
@@ -85,12 +86,21 @@ def test_input_output_and_shapes_are_those_of_the_trace(network, model):
 
 def test_every_weight_has_the_name_of_its_layer(network, model, tmp_path):
     layers = layers_of(model)
-    expected = {name for name, layer in network.named_modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)}
-    assert {layers[name] for name in layers if name.endswith(("/Convolution", "/MatMul"))} == expected
+    assert {layers[name] for name in layers if name.endswith(WEIGHTED)} == weighted(network)
     modules = dict(network.named_modules())
     assert all(layer in modules for layer in layers.values())
     write_openvino(model, tmp_path / "m.xml", FACTS)
     assert layers_of(read(tmp_path / "m.xml")) == layers
+
+
+def test_weights_with_a_batch_norm_folded_in_have_the_name_of_their_layer(network):
+    layers = layers_of(openvino_model(traced(network, batch=None, size=(32, 32))))
+    assert {layers[name] for name in layers if name.endswith(WEIGHTED)} == weighted(network)
+
+
+def weighted(network):
+    """The layers that have weights to multiply with."""
+    return {name for name, layer in network.named_modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)}
 
 
 def read(path):

@@ -43,7 +43,7 @@ def openvino_model(program: torch.export.ExportedProgram) -> Any:
     name = images.get_node().get_friendly_name()
     result.get_tensor().set_names({OUTPUTS[name]})
     result.get_node().set_friendly_name(OUTPUTS[name])
-    _name_by_layers(model, layer_names(decoder.fx_gm))
+    _name_by_layers(model, layer_names(decoder.fx_gm), _first_arguments(decoder.fx_gm))
     return model
 
 
@@ -53,15 +53,34 @@ def _input_shape(graph: torch.fx.GraphModule) -> list[int]:
     return [side if isinstance(side, int) else -1 for side in example.shape]
 
 
-def _name_by_layers(model: Any, layers: dict[str, str]) -> None:
-    """Call the operations by their layers, and number those of one kind in one layer: `layer1.0/Add_1`."""
+def _first_arguments(graph: torch.fx.GraphModule) -> dict[str, str]:
+    """Return by the name of each node that of its first argument, where that is a node."""
+    nodes = [node for node in graph.graph.nodes if node.args and isinstance(node.args[0], torch.fx.Node)]
+    return {node.name: node.args[0].name for node in nodes}
+
+
+def _name_by_layers(model: Any, layers: dict[str, str], first_arguments: dict[str, str]) -> None:
+    """Call the operations by their layers, and number those of one kind in one layer: `layer1.0/Add_1`.
+
+    A convolution that OpenVINO has folded a batch norm into has lost its name; what takes its output tells it.
+    """
     count: Counter[str] = Counter()
     for operation in model.get_ordered_ops():
-        layer = layers.get(operation.get_friendly_name().split("/")[0])
+        node = _node_of(operation)
+        if node not in layers and operation.get_type_name() in WEIGHTED:
+            node = _node_of(next(iter(operation.output(0).get_target_inputs())).get_node())
+            while node in first_arguments and not node.startswith("conv"):
+                node = first_arguments[node]
+        layer = layers.get(node)
         if layer is not None and operation.get_type_name() != "Constant":
             name = f"{layer}/{operation.get_type_name()}"
             operation.set_friendly_name(name + (f"_{count[name]}" if count[name] else ""))
             count[name] += 1
+
+
+def _node_of(operation: Any) -> str:
+    name: str = operation.get_friendly_name().split("/")[0]
+    return name
 
 
 def layers_of(model: Any) -> dict[str, str]:
