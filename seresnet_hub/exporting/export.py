@@ -26,7 +26,7 @@ from seresnet_hub.engines.exported_model import ExportedModel
 from seresnet_hub.environment import version
 from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.exporting.calibration_pictures import CalibrationPictures, calibration_pictures
-from seresnet_hub.exporting.export_accuracy import accuracy_on, export_accuracy
+from seresnet_hub.exporting.export_accuracy import accuracy_on, export_accuracy, warn_of_large_drop
 from seresnet_hub.exporting.export_proof import (
     Proof,
     proof,
@@ -150,9 +150,8 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         accuracy = None
         if measured is not None:
             begin("measuring")
-            accuracy = export_accuracy(
-                network, ExportUnderTest(run, network, request.batch), measured, request.precision
-            )
+            accuracy = export_accuracy(network, ExportUnderTest(run, network, request.batch), measured)
+            warn_of_large_drop(accuracy, request.precision)
         text = record_text(
             facts, record.sha256, proven.to_json(), None if accuracy is None else accuracy.to_json(),
             None if int8 is None else int8.record,

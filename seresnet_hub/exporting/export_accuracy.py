@@ -62,25 +62,28 @@ def accuracy_on(model: nn.Module, classes_of: nn.Module, split: Split, *, worker
 
 
 def export_accuracy(
-    model: nn.Module, exported: nn.Module, split: Split, precision: str, *, before: Accuracy | None = None,
-    workers: int | None = None,
-) -> ExportAccuracy:  # fmt: skip
-    """Return the accuracy of `model` as it is and of `exported`, which takes and gives the same; warn of a large drop.
+    model: nn.Module, exported: nn.Module, split: Split, *, before: Accuracy | None = None, workers: int | None = None
+) -> ExportAccuracy:
+    """Return the accuracy of `model` as it is and of `exported`, which takes and gives the same.
 
     `before` is what `accuracy_on` said of the model, so that it is measured once for several exports. Errors:
     `InputError` as for `evaluate`.
     """
     before = accuracy_on(model, model, split, workers=workers) if before is None else before
     after = accuracy_on(exported, model, split, workers=workers)
-    found = ExportAccuracy(
+    return ExportAccuracy(
         data=public_name(split.source), split=split.name, images=after.counted,
         classes=None if after.classes is None else len(after.classes),
         top1_before=round(before.top1, 4), top5_before=round(before.top5, 4),
         top1_after=round(after.top1, 4), top5_after=round(after.top5, 4), drop=round(before.top1 - after.top1, 4),
     )  # fmt: skip
-    if found.drop > LARGE_DROPS[precision]:
+
+
+def warn_of_large_drop(accuracy: ExportAccuracy, precision: str) -> None:
+    """Log one line where an export loses more than its precision should; it says what to do about that."""
+    if accuracy.drop > LARGE_DROPS[precision]:
         log.warning(
-            f"{precision} loses {found.drop:.2f} points of top-1 on {found.images:,} images of {found.data} (from "
-            f"{found.top1_before:.2f} to {found.top1_after:.2f} %): {ADVICE.get(precision, 'export in fp32')}"
+            f"{precision} loses {accuracy.drop:.2f} points of top-1 on {accuracy.images:,} images of {accuracy.data} "
+            f"(from {accuracy.top1_before:.2f} to {accuracy.top1_after:.2f} %): "
+            f"{ADVICE.get(precision, 'export in fp32')}"
         )
-    return found
