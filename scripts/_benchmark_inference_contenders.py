@@ -21,6 +21,7 @@ from seresnet_hub.data.transforms import model_transform, normalize
 from seresnet_hub.engines.exported_model import load_exported
 from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.errors import InputError
+from seresnet_hub.exporting.export import export
 from seresnet_hub.inference.run_batches import decoded_batches
 from seresnet_hub.models.fusion import fuse
 
@@ -103,8 +104,6 @@ class Workshop:
         try:
             return load_exported(f"{format}:{folder}")
         except InputError:  # it is not there, or was killed before it was whole
-            from seresnet_hub.exporting.export import export
-
             calibrate = self.source if contender.precision == "int8" else None
             export(network, folder, format=format, precision=contender.precision, calibrate=calibrate,
                    input_size=self._size, force=True)  # fmt: skip
@@ -169,8 +168,9 @@ def _usual_onnxruntime(program: Any, precision: str, pictures: list[np.ndarray])
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        names = {"input_names": ["images"], "output_names": ["logits"]}
-        torch.onnx.export(program, dynamo=True, opset_version=18, verbose=False, **names).save(path)  # type: ignore[union-attr]
+        made = torch.onnx.export(program, dynamo=True, opset_version=18, verbose=False, input_names=["images"])
+        assert made is not None  # without dynamo it is
+        made.save(path)
         if precision == "int8":
             quant_pre_process(path, Path(folder, "ready.onnx"))
             path = Path(folder, "int8.onnx")

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from _benchmark_inference_contenders import BASE, EXPORTED, Contender, Run, Workshop, contenders
-from _benchmark_networks import NETWORKS, PLAIN
+from _benchmark_networks import PLAIN
+from _benchmark_options import NETWORKS
 from _benchmark_timing import calls_in
 from torch._inductor import config as inductor
 
@@ -100,7 +101,7 @@ def _prepared(
     runs: dict[Contender, Run] = {}
     left_out: dict[str, str] = {}
     # All compiled networks share the code of one class, and torch keeps eight compiled forms of it unless told.
-    limit = torch._dynamo.config.patch(recompile_limit=64)  # type: ignore[attr-defined]
+    limit = torch._dynamo.config.patch(recompile_limit=64)
     with torch.no_grad(), inductor.patch(dict(INFERENCE_SETTINGS["default"]["cpu"])), limit, compiler_errors():
         for contender in wanted:
             start = time.perf_counter()

@@ -55,6 +55,11 @@ MIGRATION: tuple[tuple[str, str, str], ...] = (
     ("`mim test mmpretrain CONFIG --checkpoint …`", "`seresnet-hub validate MODEL --data DIR_OR_HUB_ID`", ""),
     ("`tools/test.py … --out FILE`, `analyze_results.py`",
      "`seresnet-hub validate MODEL --data DIR --predictions FILE --report DIR`", ""),
+    ("mmdeploy's `tools/deploy.py DEPLOY_CFG MODEL_CFG CHECKPOINT IMAGE`",
+     "`seresnet-hub export MODEL --output DIR --format onnx`, or `openvino`",
+     "any batch size unless `--batch` fixes one; a file that computes something else is refused"),
+    ("mmdeploy's `tools/test.py DEPLOY_CFG MODEL_CFG --model FILE`",
+     "`seresnet-hub validate onnx:DIR --data DIR_OR_HUB_ID`", ""),
     ("`mim train mmpretrain CONFIG`", "`accelerate launch -m seresnet_hub train --recipe NAME`", ""),
 )  # fmt: skip
 
@@ -71,6 +76,11 @@ TIMM_SCRIPTS: tuple[tuple[str, str, str], ...] = (
     ("`--retry`", "", "always: where the memory is not enough, the batch is halved"),
     ("`--valid-labels FILE`", "`--classes FILE`", "not needed where the data set names its classes"),
     ("`--real-labels real.json`", "`--real`", ""),
+    ("`onnx_export.py FILE --model NAME --checkpoint FILE`", "`seresnet-hub export MODEL --output DIR --format onnx`",
+     "any batch size, where timm's has a fixed one; `--check-forward` is always on, in float64 and with real pictures"),
+    ("`--dynamic-size`, `--img-size N`", "`--input-size dynamic`, `--input-size N`", ""),
+    ("`onnx_validate.py DIR --onnx-input FILE`", "`seresnet-hub validate onnx:FILE --data DIR`",
+     "size, mean, std and crop are in the file, and need not be given again"),
 )  # fmt: skip
 
 
@@ -178,6 +188,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "recipes": recipes,
     "api": package_tables.api,
     "modules": package_tables.modules,
+    "tolerances": engine_tables.tolerances,
 }
 MEASURED_TABLES: dict[str, Callable[[Path], str]] = {
     "speed": speed,

@@ -1,4 +1,4 @@
-"""The table of networks in the engines that exported files are run by, from a folder of measured results."""
+"""The tables of exports: what a precision may change, and how fast the engines run networks, from measured results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from _benchmark_options import NETWORKS
 
 from seresnet_hub.cards.markdown import table
+from seresnet_hub.exporting.export_proof import LIMITS
 from seresnet_hub.files.atomic_writing import read_json
 
 RESULT = "benchmark_inference_cpu_engines.json"  # the kept result of `benchmark.py inference --peer`
@@ -50,6 +51,12 @@ def engines(measured_in: Path) -> str:
             rows.append((_name(kind, size), *(_speed(one, size) for one in found), *shares,
                          _text(found[-1], "times_base")))  # fmt: skip
     return table(header, rows)
+
+
+def tolerances() -> str:
+    """Return the table of what each precision may change in an exported file."""
+    rows = [(precision, f"{one.tolerance:g}", f"{one.apart:g}") for precision, one in LIMITS.items()]
+    return table(("precision", "largest difference", "first class, where the second is further behind than"), rows)
 
 
 def _name(kind: Kind, size: int) -> str:

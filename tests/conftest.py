@@ -28,8 +28,11 @@ import pytest
 import torch
 from PIL import Image
 
+from seresnet_hub.engines.no_telemetry import leave_out_telemetry
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))  # as when a script is run by its path
 pytest_plugins = ["hub_fixtures", "small_runs"]
+leave_out_telemetry()  # a test that skips without OpenVINO imports it first
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -11,15 +12,18 @@ from typing import Any
 import hub_fixtures
 import numpy as np
 import pytest
+import torch
 from exported_by_hand import PROOF, logits_of, prepared_by_timm, write_export
 from hub_fixtures import REPO, write_folder
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
 
+import seresnet_hub
 from seresnet_hub.cards.exported_files import exported_section, with_exports
 from seresnet_hub.engines.exported_files import read_record
 from seresnet_hub.publishing.push import push
+from seresnet_hub.publishing.verify import verify
 
 pytest.importorskip("onnx", reason="needs the extra [onnx]")
 pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
@@ -32,6 +36,10 @@ CARD = hub_fixtures.CARD.replace("mit", "apache-2.0") + "\n## Use\n\nUse it.\n\n
 INT8 = {**PROOF, "precision": "int8", "largest_difference": 0.0512, "tolerance": 0.3, "argmax_agreement": 0.9}
 ACCURACY = {"data": "fruit", "split": "test", "images": 1234, "top1_before": 91.234, "top5_before": 99.0,
             "top1_after": 90.5, "top5_after": 99.0, "drop": 0.734}  # fmt: skip
+QUANTIZATION = {
+    "calibration": {"data": "fruit", "split": "train", "pictures": 300, "classes": 10}, "keep": ["layer1.*"],
+    "kept_for_accuracy": ["fc"], "int8_layers": 20, "sensitive": [{"layer": "conv1", "gain": 0.5}],
+}  # fmt: skip
 SIZES = {"onnx/model.onnx": 1_234_567, "onnx/model_int8.onnx": 345_678,
          "openvino/openvino_model.xml": 1_000_000, "openvino/openvino_model.bin": 200_000}  # fmt: skip
 
@@ -41,9 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports") / "model"
     write_folder(folder, card=CARD)
     write_export(folder)
-    write_export(
-        folder, precision="int8", proof=INT8, accuracy=ACCURACY, quantization={"kept": ["layer1.0.conv1", "fc"]}
-    )
+    write_export(folder, precision="int8", proof=INT8, accuracy=ACCURACY, quantization=QUANTIZATION)
     write_export(folder, format="openvino")
     return folder
 
@@ -66,7 +72,8 @@ def test_the_section_says_what_the_records_say(made: Path) -> None:
         "| OpenVINO | fp32 | `openvino/openvino_model.xml`, `openvino/openvino_model.bin` | 1.2 | 3.2e-07 |",
         "compared with the network in float64, run by PyTorch, on 10 real pictures at batches of 1, 2 and 7.",
         "Accuracy *measured* on 1,234 images of test, before and after the export.",
-        "`onnx/model_int8.onnx` has these layers in higher precision: `layer1.0.conv1`, `fc`.",
+        "`onnx/model_int8.onnx` is quantised to int8 per channel, calibrated with 300 pictures; kept in float: "
+        "`layer1.*`; kept in float for their accuracy: `fc`; the layers that cost most: `conv1`.",
     ):
         assert expected in text, expected
     assert "top-1" not in exported_section(found[:1], SIZES, REPO)
@@ -89,10 +96,23 @@ def test_the_section_stands_before_the_preprocessing_and_is_there_once(made: Pat
 
 def test_names_of_layers_are_shown_as_they_are(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "m")
-    write_export(tmp_path / "m", quantization={"kept": ["<b>`x`|y\n# z"]}, proof={"batches": "", "pictures": "<i>"})
+    write_export(tmp_path / "m", quantization={"keep": ["<b>`x`|y\n# z"]}, proof={"batches": "", "pictures": "<i>"})
     text = exported_section(records(tmp_path / "m", "onnx/model.json"), SIZES, REPO)
-    assert "these layers in higher precision: `` <b>`x`|y # z ``." in text
+    assert "kept in float: `` <b>`x`|y # z ``." in text
     assert "| `onnx/model.onnx` | 1.2 |  |  |  |" in text
+
+
+def test_a_file_that_prepares_pictures_is_shown_as_one(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "m")
+    write_export(tmp_path / "m", preprocessing=True, batch=3)
+    text = exported_section(records(tmp_path / "m", "onnx/model.json"), SIZES, REPO)
+    assert "`onnx/model.onnx` prepares pictures itself: it takes bytes in RGB order" in text
+    assert "`onnx/model.onnx` takes 3 at once" in text
+    [block] = run_blocks(text)  # `predict` prepares pictures, and refuses such a file
+    assert "images = np.repeat(images, 3, 0)" in block
+    assert not run_blocks(text, "html")
+    both = exported_section(records(tmp_path / "m", "onnx/model.json", "onnx/model_int8.json"), SIZES, REPO)
+    assert f'name = "onnx:{REPO}/onnx/model_int8.onnx"' in both
 
 
 def run_blocks(text: str, language: str = "python") -> list[str]:
@@ -105,7 +125,7 @@ def test_the_printed_code_names_what_the_network_does(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     size: tuple[int, int], preparation: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Each block is run as it stands, with the file from the Hub; timm prepares the picture that it is compared with."""
+    """Each block is run as it stands, with the file from the Hub; what it says is compared with timm's preparation."""
     folder = tmp_path / "model"
     write_folder(folder, card=CARD, label_names=["red", "green", "blue", "grey"], **preparation)
     write_export(folder)
@@ -147,3 +167,35 @@ def test_the_page_is_a_program(exported: Path, tmp_path: Path, preprocessing: bo
     done = subprocess.run(["node", "--check", tmp_path / "page.mjs"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert f'const repository = "{REPO}";\n' in program
+
+
+@pytest.mark.slow
+def test_the_whole_way_of_an_export(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Export a network really, push it, run the card's code as somebody else, and compare with the network itself."""
+    model, folder = write_folder(tmp_path / "model", card=CARD), tmp_path / "model"
+    for format in ("onnx", "openvino"):
+        seresnet_hub.export(folder, folder, format=format)
+    files = push(folder, REPO)["files"]
+    assert "not pushed" not in capsys.readouterr().err
+    assert {"onnx/model.onnx", "onnx/model.json", "openvino/openvino_model.xml", "openvino/openvino_model.bin"} < {
+        *files
+    }
+    assert verify(REPO)["ok"]
+    card = hub.files(REPO)["README.md"].read().decode()
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)).save("picture.jpg")
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(prepared_by_timm(folder, Image.open("picture.jpg"))))[0].softmax(0).numpy()
+    package, *blocks = run_blocks(card)
+    capsys.readouterr()
+    exec(package, {})
+    [classes] = ast.literal_eval(capsys.readouterr().out)
+    assert [one["index"] for one in classes] == expected.argsort()[::-1].tolist()
+    assert [one["score"] for one in classes] == pytest.approx(sorted(expected, reverse=True), abs=1e-6)
+    assert len(blocks) == 2
+    for block in blocks:
+        found: dict[str, Any] = {}
+        exec(block, found)
+        np.testing.assert_allclose(found["scores"], expected, atol=1e-6)

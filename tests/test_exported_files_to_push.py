@@ -21,9 +21,9 @@ from hub_fixtures import REPO, commits, other_weights, write_folder
 from hub_server import HubServer
 from PIL import Image
 
-import seresnet_hub
 from seresnet_hub.engines.exported_model import load_exported
 from seresnet_hub.errors import InputError
+from seresnet_hub.exporting.calibration_pictures import CalibrationPictures
 from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.models.trial_forward import check_runs
 from seresnet_hub.publishing.push import push, ready_repository
@@ -159,18 +159,18 @@ def another_config(folder: Path, change: Callable[[Any], None]) -> None:
         (lambda f: edited(f, lambda m: m.ClearField("metadata_props")), "its facts are not those of an export"),
         (lambda f: with_bytes(f, "onnx/model.onnx", SECRET.encode()), "model.onnx is no whole ONNX file"),
         (lambda f: with_bytes(f, "onnx/model.onnx", b""), "model.onnx is no whole ONNX file: it has no graph"),
-        (lambda f: with_bytes(f, "openvino/openvino_model.xml", b"<net/>"), "is no whole OpenVINO model: it has no lay"),
+        (lambda f: with_bytes(f, "openvino/openvino_model.xml", b"<net/>"), "is no whole OpenVINO model: it has no l"),
         (lambda f: with_bytes(f, "openvino/openvino_model.xml", SECRET.encode()), "is no whole OpenVINO model"),
         (lambda f: write_export(f, tensors_sha256="0" * 64), "model.onnx: it was made of other weights"),
         (lambda f: write_export(f, sha256="0" * 64), "model.onnx: it was made of other weights"),
-        (lambda f: (f / "README.md").write_text(hub_fixtures.CARD), "model.onnx: the model beside it has another license"),
+        (lambda f: (f / "README.md").write_text(hub_fixtures.CARD), "model.onnx: the model beside it has another lic"),
         (lambda f: write_export(f, license="mit"), "beside it has another license: export the model again"),
         (lambda f: write_export(f, class_names=tuple("abcd")), "beside it has another class_names"),
         (lambda f: write_export(f, architecture="seresnet20"), "beside it has another architecture"),
         (lambda f: another_config(f, lambda c: c["pretrained_cfg"].update(mean=[0.1, 0.2, 0.3], crop_pct=0.5)),
          "beside it has another mean, another crop_pct: export the model again, or delete that file and .*model.json"),
-        (lambda f: another_config(f, lambda c: c["pretrained_cfg"].update(license="mit")), "beside it has another license"),
-        (lambda f: another_config(f, lambda c: c.update(label_names=list("abcd"))), "beside it has another class_names"),
+        (lambda f: another_config(f, lambda c: c["pretrained_cfg"].update(license="mit")), "beside it has another lic"),
+        (lambda f: another_config(f, lambda c: c.update(label_names=list("abcd"))), "beside it has another class"),
     ],
 )  # fmt: skip
 def test_what_is_not_the_models_is_refused_before_anything_is_sent(
@@ -229,7 +229,7 @@ def test_what_is_no_file_of_the_folder_is_never_uploaded(
 def test_files_too_large_are_refused(hub: HubServer, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = "seresnet_hub.publishing.exported_files_to_push."
     for limit, message in (("LARGEST_TEXT", "openvino_model.xml has more than the 100 bytes"),
-                           ("LARGEST_TOTAL", "its exports have [0-9,]+ bytes, and no more than 100 are pushed"),
+                           ("LARGEST_TOTAL", "its exports have [0-9,]+ bytes; at most 100 are pushed"),
                            ("LARGEST_WEIGHTS", "model.onnx has more than the 100 bytes")):  # fmt: skip
         with monkeypatch.context() as patch:
             patch.setattr(module + limit, 100)
@@ -366,18 +366,28 @@ def test_verify_names_the_exports_on_the_hub_that_are_not_the_models(
 
 
 def test_what_hf_downloads_is_run_by_its_engine(hub: HubServer, exported: Path, tmp_path: Path) -> None:
-    """The way of somebody who has the repository's name and a picture, and neither this machine's folder nor PyTorch's
-    weights."""
+    """The way of somebody who has the repository's name and a picture."""
     push(exported, REPO)
     downloaded = tmp_path / "downloaded"
     environment = hub.environment(tmp_path / "home", token=None) | {"OMP_NUM_THREADS": "1"}
     hf = [str(Path(sys.executable).with_name("hf")), "download", REPO, "--local-dir", str(downloaded)]
     subprocess.run(hf, env=environment, capture_output=True, timeout=120, check=True)
     assert (downloaded / "onnx" / "model.onnx").read_bytes() == (exported / "onnx" / "model.onnx").read_bytes()
-    picture = tmp_path / "picture.png"
-    Image.new("RGB", (50, 40), (200, 30, 60)).save(picture)
-    expected = torch.from_numpy(logits_of(prepared_by_timm(exported, Image.open(picture)))).softmax(1)[0]
+    images = prepared_by_timm(exported, Image.new("RGB", (50, 40), (200, 30, 60)))
+    expected = torch.from_numpy(logits_of(images)).softmax(1)
     for name in (f"onnx:{downloaded}", f"openvino:{downloaded}"):
-        [classes] = seresnet_hub.predict(load_exported(name), [picture], topk=4)
-        assert [one["index"] for one in classes] == expected.argsort(descending=True).tolist()
-        assert [one["score"] for one in classes] == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-5)
+        found = load_exported(name)(torch.from_numpy(images)).softmax(1)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("source", "public"),
+    [("someone/pets", "someone/pets"), ("digits", "digits"), ("/home/me/secret/pets", "pets"), ("data/pets", "pets")],
+)
+def test_records_name_no_folder_of_a_machine(
+    source: str, public: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are pushed, and whoever exports may have other people's names in the paths of data."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "pets").mkdir(parents=True)
+    assert CalibrationPictures(inputs=(), source=source, split="train", classes=None).record()["data"] == public

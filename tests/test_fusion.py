@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from plausible_networks import network
 from timm.layers import SEModule
 from timm.models import senet
 from timm.models.resnet import BasicBlock, Bottleneck
@@ -48,30 +49,6 @@ QUICK = (
     "seresnet18", "seresnet50", "seresnext26t_32x4d", "seresnetaa50d", "legacy_seresnet18", "legacy_seresnext26_32x4d",
     "resnetrs50",
 )  # fmt: skip
-
-
-def network(name: str, *, seed: int = 0, size: int = 64, **kwargs: object) -> nn.Module:
-    """A network in float64 in eval mode: statistics near those of real activations, everything else drawn."""
-    torch.manual_seed(seed)
-    model = timm.create_model(name, **kwargs).double()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.normal_(0, 0.3)
-            module.momentum = 1.0
-        if isinstance(module, (SEModule, senet.SEModule)):
-            module.fc1.bias.data.normal_(0, 0.5)
-            module.fc2.bias.data.normal_(0, 0.5)
-    for block in model.modules():
-        if hasattr(block, "conv2"):  # small branches, as trained ones are: large ones make deep networks chaotic
-            (block.bn3 if hasattr(block, "conv3") else block.bn2).weight.data *= 0.2
-    with torch.no_grad():
-        model.train()(pictures(4, size))
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean += 0.2 * module.running_var.sqrt() * torch.randn_like(module.running_mean)
-            module.running_var *= torch.empty_like(module.running_var).uniform_(0.7, 1.4)
-    return model.eval()
 
 
 def pictures(count: int = 2, size: int = 64) -> torch.Tensor:
@@ -281,11 +258,11 @@ def test_gradients_of_maps_are_timms_where_the_images_take_some() -> None:
     torch.manual_seed(0)
     model = timm.create_model("seresnet50", zero_init_last=False).eval()
     gradients = []
-    for network in (model.double(), fuse(model.double())):
+    for made in (model.double(), fuse(model.double())):
         maps: list[torch.Tensor] = []
-        hook = network.layer2.register_forward_hook(lambda _layer, _inputs, output, maps=maps: maps.append(output))
+        hook = made.layer2.register_forward_hook(lambda _layer, _inputs, output, maps=maps: maps.append(output))
         images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        logits = network(images.requires_grad_())
+        logits = made(images.requires_grad_())
         hook.remove()
         gradients.append(torch.autograd.grad(logits[0, 3], maps[0])[0])
     assert gradients[0].abs().max() > 0

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [*tables.PAGES, "SECURITY.md", "scripts/gpu/README.md"]
 # What a block of commands may need that a test does not have; its commands are then checked and not run.
-NEEDS = {"the Hub", "ImageNet", "a GPU", "a cluster", "a checkpoint", "minutes", "other code bases"}
+NEEDS = {"the Hub", "ImageNet", "a GPU", "a cluster", "a checkpoint", "minutes", "other code bases",
+         "packages of exports"}  # fmt: skip
 SHORT = {"train": ["--max-steps", "2", "--set", "workers=0"], "validate": ["--workers", "0"]}
 ELSEWHERE = {"hf", "pip", "pytest", "bash"}  # commands of others, and those that tests/test_gpu_kit.py runs
 

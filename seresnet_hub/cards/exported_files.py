@@ -8,7 +8,13 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from seresnet_hub.cards.exported_snippets import on_a_page, shows_preparation, with_onnxruntime, with_openvino
+from seresnet_hub.cards.exported_snippets import (
+    on_a_page,
+    shows_preparation,
+    with_onnxruntime,
+    with_openvino,
+    with_the_package,
+)
 from seresnet_hub.cards.markdown import code, plain, prose, table
 from seresnet_hub.engines.exported_files import Record, files_of
 
@@ -44,30 +50,34 @@ def with_exports(text: str, records: Sequence[Record], sizes: Mapping[str, int],
 
 def exported_section(records: Sequence[Record], sizes: Mapping[str, int], repo_id: str) -> str:
     """Return the section of a card on the exported files of the Hub repository `repo_id`."""
-    parts = [TITLE, _proven(records), _table(records, sizes), *_measured(records), *_kept(records)]
-    first = {one.facts.format: one for one in sorted(records, key=_rank(PREFERRED), reverse=True)}
-    if onnx := first.get("onnx"):
-        parts += [f"With `seresnet_hub`, as every other model ({code(f'hf download {repo_id} --local-dir model')}):",
-                  WITH_THE_PACKAGE]  # fmt: skip
-        if shows_preparation(onnx.facts):
-            parts += ["With ONNX Runtime, numpy and Pillow alone:", with_onnxruntime(onnx, repo_id)]
-    if (openvino := first.get("openvino")) and shows_preparation(openvino.facts):
+    parts = [
+        TITLE,
+        _proven(records),
+        _table(records, sizes),
+        *_measured(records),
+        *_quantised(records),
+        *_taken(records),
+    ]
+    ranked = sorted(records, key=_rank(PREFERRED))
+    if plain := next((one for one in ranked if not one.facts.preprocessing), None):
+        parts += ["With `seresnet_hub`, as any other model:", with_the_package(plain, repo_id)]
+    shown = [one for one in ranked if shows_preparation(one.facts)]
+    if onnx := next((one for one in shown if one.facts.format == "onnx"), None):
+        parts += ["With ONNX Runtime, numpy and Pillow alone:", with_onnxruntime(onnx, repo_id)]
+    if openvino := next((one for one in shown if one.facts.format == "openvino"), None):
         parts += ["With OpenVINO, numpy and Pillow alone:", with_openvino(openvino, repo_id)]
-    alone = [one for one in records if one.facts.format == "onnx" and one.facts.batch in (None, 1)]
-    for_pages = sorted(alone, key=_rank(PREFERRED_ON_A_PAGE))
-    if for_pages and shows_preparation(for_pages[0].facts):
-        parts += ["On a page, by ONNX Runtime Web: nothing but this file is needed, and pictures stay where they are. A "
-                  "browser shrinks pictures in another way than Pillow, so scores differ a little.",
-                  on_a_page(for_pages[0], repo_id)]  # fmt: skip
+    alone = [one for one in shown if one.facts.format == "onnx" and one.facts.batch in (None, 1)]
+    if for_pages := sorted(alone, key=_rank(PREFERRED_ON_A_PAGE)):
+        parts += [ON_A_PAGE[for_pages[0].facts.preprocessing], on_a_page(for_pages[0], repo_id)]
     return "\n\n".join(parts)
 
 
-WITH_THE_PACKAGE = """```python
-import seresnet_hub
-
-model = seresnet_hub.load("onnx:model")
-print(seresnet_hub.predict(model, "picture.jpg"))
-```"""
+# By whether the file prepares pictures itself.
+ON_A_PAGE = {
+    False: "On a page, by ONNX Runtime Web; pictures stay where they are. A browser shrinks pictures by another filter "
+    "than Pillow, so scores differ a little; a file exported with `--with-preprocessing` gives the same ones.",
+    True: "On a page, by ONNX Runtime Web; pictures stay where they are, and the file prepares them itself.",
+}
 
 
 def _rank(order: Sequence[str]) -> Any:
@@ -122,12 +132,41 @@ def _measured(records: Sequence[Record]) -> list[str]:
     return [f"Accuracy *measured* on {' and on '.join(sorted(found))}, before and after the export."] if found else []
 
 
-def _kept(records: Sequence[Record]) -> list[str]:
-    """Return which layers of which file were kept in higher precision."""
+def _quantised(records: Sequence[Record]) -> list[str]:
+    """Return how each int8 file was calibrated, which layers stay in float there, and which ones cost most."""
     lines = []
     for one in records:
-        kept = (one.quantization or {}).get("kept")
-        if isinstance(kept, list) and kept:
-            name = files_of(one.facts.format, one.facts.precision)[0]
-            lines.append(f"{code(name)} has these layers in higher precision: {', '.join(code(str(k)) for k in kept)}.")
+        if not one.quantization:
+            continue
+        name, found = code(files_of(one.facts.format, one.facts.precision)[0]), one.quantization
+        calibration = found.get("calibration")
+        pictures = calibration.get("pictures") if isinstance(calibration, dict) else None
+        line = f"{name} is quantised to int8 per channel"
+        line += f", calibrated with {pictures:,} pictures" if isinstance(pictures, int) else ""
+        for key, words in (("keep", "kept in float"), ("kept_for_accuracy", "kept in float for their accuracy")):
+            if layers := _names(found.get(key)):
+                line += f"; {words}: {layers}"
+        sensitive = found.get("sensitive")
+        ranked = sensitive if isinstance(sensitive, list) else []
+        worst = [each.get("layer") for each in ranked if isinstance(each, dict)]
+        lines.append(f"{line}; the layers that cost most: {_names(worst)}." if worst else f"{line}.")
     return lines
+
+
+def _taken(records: Sequence[Record]) -> list[str]:
+    """Return what files take and give where it is not what the others do."""
+    lines = []
+    for one in records:
+        name = code(files_of(one.facts.format, one.facts.precision)[0])
+        if one.facts.preprocessing:
+            lines.append(
+                f"{name} prepares pictures itself: it takes bytes in RGB order, `(batch, height, width, 3)`, and gives "
+                "probabilities."
+            )
+        if one.facts.batch is not None:
+            lines.append(f"{name} takes {one.facts.batch} at once, no more and no fewer.")
+    return lines
+
+
+def _names(names: Any) -> str:
+    return ", ".join(code(str(name)) for name in names) if isinstance(names, list) else ""

@@ -1,4 +1,4 @@
-"""Show how to run exported files without this package, in code that runs as it is written."""
+"""Show how to run exported files, most of all without this package, in code that runs as it is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import PurePath
 from seresnet_hub.engines.export_facts import ExportFacts
 from seresnet_hub.engines.exported_files import Record, files_of, record_of
 
-WEB_RUNTIME = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/ort.min.mjs"
+WEB_RUNTIME = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/ort.wasm.min.mjs"
 FILTERS = {"bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"}  # Pillow's, in small letters
 SHOWN_CLASSES = 3
 
@@ -20,6 +20,17 @@ def shows_preparation(facts: ExportFacts) -> bool:
         channels == 3 and height == width and facts.crop_mode == "center" and facts.interpolation in FILTERS
         and facts.crop_pct <= 1
     )  # fmt: skip
+
+
+def with_the_package(record: Record, repo_id: str) -> str:
+    """Return a code block that names what a picture shows with this package."""
+    facts = record.facts
+    return f"""```python
+import seresnet_hub
+
+name = "{facts.format}:{repo_id}/{files_of(facts.format, facts.precision)[0]}"
+print(seresnet_hub.predict(name, "picture.jpg"))
+```"""
 
 
 def with_onnxruntime(record: Record, repo_id: str) -> str:
@@ -131,7 +142,8 @@ document.querySelector("input").onchange = async (event) => {{
   const best = scores.map((score, number) => [score, number]);
   best.sort((one, other) => other[0] - one[0]);
   document.querySelector("pre").textContent = best.slice(0, {min(SHOWN_CLASSES, facts.num_classes)}).map(
-    ([score, number]) => `${{names?.[number] ?? number}}: ${{(100 * score).toFixed(1)}} %`
+    ([score, number]) =>
+      `${{names?.[number] ?? number}}: ${{(100 * score).toFixed(1)}} %`
   ).join("\\n");
 }};
 </script>

@@ -28,7 +28,7 @@ from seresnet_hub.evaluation.out_of_memory import with_smaller_batches
 from seresnet_hub.evaluation.report import worst_classes, write_report
 from seresnet_hub.evaluation.report_page import Measured
 from seresnet_hub.inference.embedding_index import EmbeddingIndex
-from seresnet_hub.inference.model_identity import ModelIdentity, model_identity
+from seresnet_hub.inference.model_identity import ModelIdentity, engine_of, model_identity
 from seresnet_hub.inference.run_batches import run_batches
 from seresnet_hub.inference.sources import require_apart
 from seresnet_hub.models.load import load
@@ -68,7 +68,7 @@ def measured(options: argparse.Namespace, name: str, processes: Processes | None
         "input_size": list(accuracy.input_size),
         "crop_pct": accuracy.crop_pct,
         "images_per_second": round(accuracy.images_per_second, 1),
-        "precision": accuracy.precision,
+        "precision": engine_of(model).get("precision", accuracy.precision),
         "compile": options.compile,
         "workers": workers,
         "processes": count,
@@ -134,6 +134,7 @@ def _written(options: argparse.Namespace, name: str, opened: _Opened, accuracy: 
                 "class_names": own, "fused": options.fuse, "compiled": options.compile, "tta": accuracy.tta,
                 "precision": accuracy.precision, "input_size": list(accuracy.input_size),
                 "crop_pct": accuracy.crop_pct, "classes": accuracy.classes, "version": package_version(),
+                **engine_of(opened.model),
             },
         )  # fmt: skip
         result["predictions"] = str(options.predictions)

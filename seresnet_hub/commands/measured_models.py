@@ -17,6 +17,7 @@ from seresnet_hub.commands.measured_model import measured
 from seresnet_hub.commands.terminal import tell
 from seresnet_hub.data.held_out import HELD_OUT
 from seresnet_hub.data.open_split import open_split
+from seresnet_hub.engines.exported_names import exported_name, found_export
 from seresnet_hub.errors import InputError, LostProcessError, message_of
 from seresnet_hub.evaluation.model_table import ModelTable, Row
 from seresnet_hub.files.atomic_writing import sha256_of
@@ -108,8 +109,10 @@ def _text(options: argparse.Namespace) -> str:
 
 
 def _weights(name: str) -> str | None:
-    """Return the beginning of the hash of a model folder's weights, which another training changes."""
+    """Return the beginning of the hash of a model folder's weights, or of an exported file, which may be replaced."""
     try:
+        if exported_name(name) is not None:
+            return next(iter(found_export(name).record.sha256.values()))[:16]
         folder = parse_name(name).folder
         return None if folder is None else sha256_of(folder / WEIGHTS_NAME)[:16]
     except (InputError, OSError):  # measuring it says what is wrong

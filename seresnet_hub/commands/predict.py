@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from seresnet_hub.commands.parser import Parser, command
 from seresnet_hub.commands.speed_options import add_speed_options, prepared, require_numbers
-from seresnet_hub.models.name_forms import NAME_FORMS
+from seresnet_hub.models.name_forms import RUN_FORMS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ def parser() -> Parser:
     parser.usage = "%(prog)s [MODEL] SOURCE [SOURCE ...] [options]"
     parser.add_argument(
         "images", metavar="[MODEL] SOURCE", nargs="+",
-        help=f"{NAME_FORMS} (default: a small CIFAR-10 network of the package); then picture files, folders, quoted "
+        help=f"{RUN_FORMS} (default: a small CIFAR-10 network of the package); then picture files, folders, quoted "
         "patterns ('*.jpg'), addresses, or - for standard input; or one data set",
     )  # fmt: skip
     parser.add_argument("--split", metavar="S", help="of the data set (validation, else test, else train)")

@@ -14,7 +14,7 @@ EXAMPLE = "seresnet-hub push runs/mine --repo-id NS/NAME --dry-run"
 def parser() -> argparse.ArgumentParser:
     parser = command(__doc__, prog="seresnet-hub push", example=EXAMPLE)
     parser.usage = "%(prog)s DIR --repo-id NS/NAME [options]"
-    parser.add_argument("directory", metavar="DIR", help="a folder that train or convert wrote")
+    parser.add_argument("directory", metavar="DIR", help="a folder that train or convert wrote, with its exports")
     repository = parser.add_argument_group("the repository")
     repository.add_argument("--repo-id", required=True, metavar="NS/NAME", help="the repository, made if need be")
     repository.add_argument("--private", action="store_true", help="make a new repository private")

@@ -31,13 +31,20 @@ def require_numbers(options: argparse.Namespace) -> None:
 
 
 def prepared(model: nn.Module, options: argparse.Namespace) -> nn.Module:
-    """Return the model on the GPU, where there is one, fused and compiled where the options say so."""
+    """Return the model on the GPU, where there is one, fused and compiled where the options say so.
+
+    Errors: `InputError` where an option needs the network itself, and the model is an exported file.
+    """
     import torch
 
     from seresnet_hub.commands.terminal import tell
+    from seresnet_hub.engines.exported_model import require_network
     from seresnet_hub.models.compiling import compile_for_inference
     from seresnet_hub.models.fusion import fuse
 
+    for option in ("fuse", "compile", "amp", "features", "knn"):
+        if getattr(options, option, None) not in (None, False):
+            require_network(model, f"--{option}")
     model = (fuse(model) if options.fuse else model).to("cuda" if torch.cuda.is_available() else "cpu")
     if options.compile:
         model = compile_for_inference(model, options.compile)

@@ -9,7 +9,7 @@ from typing import Any
 
 from seresnet_hub.commands.parser import command
 from seresnet_hub.commands.speed_options import add_speed_options, require_numbers
-from seresnet_hub.models.name_forms import NAME_FORMS
+from seresnet_hub.models.name_forms import RUN_FORMS
 
 EXAMPLE = "seresnet-hub validate runs/mine --data photos --split held-out"
 
@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     parser.usage = "%(prog)s MODEL [MODEL ...] --data DIR_OR_HUB_ID [options]"
     parser.add_argument(
         "models", nargs="+", metavar="MODEL",
-        help=f"{NAME_FORMS}, or a quoted pattern ('seresnet50*')",
+        help=f"{RUN_FORMS}, or a quoted pattern ('seresnet50*')",
     )  # fmt: skip
     images = parser.add_argument_group("what is measured")
     images.add_argument("--data", required=True, metavar="DIR_OR_HUB_ID", help="data set with images and labels")

@@ -7,10 +7,12 @@ directly; of other formats they are its shards, which `datasets` streams.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
@@ -51,6 +53,15 @@ class OnlyTrainingError(InputError):
 
 class NoSplitError(InputError):
     """The data set has no split of this name."""
+
+
+def public_name(source: str) -> str:
+    """Return what others are told of where data lies: a Hub repository, or a path's last part.
+
+    A machine's folders are its owner's.
+    """
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
+    return source if is_hub_id else Path(source).name
 
 
 def open_split(

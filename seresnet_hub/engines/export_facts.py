@@ -51,6 +51,11 @@ class ExportFacts:
     preprocessing: bool
     version: str
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return what the facts are called."""
+        return [field.name for field in fields(cls)]
+
     def to_text(self) -> dict[str, str]:
         """Return each fact as JSON, by name: what the file's own metadata holds."""
         return {name: json.dumps(value) for name, value in asdict(self).items()}
@@ -58,7 +63,7 @@ class ExportFacts:
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> ExportFacts:
         """Return the facts that a parsed JSON object holds. Errors: `InputError` where one is missing or wrong."""
-        names = [field.name for field in fields(cls)]
+        names = cls.names()
         if sorted(facts) != sorted(names):
             raise InputError(f"its facts are not those of an export: {', '.join(sorted(set(facts) ^ set(names)))}")
         for name, (fits, words) in RULES.items():
@@ -80,9 +85,8 @@ class ExportFacts:
 
         Errors: `InputError` where one is missing or wrong.
         """
-        names = {field.name for field in fields(cls)}
         try:
-            return cls.from_json({name: json.loads(text) for name, text in texts.items() if name in names})
+            return cls.from_json({name: json.loads(text) for name, text in texts.items() if name in cls.names()})
         except (ValueError, RecursionError) as error:
             raise InputError(f"its facts are no JSON: {error}") from error
 

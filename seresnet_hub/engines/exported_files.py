@@ -135,6 +135,16 @@ def checked_bytes(record: Record) -> dict[str, bytes]:
     return found
 
 
+def require_facts(record: Record, texts: Mapping[str, str]) -> None:
+    """Raise `InputError` unless a file's own metadata, written by `ExportFacts.to_text`, says what its record does."""
+    try:
+        same = ExportFacts.from_text(texts) == record.facts
+    except InputError as error:
+        raise InputError(f"{record.name}: {error}") from error
+    if not same:
+        raise InputError(f"{record.name} and {record.path} say different things of it: export it anew")
+
+
 def exports_in(directory: Path, format: str) -> list[Path]:
     """Return the paths of the records in a folder of exports, or in the one of this format, in order of precision."""
     names = [record_of(format, precision) for precision in PRECISIONS]

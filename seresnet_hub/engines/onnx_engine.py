@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from seresnet_hub.engines.exported_files import Record, checked_bytes
+from seresnet_hub.engines.exported_files import Record, checked_bytes, require_facts
 from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.errors import InputError, message_of
+
+ERRORS = 3  # the runtime's number of the messages that are written
 
 
 class Engine:
@@ -29,19 +32,40 @@ class Engine:
         return result
 
 
-def open_engine(record: Record) -> Engine:
-    """Return the export opened by ONNX Runtime, from bytes that are those of the record.
+def open_engine(record: Record, content: Mapping[str, bytes] | None = None) -> Engine:
+    """Return the export opened by ONNX Runtime, from bytes that are those of the record; it reads no other file.
 
-    It takes as many threads as torch does. Errors: `InputError` where the package is missing, a file is not the one
-    that the record describes, or the runtime cannot open it.
+    `content` are the bytes by name, where they were read and compared already. It takes as many threads as torch does.
+    Errors: `InputError` where the package is missing, a file is not the one that the record describes, or the runtime
+    cannot open it.
     """
     runtime = require_package("onnxruntime")
-    content = checked_bytes(record)
+    (model,) = (checked_bytes(record) if content is None else content).values()
+    _require_no_other_file(model, record.name)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = ERRORS
+    # Threads that wait for work would otherwise take the time of those that decode pictures.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = runtime.InferenceSession(next(iter(content.values())), options, providers=["CPUExecutionProvider"])
-        return Engine(session, record.name)
+        session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        engine = Engine(session, record.name)
     except Exception as error:  # the runtime has classes of its own
         raise InputError(f"ONNX Runtime cannot open {record.name}: {message_of(error)}") from error
+    require_facts(record, session.get_modelmeta().custom_metadata_map)
+    return engine
+
+
+def _require_no_other_file(content: bytes, name: str) -> None:
+    """Raise `InputError` where tensors of a model are in other files, which may be any of this machine."""
+    onnx = require_package("onnx")
+    try:
+        waiting = [onnx.ModelProto.FromString(content)]
+    except Exception as error:  # protobuf's own
+        raise InputError(f"{name} is no ONNX file: {message_of(error)}") from error
+    while waiting:
+        for field, value in waiting.pop().ListFields():
+            if field.name == "external_data":
+                raise InputError(f"{name} has tensors in other files, and those are not read")
+            if field.type == field.TYPE_MESSAGE:
+                waiting += [value] if hasattr(value, "ListFields") else value

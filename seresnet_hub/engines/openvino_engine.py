@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from seresnet_hub.engines.exported_files import Record, checked_bytes
+from seresnet_hub.engines.export_facts import ExportFacts
+from seresnet_hub.engines.exported_files import Record, checked_bytes, require_facts
 from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.errors import InputError, message_of
+
+SECTION = "seresnet_hub"  # of a file's rt_info: where its facts are
 
 
 class Engine:
@@ -17,24 +21,27 @@ class Engine:
 
     def __init__(self, compiled: Any, name: str) -> None:
         """Take a compiled model with one input and one output; `name` is the file's, for messages."""
-        self._compiled, self._name = compiled, name
+        (_,), (_,) = compiled.inputs, compiled.outputs
+        self._request, self._name = compiled.create_infer_request(), name
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """Return the output for a batch. Errors: `InputError` where the runtime does not take it."""
         try:
-            return self._compiled(np.ascontiguousarray(images))[0].copy()
+            # Without a copy of the images; the next call overwrites what this one returns.
+            return self._request.infer([np.ascontiguousarray(images)], share_inputs=True)[0].copy()
         except Exception as error:  # the runtime's are RuntimeErrors of many lines
             raise InputError(f"{self._name} does not run: {message_of(error)}") from error
 
 
-def open_engine(record: Record) -> Engine:
+def open_engine(record: Record, content: Mapping[str, bytes] | None = None) -> Engine:
     """Return the export compiled by OpenVINO for this machine's CPU, from bytes that are those of the record.
 
-    It takes as many threads as torch does, and computes in bfloat16 where the precision is bf16. Errors: `InputError`
-    where the package is missing, a file is not the one that the record describes, or the runtime cannot open it.
+    `content` are the bytes by name, where they were read and compared already. It takes as many threads as torch does,
+    and computes in bfloat16 where the precision is bf16. Errors: `InputError` where the package is missing, a file is
+    not the one that the record describes, or the runtime cannot open it.
     """
     openvino = require_package("openvino")
-    content = checked_bytes(record)
+    structure, weights = (checked_bytes(record) if content is None else content).values()
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if record.facts.precision == "bf16" else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -42,8 +49,11 @@ def open_engine(record: Record) -> Engine:
     }
     try:
         core = openvino.Core()
-        structure, weights = content.values()
-        compiled = core.compile_model(core.read_model(structure, weights), "CPU", settings)
-        return Engine(compiled, record.name)
+        model = core.read_model(structure, weights)
+        engine = Engine(core.compile_model(model, "CPU", settings), record.name)
+        section = [name for name in ExportFacts.names() if model.has_rt_info([SECTION, name])]
+        texts = {name: model.get_rt_info([SECTION, name]).astype(str) for name in section}
     except Exception as error:  # the runtime's are RuntimeErrors of many lines
         raise InputError(f"OpenVINO cannot open {record.name}: {message_of(error)}") from error
+    require_facts(record, texts)
+    return engine

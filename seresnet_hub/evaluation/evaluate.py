@@ -22,6 +22,7 @@ from seresnet_hub.data.loader_spec import LoaderSpec
 from seresnet_hub.data.loader_workers import LoaderWorkers
 from seresnet_hub.data.split import RightClasses, Split, in_class_order
 from seresnet_hub.data.transforms import model_transform
+from seresnet_hub.engines.exported_model import require_network
 from seresnet_hub.environment import loader_workers
 from seresnet_hub.errors import InputError, printable
 from seresnet_hub.evaluation.class_subset import ClassSubset, subset_for
@@ -320,6 +321,8 @@ def _require_arguments(
         raise InputError(f"workers={workers}: must be at least 0")
     if precision != "no" and precision not in AUTOCAST:
         raise InputError(f"precision={precision}: must be no, {' or '.join(AUTOCAST)}")
+    if precision != "no":
+        require_network(model, "autocast")
 
 
 def _require_size(model: nn.Module, size: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from seresnet_hub.data.open_split import NoSplitError, open_split
+from seresnet_hub.data.open_split import NoSplitError, open_split, public_name
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import model_transform, normalize
 from seresnet_hub.data.units import Row, picture_of, rows_of, unit_labels
@@ -39,7 +39,8 @@ class CalibrationPictures:
 
     def record(self) -> dict[str, object]:
         """Return what the record of an export says of them."""
-        return {"data": self.source, "split": self.split, "pictures": len(self.inputs), "classes": self.classes}
+        source = public_name(self.source)
+        return {"data": source, "split": self.split, "pictures": len(self.inputs), "classes": self.classes}
 
 
 def calibration_pictures(

@@ -25,9 +25,8 @@ from seresnet_hub.engines.exported_files import Record, exports_in, read_record,
 from seresnet_hub.engines.exported_model import ExportedModel
 from seresnet_hub.environment import version
 from seresnet_hub.errors import InputError, PrintableLog
-from seresnet_hub.evaluation.evaluate import evaluate, in_model_order
 from seresnet_hub.exporting.calibration_pictures import CalibrationPictures, calibration_pictures
-from seresnet_hub.exporting.export_accuracy import export_accuracy, warn_of_large_drop
+from seresnet_hub.exporting.export_accuracy import accuracy_on, export_accuracy, warn_of_large_drop
 from seresnet_hub.exporting.export_proof import (
     Proof,
     proof,
@@ -37,7 +36,9 @@ from seresnet_hub.exporting.export_proof import (
 )
 from seresnet_hub.exporting.export_request import ExportRequest, checked_request
 from seresnet_hub.exporting.formats import FORMATS, ExportUnderTest
-from seresnet_hub.exporting.forms import PLAIN, form_for, in_form
+from seresnet_hub.exporting.forms import INTEGER_PRODUCTS, form_for, in_form
+from seresnet_hub.exporting.int8 import Int8Network, to_int8
+from seresnet_hub.exporting.openvino_forms import with_integer_products
 from seresnet_hub.exporting.preprocessing import Preparation
 from seresnet_hub.exporting.tracing import traced
 from seresnet_hub.files.atomic_writing import sha256_of, staging
@@ -111,7 +112,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
     size = (int(config["input_size"][1]), int(config["input_size"][2]))
     begin("tracing")
     fused = _fused(network) if request.fuse else None
-    form = PLAIN if fused is None else form_for(request.format, request.precision)
+    form = form_for(request.format, request.precision)
     format = FORMATS[request.format]
     program = traced(
         network if fused is None else in_form(fused, form), batch=request.batch, size=size,
@@ -132,17 +133,15 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
     begin("converting")
     converted = format.convert(program)
     with _only_if_whole(request) as staged:
-        int8: Any = None
+        int8: Int8Network | None = None
         if pictures is not None and format.layers is not None:
             begin("quantising")
-            from seresnet_hub.exporting.int8 import to_int8
-
             int8 = to_int8(
                 request.format, converted, _batched(pictures, request.batch), layers=format.layers(converted),
                 form=form, keep=request.keep, max_drop=request.max_drop,
                 top1=lambda one: _top1(one, facts, request, network, measured, staged),
             )  # fmt: skip
-            converted = int8.model
+            converted = with_integer_products(int8.model) if form == INTEGER_PRODUCTS else int8.model
         begin("writing")
         record = _written(converted, facts, request, staged)
         begin("comparing")
@@ -229,7 +228,7 @@ def _calibration(network: nn.Module, request: ExportRequest) -> CalibrationPictu
 
 
 def _batched(pictures: CalibrationPictures, batch: int | None) -> CalibrationPictures:
-    """Return the pictures in batches that a file for a fixed number of images takes, from the first again at the end."""
+    """Return the pictures in batches of a fixed number of images, from the first again at the end."""
     if batch in (None, 1) or len({one.shape for one in pictures.inputs}) > 1:
         return pictures
     count, number = len(pictures.inputs), batch or 1
@@ -243,7 +242,7 @@ def _top1(
     """Return the accuracy of a converted network in percent, by way of its file."""
     assert split is not None
     run = FORMATS[request.format].run(_written(converted, facts, request, staged))
-    return evaluate(ExportUnderTest(run, network, request.batch), in_model_order(split, network)).top1
+    return accuracy_on(ExportUnderTest(run, network, request.batch), network, split).top1
 
 
 # --- the files --------------------------------------------------------------------------------------------------------

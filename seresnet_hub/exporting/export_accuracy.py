@@ -7,26 +7,37 @@ from typing import Any
 
 from torch import nn
 
+from seresnet_hub.data.held_out import allowed_damage
+from seresnet_hub.data.open_split import public_name
 from seresnet_hub.data.split import Split
 from seresnet_hub.errors import PrintableLog
+from seresnet_hub.evaluation.class_subset import classes_for
 from seresnet_hub.evaluation.evaluate import Accuracy, evaluate, in_model_order
 
-# Points of top-1 that an export may lose before it is worth a warning: the other precisions round, int8 is calibrated.
-LARGE_DROPS = {"fp32": 0.1, "fp16": 0.5, "bf16": 1.0, "int8": 1.0}
+# Points of top-1 that an export may lose before it is worth a warning. Float formats only round: what they lose is of
+# images that were nearly ties.
+LARGE_DROPS = {"fp32": 0.1, "fp16": 0.5, "bf16": 0.5, "int8": 1.0}
+ADVICE = {
+    "fp32": "the file computes something else: export it anew, and report this if it stays",
+    "int8": "calibrate with other pictures, such as it will see (--calibrate), or leave the layers that hurt most in "
+    "higher precision (--keep LAYER, or --max-drop 0.5, which finds them)",
+}
 
 log = PrintableLog(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportAccuracy:
-    """Accuracies in percent over the same `images`, of the network (`_before`) and of the exported file (`_after`).
+    """Accuracies in percent over the same `images`: `_before` of the network, `_after` of the exported file.
 
-    `drop` is what top-1 loses, in points; it is negative where the exported file is better.
+    `drop` is what top-1 loses, in points; it is negative where the exported file is better. `classes` is how many of
+    the network's classes were told apart, None where these were all.
     """
 
     data: str
     split: str
     images: int
+    classes: int | None
     top1_before: float
     top5_before: float
     top1_after: float
@@ -38,43 +49,41 @@ class ExportAccuracy:
         return asdict(self)
 
 
-def export_accuracy(
-    model: nn.Module, exported: nn.Module, split: Split, *, batch_size: int = 128, workers: int | None = None,
-    before: Accuracy | None = None,
-) -> ExportAccuracy:  # fmt: skip
-    """Return the accuracy of `model` as it is and of `exported`, on every labelled image of `split`.
+def accuracy_on(model: nn.Module, classes_of: nn.Module, split: Split, *, workers: int | None = None) -> Accuracy:
+    """Return the accuracy of `model` on a split as `split_for` opens it, every labelled image counted.
 
-    `exported` takes what `model` takes and gives logits. The split's classes are numbered as the model numbers them.
-    `before` is what `accuracy_before` returned, so that several exports of a network need it once. Errors: `InputError`
-    as `evaluate`.
+    The split's classes are numbered as those of the network `classes_of` by name, and where they are some of them, the
+    model chooses among these alone. Errors: `InputError` as for `evaluate`.
     """
-    before = before or accuracy_before(model, split, batch_size=batch_size, workers=workers)
-    after = evaluate(exported, in_model_order(split, model), batch_size=batch_size, workers=workers)
+    return evaluate(
+        model, in_model_order(split, classes_of), classes=classes_for(split, classes_of),
+        corrupt_share=allowed_damage(classes_of, split), workers=workers,
+    )  # fmt: skip
+
+
+def export_accuracy(
+    model: nn.Module, exported: nn.Module, split: Split, *, before: Accuracy | None = None, workers: int | None = None
+) -> ExportAccuracy:
+    """Return the accuracy of `model` as it is and of `exported`, which takes and gives the same.
+
+    `before` is what `accuracy_on` said of the model, so that it is measured once for several exports. Errors:
+    `InputError` as for `evaluate`.
+    """
+    before = accuracy_on(model, model, split, workers=workers) if before is None else before
+    after = accuracy_on(exported, model, split, workers=workers)
     return ExportAccuracy(
-        data=split.source, split=split.name, images=after.counted,
+        data=public_name(split.source), split=split.name, images=after.counted,
+        classes=None if after.classes is None else len(after.classes),
         top1_before=round(before.top1, 4), top5_before=round(before.top5, 4),
         top1_after=round(after.top1, 4), top5_after=round(after.top5, 4), drop=round(before.top1 - after.top1, 4),
     )  # fmt: skip
 
 
-def accuracy_before(model: nn.Module, split: Split, *, batch_size: int = 128, workers: int | None = None) -> Accuracy:
-    """Return the accuracy of a network itself on the split whose classes it names."""
-    return evaluate(model, in_model_order(split, model), batch_size=batch_size, workers=workers)
-
-
 def warn_of_large_drop(accuracy: ExportAccuracy, precision: str) -> None:
-    """Log one line where an export loses more than its precision should, which says what to do about it."""
-    if accuracy.drop <= LARGE_DROPS[precision]:
-        return
-    advice = "export in fp32, or report this"
-    if precision == "int8":
-        advice = (
-            "calibrate with other pictures, such as those it will see (--calibrate), keep the layers that hurt most in "
-            "higher precision (--keep), or have them found (--max-drop 0.5)"
+    """Log one line where an export loses more than its precision should; it says what to do about that."""
+    if accuracy.drop > LARGE_DROPS[precision]:
+        log.warning(
+            f"{precision} loses {accuracy.drop:.2f} points of top-1 on {accuracy.images:,} images of {accuracy.data} "
+            f"(from {accuracy.top1_before:.2f} to {accuracy.top1_after:.2f} %): "
+            f"{ADVICE.get(precision, 'export in fp32')}"
         )
-    elif precision != "fp32":
-        advice = "export in fp32"
-    log.warning(
-        f"{precision} loses {accuracy.drop:.2f} points of top-1 on {accuracy.data} ({accuracy.top1_before:.2f} % to "
-        f"{accuracy.top1_after:.2f} %): {advice}"
-    )

@@ -1,4 +1,4 @@
-"""Make an ONNX model of a traced network, with its layers' names, and write it as one file that onnx's checker accepts."""
+"""Make an ONNX model of a traced network, with its layers' names, and write it as one file that the checker takes."""
 
 from __future__ import annotations
 

@@ -1,11 +1,14 @@
-"""Check names of revisions before anything is sent, by the rules that git has for them, and the ids that the Hub gives.
+"""Check names of repositories and revisions before anything is sent, and the ids that the Hub gives.
 
-Source: git-check-ref-format(1) of git 2.39.
+The rules of revisions are git's. Source: git-check-ref-format(1) of git 2.39.
 """
 
 from __future__ import annotations
 
 import re
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from seresnet_hub.errors import InputError
 
@@ -27,6 +30,16 @@ def require_revision(given: str) -> None:
     """Raise `InputError` unless the text may be a commit id, a branch, a tag, or a full name such as `refs/pr/1`."""
     if problem := _problem(given):
         raise InputError(f"{_shown(given)} is no name of a commit, a branch or a tag: {problem}")
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise `InputError` unless the text is `NAMESPACE/NAME` as the Hub allows it."""
+    try:
+        validate_repo_id(repo_id)
+        if repo_id.count("/") != 1:
+            raise HFValidationError("it must be NAMESPACE/NAME")
+    except HFValidationError as error:
+        raise InputError(f"{repo_id!r} is no name of a repository: {error}") from error
 
 
 def _checked(kind: str, name: str, given: str) -> str:

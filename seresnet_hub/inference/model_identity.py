@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import nn
 
+from seresnet_hub.engines.exported_model import ExportedModel
 from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.files.model_folder import WEIGHTS_NAME
 from seresnet_hub.hub.snapshots import take_snapshot
@@ -26,7 +27,8 @@ class ModelIdentity:
 
     `model` is the name it was loaded by. `sha256` is that of its file of weights, as `sha256sum` and the Hub show it,
     and `commit` the Hub's; both are None for a model that was made in Python. `tensors_sha256` is a hash of the tensors
-    themselves, before they are fused, with their names and shapes, whatever file they come from.
+    themselves, before they are fused, with their names and shapes, whatever file they come from. An exported file has
+    the hashes of the network that it was made from.
     """
 
     model: str
@@ -41,6 +43,12 @@ def model_identity(model: nn.Module, name: str | Path | None = None) -> ModelIde
 
     Errors: `InputError` as for `load`.
     """
+    if isinstance(model, ExportedModel):
+        facts = model.facts
+        return ModelIdentity(
+            model=model.name if name is None else str(name), architecture=facts.architecture,
+            tensors_sha256=facts.tensors_sha256, sha256=facts.sha256, commit=model.commit,
+        )  # fmt: skip
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     architecture = str(config.get("architecture") or type(model).__name__)
     file, commit = (None, None) if name is None else _weights_file(name)
@@ -51,13 +59,25 @@ def model_identity(model: nn.Module, name: str | Path | None = None) -> ModelIde
 
 
 def tensors_sha256(model: nn.Module) -> str:
-    """Return the sha256 of a model's tensors in the order of their names: name, type, shape and bytes of each."""
+    """Return the sha256 of a model's tensors in the order of their names: name, type, shape and bytes of each.
+
+    Of an exported file, it is that of the network that it was made from.
+    """
+    if isinstance(model, ExportedModel):
+        return model.facts.tensors_sha256
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not name.endswith(STEP_COUNT):  # nothing is computed with it, and files may lack it
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def engine_of(model: nn.Module) -> dict[str, Any]:
+    """Return what computes an exported file, in which precision, and whether it was fused; of others nothing."""
+    if not isinstance(model, ExportedModel):
+        return {}
+    return {"engine": model.facts.format, "precision": model.facts.precision, "fused": model.facts.fused}
 
 
 def preparation_of(model: nn.Module) -> dict[str, Any]:

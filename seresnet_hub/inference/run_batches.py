@@ -20,6 +20,7 @@ from seresnet_hub.data.loader_workers import LoaderWorkers
 from seresnet_hub.data.plan import Plan
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import evaluation_transform, model_transform, normalize
+from seresnet_hub.engines.exported_model import require_network
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.sources import picture_name
 from seresnet_hub.models.create import eval_mode
@@ -144,6 +145,7 @@ def require_classifier(model: nn.Module) -> None:
 
 def checked_stage(model: nn.Module, stage: int) -> int:
     """Return a stage counted from 0, the stem, where it may be counted from the end. Errors: `InputError`."""
+    require_network(model, "features")
     stages = len(cast(Any, model).feature_info)
     if not -stages <= stage < stages:
         raise InputError(f"stage={stage}: the model has stages 0 to {stages - 1}")
@@ -172,6 +174,9 @@ def forward_batches(
     """Yield each batch without its images, and what the model makes of its rows, on its device (see `run_batches`)."""
     if precision != "no" and precision not in AUTOCAST:
         raise InputError(f"precision={precision}: must be no, {' or '.join(AUTOCAST)}")
+    for what, asked in (("autocast", precision != "no"), ("features", features)):
+        if asked:
+            require_network(model, what)
     _, config = model_transform(model)
     parameter = next(model.parameters())
     kind = parameter.device.type

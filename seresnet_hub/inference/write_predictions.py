@@ -25,7 +25,7 @@ from seresnet_hub.environment import package_version
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.full_disk import way_out_of_a_full_disk
 from seresnet_hub.inference.image_inputs import listed
-from seresnet_hub.inference.model_identity import ModelIdentity, model_identity, preparation_of
+from seresnet_hub.inference.model_identity import ModelIdentity, engine_of, model_identity, preparation_of
 from seresnet_hub.inference.parts import Parts, PartWriter, Rows, share
 from seresnet_hub.inference.prediction_table import PredictionTable, accuracy, count, for_datasets
 from seresnet_hub.inference.run_batches import BatchAnswers, checked_stage, run_batches
@@ -123,7 +123,7 @@ def write_predictions(
     metadata = {
         **asdict(identity), "fused": False, "compiled": None, **(prepared_as or {}), "precision": precision,
         "device": next(model.parameters()).device.type, "decoder": decoder, "batch_size": batch_size,
-        **preparation_of(model), "num_classes": num_classes,
+        **preparation_of(model), **engine_of(model), "num_classes": num_classes,
         "class_names": table.class_names, "topk": table.topk, "scores": scores,
         "features": ["features" if stage is None else f"features_stage{stage}" for stage in stages],
         "labels": table.labels, "label_names": table.label_names, "sources": images.source, "split": images.name,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from seresnet_hub.engines.exported_model import require_network
 from seresnet_hub.errors import InputError
 
 Settings = Literal["default", "epilogue"]
@@ -72,6 +73,7 @@ def compile_for_inference(model: nn.Module, settings: Settings = "default") -> n
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"compile_for_inference takes a model, not {model!r}: create it first")
+    require_network(model, "compile_for_inference")
     if hasattr(model, "_orig_mod"):
         raise InputError("the model is compiled already")
     require_compiler(model_device(model), settings)

@@ -24,6 +24,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from seresnet_hub.engines.exported_model import require_network
 from seresnet_hub.errors import InputError
 from seresnet_hub.models import blocks, training_blocks
 from seresnet_hub.models.compiling import CompiledModel, Settings, model_device, require_compiler
@@ -125,6 +126,7 @@ def fuse(model: nn.Module, compile: bool | Settings = False) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"fuse takes a model, not {model!r}: create it first")
+    require_network(model, "fuse")
     if hasattr(model, "_orig_mod"):
         raise InputError("the model is compiled already: fuse it first, then compile the result")
     if any(isinstance(module, FusedBottleneck) for module in model.modules()) or hasattr(model, "fusion"):

@@ -10,6 +10,8 @@ import timm
 from timm.models import PretrainedCfg
 from torch import nn
 
+from seresnet_hub.engines.exported_model import load_exported
+from seresnet_hub.engines.exported_names import exported_name
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, CURVES_NAME, FACTS_KEY, SUMMARY_NAME, WEIGHTS_NAME
@@ -31,11 +33,16 @@ def load(name: str | Path, *, pretrained: bool = True, **kwargs: Any) -> nn.Modu
 
     `name` is a timm name, a model folder (`DIR`, `local-dir:DIR`, or a `Path`), `NS/NAME[@rev]` or
     `hf-hub:NS/NAME[@rev]`, or mmpretrain's name of weights that this package has. An existing folder NS/NAME wins;
-    write `hf-hub:NS/NAME` for the Hub. `kwargs` are timm's. The tensors are exactly those of the network that
-    the config describes: only where `num_classes`, `in_chans` or `features_only` ask for it, timm makes a new
-    classifier, adapts the stem, or leaves the classifier out. Damaged files in the cache are fetched once more. Without
-    a network, what is in the cache is used. Errors: `InputError`.
+    write `hf-hub:NS/NAME` for the Hub. `onnx:DIR` and `openvino:DIR` are exported files, as a model that their runtime
+    computes (`ExportedModel`), with the bytes that their record names. `kwargs` are timm's. The tensors are exactly
+    those of the network that the config describes: only where `num_classes`, `in_chans` or `features_only` ask for it,
+    timm makes a new classifier, adapts the stem, or leaves the classifier out. Damaged files in the cache are fetched
+    once more. Without a network, what is in the cache is used. Errors: `InputError`.
     """
+    if exported_name(name) is not None:
+        if kwargs or not pretrained:
+            raise InputError(f"{name} is an exported file: it is run as it is, and takes no options of a network")
+        return load_exported(str(name))
     meant = parse_name(name)
     if not pretrained:
         return _untrained(meant, kwargs)

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import timm
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from seresnet_hub.data.read_image import ENDINGS
+from seresnet_hub.engines.exported_names import exported_name
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
-from seresnet_hub.hub.revisions import require_revision
+from seresnet_hub.hub.revisions import check_repo_id, require_revision
 from seresnet_hub.models.name_forms import NAME_FORMS
 from seresnet_hub.models.published_weights import WEIGHTS
 
@@ -39,11 +38,16 @@ def parse_name(given: str | Path) -> ModelName:
 
     Prefixes count in any case, as in timm. Without one, mmpretrain's and timm's names come first (`./NAME` is a folder
     of such a name), then a folder that exists, then the Hub: `hf-hub:` before NS/NAME asks the Hub although there is a
-    folder NS/NAME. A leading `~` is the home folder. Errors: `InputError` where the name can mean nothing, or timm has
-    no such tag.
+    folder NS/NAME. A leading `~` is the home folder. Errors: `InputError` where the name can mean nothing, timm has no
+    such tag, or the name is an exported file's, which has no network in it.
     """
     if isinstance(given, Path):
         return _folder(str(given))
+    if exported_name(given) is not None:
+        raise InputError(
+            f"{given} is an exported file, which load, predict and validate take; this needs the network itself: name "
+            "the model that it was made from"
+        )
     if not given.strip():
         raise InputError(f"model {given!r} is empty: a model is {NAME_FORMS}")
     kind, rest = _kind(given)
@@ -104,7 +108,7 @@ def is_model_name(given: str) -> bool:
     """
     if given == "-":  # standard input
         return False
-    if _kind(given)[0]:
+    if _kind(given)[0] or exported_name(given) is not None:
         return True
     if os.path.isdir(given):
         return is_model_folder(given) or _timms_name(given) is not None
@@ -145,16 +149,6 @@ def _repository(given: str) -> ModelName:
         require_revision(revision)  # the cache has a file of this name
     name = f"{HUB}:{repo_id}@{revision}" if revision else f"{HUB}:{repo_id}"
     return ModelName(name=name, repo_id=repo_id, revision=revision or None)
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Raise `InputError` unless the text is `NAMESPACE/NAME` as the Hub allows it."""
-    try:
-        validate_repo_id(repo_id)
-        if repo_id.count("/") != 1:
-            raise HFValidationError("it must be NAMESPACE/NAME")
-    except HFValidationError as error:
-        raise InputError(f"{repo_id!r} is no name of a repository: {error}") from error
 
 
 def _timms_name(given: str) -> str | None:

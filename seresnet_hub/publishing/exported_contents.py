@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import errors_named
 
-# ONNX is a protobuf message. Which of its fields, by number, lead to tensors, and to messages of what kind (onnx.proto).
+# ONNX is a protobuf message: which of its fields, by number, lead to tensors, and to what message (onnx.proto).
 LEADS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},

@@ -73,9 +73,7 @@ def exported_files(directory: Path) -> ExportedFiles:
             raise InputError(f"{problem}: export it again")
     total = sum(path.stat().st_size for path in large.values())
     if total > LARGEST_TOTAL:
-        raise InputError(
-            f"{directory}: its exports have {total:,} bytes, and no more than {LARGEST_TOTAL:,} are pushed"
-        )
+        raise InputError(f"{directory}: its exports have {total:,} bytes; at most {LARGEST_TOTAL:,} are pushed")
     if left := [name for name in _all_names(directory) if name not in large and name not in small]:
         shown = ", ".join(map(printable, left[:MOST_LISTED])) + (" …" if len(left) > MOST_LISTED else "")
         say(f"{directory}: not pushed, as no record there names it: {shown}")

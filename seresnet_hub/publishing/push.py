@@ -22,10 +22,9 @@ from seresnet_hub.hub.client import head_of, remote_hashes, size_of
 from seresnet_hub.hub.failures import Conflict, explained, status_of
 from seresnet_hub.hub.messages import say
 from seresnet_hub.hub.retries import Overtaken, patiently
-from seresnet_hub.hub.revisions import branch_name, check_commit, tag_name
+from seresnet_hub.hub.revisions import branch_name, check_commit, check_repo_id, tag_name
 from seresnet_hub.models.config_checks import checked_config
 from seresnet_hub.models.load import unlike_recorded
-from seresnet_hub.models.names import check_repo_id
 from seresnet_hub.models.strict_loading import load_folder
 from seresnet_hub.models.trial_forward import check_runs
 from seresnet_hub.publishing.exported_files_to_push import unlike_the_model

@@ -34,7 +34,8 @@ def verify(name: str | Path) -> dict[str, Any]:
     `name` is a repository or a folder, as `load` takes it, or a timm name whose weights are on the Hub. Of a
     repository these are all files but pickles, which are not fetched; without a network, those that the cache holds.
     Of a folder they are the files whose hashes `config.json` or the record of an export holds. An export must also be
-    of the model beside it. `ok` says whether everything holds: it is false where `config.json` is missing, too. Errors: `InputError` where there is nothing to compare.
+    of the model beside it. `ok` says whether everything holds: it is false where `config.json` is missing, too. Errors:
+    `InputError` where there is nothing to compare.
     """
     meant = parse_name(name)
     if meant.folder is not None:

@@ -11,7 +11,7 @@ import timm
 from seresnet_hub.errors import InputError
 from seresnet_hub.hub.failures import is_transient, no_network
 from seresnet_hub.models.load import load
-from seresnet_hub.models.names import architecture_of
+from seresnet_hub.models.names import architecture_of, parse_name
 from seresnet_hub.models.published_weights import OWN_WEIGHTS
 from seresnet_hub.recipes.field_types import written
 from seresnet_hub.recipes.recipe import AUTO, Recipe
@@ -45,6 +45,7 @@ def start_of(recipe: Recipe) -> Start:
         config = timm.get_pretrained_cfg(architecture_of(recipe.model or USUAL_MODEL))
         return Start(None, config.to_dict() if config else {})
     try:
+        parse_name(recipe.weights)  # an exported file is refused
         return Start(recipe.weights, load(recipe.weights).pretrained_cfg)  # type: ignore[arg-type]
     except InputError as error:
         if not (no_network(error) or is_transient(error)):

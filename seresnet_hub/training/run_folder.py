@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -17,7 +16,7 @@ from torch import nn
 from seresnet_hub.cards.card import NO_TOP5, card_of, render
 from seresnet_hub.cards.markdown import code, plain
 from seresnet_hub.data.held_out import RECORD_KEY, record_of
-from seresnet_hub.data.open_split import EMBEDDED
+from seresnet_hub.data.open_split import public_name
 from seresnet_hub.data.split import Split
 from seresnet_hub.environment import code_commit, hardware, package_version, versions
 from seresnet_hub.evaluation.evaluate import Accuracy
@@ -95,8 +94,8 @@ def facts_of_run(
 
     `asked` is the recipe before it was resolved, `learnt_before` what `held_out.learnt_before` says.
     """
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).exists()
-    data = source if is_hub_id or source == EMBEDDED else Path(source).name  # a machine's folders are its owner's
+    data = public_name(source)
+    is_hub_id = "/" in data
     notes, begun = [], ""
     if origin is not None:
         begun = f" from {code(origin.name)}"
