@@ -22,15 +22,15 @@ class Batches:
     first; each holds the weights in its own layout.
     """
 
-    def __init__(self, core: Any, model: Any, settings: Mapping[str, Any]) -> None:
+    def __init__(self, core: Any, model: Any, settings: Mapping[str, Any], *, cut: bool = True) -> None:
         """Take an `openvino.Core`, a model, and its settings: precision, and INFERENCE_NUM_THREADS.
 
-        Errors: the runtime's.
+        Without `cut`, each batch is run whole. Errors: the runtime's.
         """
         self._core, self._model, self._settings = core, model, {**settings, "PERFORMANCE_HINT": "LATENCY"}
         self._threads: int = settings["INFERENCE_NUM_THREADS"]
         batch, *size = model.inputs[0].get_partial_shape()
-        self._cuts = batch.is_dynamic and all(side.is_static for side in size)
+        self._cuts = cut and batch.is_dynamic and all(side.is_static for side in size)
         self._whole = self._compiled(1 if self._cuts else None).create_infer_request()
         self._streams: list[Any] = []
 

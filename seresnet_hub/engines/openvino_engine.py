@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 
 from seresnet_hub.engines.export_facts import ExportFacts
 from seresnet_hub.engines.exported_files import Record, checked_bytes, require_facts
+from seresnet_hub.engines.openvino_batches import Batches
 from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.errors import InputError, message_of
 
@@ -19,25 +19,24 @@ SECTION = "seresnet_hub"  # of a file's rt_info: where its facts are
 class Engine:
     """An open OpenVINO file; `run` takes the images as the file does, and returns what it makes of them."""
 
-    def __init__(self, compiled: Any, name: str) -> None:
-        """Take a compiled model with one input and one output; `name` is the file's, for messages."""
-        (_,), (_,) = compiled.inputs, compiled.outputs
-        self._request, self._name = compiled.create_infer_request(), name
+    def __init__(self, batches: Batches, name: str) -> None:
+        """Take a network that runs; `name` is the file's, for messages."""
+        self._batches, self._name = batches, name
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """Return the output for a batch. Errors: `InputError` where the runtime does not take it."""
         try:
-            # Without a copy of the images; the next call overwrites what this one returns.
-            return self._request.infer([np.ascontiguousarray(images)], share_inputs=True)[0].copy()
+            return self._batches.run(images)
         except Exception as error:  # the runtime's are RuntimeErrors of many lines
             raise InputError(f"{self._name} does not run: {message_of(error)}") from error
 
 
-def open_engine(record: Record, content: Mapping[str, bytes] | None = None) -> Engine:
+def open_engine(record: Record, content: Mapping[str, bytes] | None = None, *, cut: bool = True) -> Engine:
     """Return the export compiled by OpenVINO for this machine's CPU, from bytes that are those of the record.
 
     `content` are the bytes by name, where they were read and compared already. It takes as many threads as torch does,
-    and computes in bfloat16 where the precision is bf16. Errors: `InputError` where the package is missing, a file is
+    and computes in bfloat16 where the precision is bf16. Batches are cut into parts as suits a CPU; without `cut` each
+    is run whole, as other programs run the file. Errors: `InputError` where the package is missing, a file is
     not the one that the record describes, or the runtime cannot open it.
     """
     openvino = require_package("openvino")
@@ -45,12 +44,12 @@ def open_engine(record: Record, content: Mapping[str, bytes] | None = None) -> E
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if record.facts.precision == "bf16" else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
     }
     try:
         core = openvino.Core()
         model = core.read_model(structure, weights)
-        engine = Engine(core.compile_model(model, "CPU", settings), record.name)
+        (_,), (_,) = model.inputs, model.outputs
+        engine = Engine(Batches(core, model, settings, cut=cut), record.name)
         section = [name for name in ExportFacts.names() if model.has_rt_info([SECTION, name])]
         texts = {name: model.get_rt_info([SECTION, name]).astype(str) for name in section}
     except Exception as error:  # the runtime's are RuntimeErrors of many lines

@@ -36,9 +36,8 @@ from seresnet_hub.exporting.export_proof import (
 )
 from seresnet_hub.exporting.export_request import ExportRequest, checked_request
 from seresnet_hub.exporting.formats import FORMATS, ExportUnderTest
-from seresnet_hub.exporting.forms import INTEGER_PRODUCTS, form_for, in_form
+from seresnet_hub.exporting.forms import form_for, in_form
 from seresnet_hub.exporting.int8 import Int8Network, to_int8
-from seresnet_hub.exporting.openvino_forms import with_integer_products
 from seresnet_hub.exporting.preprocessing import Preparation
 from seresnet_hub.exporting.tracing import traced
 from seresnet_hub.files.atomic_writing import sha256_of, staging
@@ -141,7 +140,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
                 form=form, keep=request.keep, max_drop=request.max_drop,
                 top1=lambda one: _top1(one, facts, request, network, measured, staged),
             )  # fmt: skip
-            converted = with_integer_products(int8.model) if form == INTEGER_PRODUCTS else int8.model
+            converted = int8.model
         begin("writing")
         record = _written(converted, facts, request, staged)
         begin("comparing")

@@ -55,7 +55,7 @@ FORMATS: Mapping[str, Format] = {
     "openvino": Format(
         precisions=("fp32", "fp16", "bf16", "int8"), traced_in=(), require=_openvino,
         convert=openvino_writer.openvino_model, write=openvino_writer.write_openvino, layers=openvino_writer.layers_of,
-        run=lambda record: openvino_engine.open_engine(record).run,
+        run=lambda record: openvino_engine.open_engine(record, cut=False).run,  # as other programs run it
     ),
     "torch-export": Format(
         precisions=("fp32", "fp16", "bf16"), traced_in=("fp16", "bf16"), require=_nothing,
