@@ -10,12 +10,15 @@ import os
 from typing import Any
 
 import pytest
+import torch
 from plausible_networks import network
 from test_fusion import BASIC, BOTTLENECKS, NOT_COVERED
+from torch import nn
 
 import seresnet_hub
 from seresnet_hub.errors import InputError
 from seresnet_hub.exporting.export import export
+from seresnet_hub.exporting.export_proof import proof_pictures
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra 'onnx'")
 pytest.importorskip("onnxscript", reason="onnxscript is in the extra 'onnx'")
@@ -27,12 +30,29 @@ CASES += [(name, False) for name in [*seresnet_hub.list_models(), *sorted(BOTTLE
 REAL_SIZE = {"seresnet50", "resnetrs50", "legacy_seresnet50", "seresnext26t_32x4d", "seresnet50_max"}
 
 
+def on_photographs(name: str, size: int) -> nn.Module:
+    """A network whose norms have the statistics of photographs, as trained ones have.
+
+    With those of noise, photographs make some networks overflow: then torch's own float32 is off by 1e-4.
+    """
+    model = network(name, size=max(size, 64))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    pictures = torch.from_numpy(proof_pictures(model, input_size=(size, size)))
+    with torch.no_grad():
+        model.train()(pictures.double())
+    return model.eval().float()
+
+
 def size_of(name: str) -> int:
     """A small side, unless attention has positions of a fixed size, or the network is to be seen as it is used."""
     if "cifar" in name:
         return 32
     if name in ("sebotnet33ts_256", "sehalonet33ts"):
         return 256
+    if name.endswith(("_post", "_identity")):
+        return 128  # at 64, the last maps have two pixels a side, and torch's own float32 is off by 1e-5
     return 224 if name in REAL_SIZE else 64
 
 
@@ -40,8 +60,7 @@ def size_of(name: str) -> int:
 @pytest.mark.parametrize(("name", "fused"), CASES, ids=[f"{n}-{'fused' if f else 'plain'}" for n, f in CASES])
 def test_an_architecture_is_exported(name: str, fused: bool, format: str, tmp_path: Any) -> None:
     size = size_of(name)
-    model = network(name, size=max(size, 64)).float()
-    found = export(model, tmp_path, format=format, fuse=fused, input_size=size)
+    found = export(on_photographs(name, size), tmp_path, format=format, fuse=fused, input_size=size)
     if path := os.environ.get("EXPORT_DIFFERENCES"):
         row = {"name": name, "format": format, "fused": fused, "size": size, "difference": found["largest_difference"]}
         with open(path, "a") as file:
