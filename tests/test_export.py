@@ -151,3 +151,19 @@ def test_each_runtime_runs_its_file(tmp_path: Path, model: nn.Module, format: st
     with torch.inference_mode():
         expected = model(images).numpy()
     assert np.abs(run(images.numpy()) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_wrong_graph_is_refused_although_rounding_would_hide_it(
+    tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is in the extra 'openvino'")
+    traced = export_module.traced
+
+    def wrong(network: Any, **options: Any) -> Any:
+        network.fc.bias.data += 1e-3  # of a copy, which was fused
+        return traced(network, **options)
+
+    monkeypatch.setattr(export_module, "traced", wrong)
+    with pytest.raises(InputError, match=r"differs by .* and fp32 may change 1e-05"):
+        export(model, tmp_path / "out", format="openvino", precision="bf16")
+    assert left(tmp_path) == []

@@ -132,6 +132,11 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
     begin("converting")
     converted = format.convert(program)
     with _only_if_whole(request) as staged:
+        if request.precision != "fp32" and request.precision not in format.traced_in:
+            # What rounding changes would hide small faults of the graph, so it is proven before anything is rounded.
+            begin("comparing")
+            exact = replace(facts, precision="fp32")
+            _require_proven(format.run(_written(converted, exact, request, staged)), network, request, size, "fp32")
         int8: Int8Network | None = None
         if pictures is not None and format.layers is not None:
             begin("quantising")
@@ -145,7 +150,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         record = _written(converted, facts, request, staged)
         begin("comparing")
         run = format.run(record)
-        proven = _proven(run, network, request, size)
+        proven = _require_proven(run, network, request, size, request.precision)
         accuracy = None
         if measured is not None:
             begin("measuring")
@@ -269,17 +274,18 @@ def _written(converted: Any, facts: ExportFacts, request: ExportRequest, staged:
     return Record(path=staged / request.record.name, facts=facts, sha256=hashes, proof={})
 
 
-def _proven(run: Any, network: nn.Module, request: ExportRequest, size: tuple[int, int]) -> Proof:
+def _require_proven(
+    run: Any, network: nn.Module, request: ExportRequest, size: tuple[int, int], precision: str
+) -> Proof:
     """Return how far the file is from the network. Errors: `InputError` where that is too far."""
     name = str(request.record.parent / request.files[0])
     if request.with_preprocessing:
-        found = proof_with_preprocessing(run, network, request.precision, batch=request.batch)
+        found = proof_with_preprocessing(run, network, precision, batch=request.batch)
         require_equal(found, name)
         return found
     sizes = [size, (size[0] + OTHER_SIZE, size[1])] if request.dynamic_size else [size]
     proofs = [
-        proof(run, network, proof_pictures(network, input_size=one), request.precision, batch=request.batch)
-        for one in sizes
+        proof(run, network, proof_pictures(network, input_size=one), precision, batch=request.batch) for one in sizes
     ]
     for found in proofs:
         require_equal(found, name)
