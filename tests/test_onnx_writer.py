@@ -41,7 +41,7 @@ def shape_of(value: Any) -> list[str | int]:
 def test_the_graph_is_the_network_and_nothing_else(proto: Any) -> None:
     assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", OPSET)]
     (images,), (logits,) = proto.graph.input, proto.graph.output
-    assert (images.name, shape_of(images)) == ("images", ["batch", 3, 32, 32])
+    assert (images.name, shape_of(images)) == ("pixel_values", ["batch", 3, 32, 32])
     assert (logits.name, shape_of(logits)) == ("logits", ["batch", 10])
     kinds = Counter(node.op_type for node in proto.graph.node)
     assert set(kinds) == {"Conv", "Relu", "ReduceMean", "Sigmoid", "Mul", "Add", "Gemm"}
@@ -69,7 +69,7 @@ def test_the_file_has_the_facts_and_nothing_of_this_machine(tmp_path: Path, prot
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for count in (1, 2, 7):
         images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(count))
-        (found,) = session.run(["logits"], {"images": images.numpy()})
+        (found,) = session.run(["logits"], {"pixel_values": images.numpy()})
         with torch.inference_mode():
             expected = model(images).numpy()
         assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()

@@ -73,7 +73,7 @@ def test_any_batch_is_computed_as_by_the_network_in_float64(network, model, batc
 
 def test_input_output_and_shapes_are_those_of_the_trace(network, model):
     (images,), (logits,) = model.inputs, model.outputs
-    assert (images.get_names(), logits.get_names()) == ({"images"}, {"logits"})
+    assert (images.get_names(), logits.get_names()) == ({"pixel_values"}, {"logits"})
     assert images.get_partial_shape().to_string() == "[?,3,32,32]"
     assert logits.get_partial_shape().to_string() == "[?,10]"
     fixed = openvino_model(traced(network, batch=4, size=(32, 32)))

@@ -16,7 +16,7 @@ from torch import nn
 from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.exporting.preprocessing import Preparation
 
-IMAGES, LOGITS = "images", "logits"
+IMAGES, LOGITS = "pixel_values", "logits"  # so the Hub's libraries call them, and the arguments below
 PICTURES, PROBABILITIES = "pictures", "probabilities"  # with the preprocessing inside
 NETWORK = "network"  # where the network sits in what is traced
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
@@ -39,9 +39,9 @@ class NetworkOfImages(nn.Module):
         super().__init__()
         self.network, self.dtype = network, dtype
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return logits `(batch, classes)` for normalised images `(batch, channels, height, width)`."""
-        return _in_type(self.network, images, self.dtype)
+        return _in_type(self.network, pixel_values, self.dtype)
 
 
 class NetworkOfPictures(nn.Module):
@@ -72,7 +72,7 @@ def traced(
 ) -> torch.export.ExportedProgram:
     """Return the graph of a network in eval mode; `model` is not changed.
 
-    It takes `images` `(batch, channels, height, width)`, normalised float32, and gives `logits`; with `preprocessing`
+    It takes `pixel_values` `(batch, channels, height, width)`, normalised float32, and gives `logits`; with `preprocessing`
     it takes `pictures` `(batch, height, width, 3)`, uint8 RGB of any size, and gives `probabilities`. `batch` is None
     where any number will do. `size` is (height, width); with `dynamic_size` others will do as well. In `precision`
     fp16 and bf16 the weights are stored and computed with in that type; int8 begins as fp32. Errors: `InputError` where
