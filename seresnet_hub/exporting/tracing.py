@@ -73,10 +73,10 @@ def traced(
     """Return the graph of a network in eval mode; `model` is not changed.
 
     It takes `pixel_values` `(batch, channels, height, width)`, normalised float32, and gives `logits`; with
-    `preprocessing` it takes `pictures` `(batch, height, width, 3)`, uint8 RGB of any size, and gives `probabilities`. `batch` is None
-    where any number will do. `size` is (height, width); with `dynamic_size` others will do as well. In `precision`
-    fp16 and bf16 the weights are stored and computed with in that type; int8 begins as fp32. Errors: `InputError` where
-    torch.export cannot trace the network, or a dimension that should be free is not.
+    `preprocessing` it takes `pictures` `(batch, height, width, 3)`, uint8 RGB of any size, and gives `probabilities`.
+    `batch` is None where any number will do. `size` is (height, width); with `dynamic_size` others will do as well. In
+    `precision` fp16 and bf16 the weights are stored and computed with in that type; int8 begins as fp32. Errors:
+    `InputError` where torch.export cannot trace the network, or a dimension that should be free is not.
     """
     if hasattr(model, "_orig_mod"):
         raise InputError("the model is compiled: export the one it was made of")
