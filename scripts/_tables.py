@@ -56,7 +56,7 @@ MIGRATION: tuple[tuple[str, str, str], ...] = (
     ("`tools/test.py … --out FILE`, `analyze_results.py`",
      "`seresnet-hub validate MODEL --data DIR --predictions FILE --report DIR`", ""),
     ("mmdeploy's `tools/deploy.py DEPLOY_CFG MODEL_CFG CHECKPOINT IMAGE`",
-     "`seresnet-hub export MODEL --output DIR --format onnx`, or `openvino`",
+     "`seresnet-hub export MODEL --output DIR --format onnx`, or openvino",
      "any batch size unless `--batch` fixes one; a file that computes something else is refused"),
     ("mmdeploy's `tools/test.py DEPLOY_CFG MODEL_CFG --model FILE`",
      "`seresnet-hub validate onnx:DIR --data DIR_OR_HUB_ID`", ""),

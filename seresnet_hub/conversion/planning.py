@@ -22,7 +22,7 @@ from seresnet_hub.checkpoints.architecture_from_shapes import (
 from seresnet_hub.checkpoints.renaming import Tensors, rename
 from seresnet_hub.conversion.source_file import SourceFile
 from seresnet_hub.errors import InputError
-from seresnet_hub.models.build_limits import at_most
+from seresnet_hub.models.build_limits import made_within
 from seresnet_hub.models.config_checks import FACTORY_ARGUMENTS, is_arguments
 from seresnet_hub.models.cost import Sizes, sizes_of
 from seresnet_hub.models.create import list_models
@@ -180,8 +180,8 @@ def _network_over(
         raise InputError(f"timm has no architecture {architecture!r}; see timm.list_models('*se*')")
     what = f"{architecture} with {reprlib.repr(dict(model_args))}"
     build = builder(architecture, what, num_classes=num_classes, **model_args)
-    with at_most(what=what), torch.device("meta"):
-        empty = build(pretrained=False).eval()
+    with torch.device("meta"):
+        empty = made_within(lambda: build(pretrained=False).eval(), what=what)
     wanted = empty.state_dict()
     for name in wanted:
         if name.endswith("num_batches_tracked"):

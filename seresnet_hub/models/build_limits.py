@@ -5,10 +5,9 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.modules.module import (
@@ -27,6 +26,9 @@ MOST_TENSORS, LARGEST_NETWORK = 10_000, 2**33
 WATCH_SECONDS = 0.2
 
 
+Made = TypeVar("Made")
+
+
 class ExcessError(InputError):
     """A network is too large, or takes too long to make: making it in another way would be no better."""
 
@@ -35,9 +37,10 @@ class _OutOfTime(BaseException):
     """Raised in a thread by its watch; no `except Exception` of a library's takes it for an error of its own."""
 
 
-@contextmanager
-def at_most(*, what: str, parameters: int = MOST_TENSORS, values: int = LARGEST_NETWORK) -> Iterator[None]:
-    """Raise `ExcessError` where this thread makes a network of more within the block, or takes `BUILD_SECONDS`.
+def made_within(
+    make: Callable[[], Made], *, what: str, parameters: int = MOST_TENSORS, values: int = LARGEST_NETWORK
+) -> Made:
+    """Return what `make` returns. Errors: `ExcessError` where it makes a larger network, or takes `BUILD_SECONDS`.
 
     `parameters` is the number of its parameters, `values` that of all their values, and `what` the beginning of the
     error. Parameters count before they are filled, so the memory is not taken yet. Time is the processor's.
@@ -61,19 +64,20 @@ def at_most(*, what: str, parameters: int = MOST_TENSORS, values: int = LARGEST_
             if buffered > max(values, MOST_BUFFERED):
                 raise ExcessError(f"{what} has far more constants than any of timm's")
 
-    with ExitStack() as hooks:
-        hooks.callback(register_module_parameter_registration_hook(count).remove)
-        hooks.callback(register_module_buffer_registration_hook(count_buffer).remove)
-        with _in_time(BUILD_SECONDS, f"{what} takes more than {BUILD_SECONDS:.0f} seconds to make"):
-            yield
+    hooks = register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count_buffer)
+    try:
+        return _in_time(make, BUILD_SECONDS, f"{what} takes more than {BUILD_SECONDS:.0f} seconds to make")
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-@contextmanager
-def _in_time(seconds: float, problem: str) -> Iterator[None]:
-    """Raise `ExcessError` where the block takes more of the processor's time in this thread.
+def _in_time(make: Callable[[], Made], seconds: float, problem: str) -> Made:
+    """Return what `make` returns. Errors: `ExcessError` where it takes more of the processor's time in this thread.
 
     A watch raises in this thread from outside: a loop of Python's own over all positions of a large image never comes
-    to a place where it could look at a clock. One call into torch is not interrupted; the sizes limit those.
+    to a place where it could look at a clock. One call into torch is not interrupted; the sizes limit those. This is no
+    context manager, since what is raised while one is being left would skip its end.
     """
     thread, ended, sending = threading.get_ident(), threading.Event(), threading.Lock()
     used = _clock(thread)
@@ -88,10 +92,10 @@ def _in_time(seconds: float, problem: str) -> Iterator[None]:
                 return  # once: it may arrive while the block is being left
 
     watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
     try:
         try:
-            yield
+            watcher.start()
+            return make()
         finally:
             with sending:
                 ended.set()

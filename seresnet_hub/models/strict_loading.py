@@ -25,7 +25,7 @@ from torch import nn
 from seresnet_hub.checkpoints.safetensors_headers import Header, read_header
 from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
-from seresnet_hub.models.build_limits import at_most
+from seresnet_hub.models.build_limits import made_within
 from seresnet_hub.models.config_checks import check_architecture
 from seresnet_hub.models.names import require_model_folder, timms_name_of
 from seresnet_hub.models.network_for_tensors import Build, Tensors, builder, over_tensors, without_memory
@@ -52,8 +52,7 @@ def untrained_folder(directory: Path, origin: object, kwargs: Mapping[str, Any])
     """Return the network that the folder's config describes, with random weights; its file, if any, is not read."""
     check_architecture(directory / CONFIG_NAME)
     build = builder(timms_name_of(directory), origin)
-    with at_most(what=f"{origin}: the network"):
-        without_memory(build, kwargs)
+    made_within(lambda: without_memory(build, kwargs), what=f"{origin}: the network")
     return build(pretrained=False, **kwargs).eval()
 
 
@@ -68,11 +67,10 @@ def load_weights(name: str, weights: Path, kwargs: Mapping[str, Any]) -> nn.Modu
 def _load(build: Build, weights: Path, origin: object, kwargs: Mapping[str, Any], *, copy: bool = True) -> nn.Module:
     header = read_header(weights)
     values = sum(math.prod(shape) for shape, _ in header.values())
-    with at_most(
-        what=f"{origin}: the network that it names",
+    empty = made_within(
+        lambda: without_memory(build, {}), what=f"{origin}: the network that it names",
         parameters=MOST_PARAMETERS * len(header), values=MOST_VALUES * values + SLACK,
-    ):  # fmt: skip
-        empty = without_memory(build, {})
+    )  # fmt: skip
     _check_classes(empty, origin)
     wanted = _header(empty.state_dict())
     if difference := next(_differences(header, wanted), None):
