@@ -6,6 +6,8 @@ import copy
 import hashlib
 import json
 import shutil
+import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from PIL import Image
 import seresnet_hub
 from seresnet_hub.engines.export_facts import ExportFacts
 from seresnet_hub.engines.exported_files import files_of, read_record, record_of, record_text
+from seresnet_hub.engines.onnx_contents import onnx_metadata
+from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.model_identity import engine_of, model_identity, tensors_sha256
 from seresnet_hub.models.load import load
@@ -111,6 +115,24 @@ def test_tensors_in_other_files_are_not_read(proto: onnx.ModelProto, tmp_path: P
     write(tmp_path, hostile, facts())
     with pytest.raises(InputError, match="has tensors in other files"):
         load(f"onnx:{tmp_path}")(torch.zeros(1, 3, 32, 32))
+    graph = hostile.graph.SerializeToString()
+    # A field's tag with bits above the 32nd: what leaves them out finds the graph (field 7, of bytes).
+    hidden = b"\x08\x0a" + b"\xba\x80\x80\x80\x10" + onnx_length(graph) + graph + b"\x3a\x00"
+    with pytest.raises(ValueError, match="damaged"):
+        onnx_metadata(BytesIO(hidden))
+
+
+def onnx_length(content: bytes) -> bytes:
+    """The length of a field as protobuf writes it: as the length of this text in a message."""
+    whole = onnx.TensorProto(raw_data=content).SerializeToString()
+    return whole[1 : -len(content)]
+
+
+def test_the_runtime_alone_suffices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(InputError, match="onnx .* cannot be imported"):
+        require_package("onnx")
+    assert load(f"onnx:{folder}")(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_a_runtime_that_fails_says_so_in_one_line(proto: onnx.ModelProto, tmp_path: Path) -> None:
