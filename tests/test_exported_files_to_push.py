@@ -295,7 +295,7 @@ def test_an_upload_that_always_fails_leaves_the_repository_as_it_was(
 
 def test_where_tensors_may_be_in_an_onnx_file_is_what_onnx_says() -> None:
     """The table of fields that are followed is compared with the definition that the onnx package carries."""
-    from seresnet_hub.publishing import exported_contents as contents
+    from seresnet_hub.engines import onnx_contents as contents
 
     kinds = {"model": "ModelProto", "training": "TrainingInfoProto", "graph": "GraphProto", "function": "FunctionProto",
              "node": "NodeProto", "attribute": "AttributeProto", "sparse": "SparseTensorProto",

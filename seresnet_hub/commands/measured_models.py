@@ -109,10 +109,10 @@ def _text(options: argparse.Namespace) -> str:
 
 
 def _weights(name: str) -> str | None:
-    """Return the beginning of the hash of a model folder's weights, or of an exported file, which may be replaced."""
+    """Return the beginning of the hash of a folder's weights or an export's record, which may be replaced."""
     try:
         if exported_name(name) is not None:
-            return next(iter(found_export(name).record.sha256.values()))[:16]
+            return sha256_of(found_export(name).record.path)[:16]  # which has the hashes of all its files
         folder = parse_name(name).folder
         return None if folder is None else sha256_of(folder / WEIGHTS_NAME)[:16]
     except (InputError, OSError):  # measuring it says what is wrong

@@ -23,6 +23,7 @@ from seresnet_hub.checkpoints.reader import Checkpoint, read_checkpoint
 from seresnet_hub.checkpoints.reading_budget import BUDGET
 from seresnet_hub.checkpoints.renaming import Source, unwrapped
 from seresnet_hub.conversion.sidecar_files import FOLDER_SUFFIXES, config_beside
+from seresnet_hub.engines.exported_names import exported_name
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CONFIG_NAME, FACTS_KEY, WEIGHTS_NAME
 from seresnet_hub.hub.snapshots import take_snapshot
@@ -115,6 +116,8 @@ def _located(src: str) -> Iterator[tuple[Path, str, str]]:
             _download(src, path)
             yield path, src, ""
         return
+    if exported_name(src) is not None and not os.path.exists(src):
+        raise InputError(f"{src} is an exported file, and no checkpoint: convert the one that it was made from")
     path = Path(src)
     hub_file = re.fullmatch(r"([\w.-]+/[\w.-]+):(.+)", src)
     if hub_file and not os.path.exists(path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
 
 from seresnet_hub.engines.exported_files import Record, checked_bytes, require_facts
+from seresnet_hub.engines.onnx_contents import onnx_metadata
 from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.errors import InputError, message_of
 
@@ -41,7 +43,10 @@ def open_engine(record: Record, content: Mapping[str, bytes] | None = None) -> E
     """
     runtime = require_package("onnxruntime")
     (model,) = (checked_bytes(record) if content is None else content).values()
-    _require_no_other_file(model, record.name)
+    try:
+        onnx_metadata(BytesIO(model))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{record.name} is no whole ONNX file: {error or type(error).__name__}") from error
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = ERRORS
@@ -54,18 +59,3 @@ def open_engine(record: Record, content: Mapping[str, bytes] | None = None) -> E
         raise InputError(f"ONNX Runtime cannot open {record.name}: {message_of(error)}") from error
     require_facts(record, session.get_modelmeta().custom_metadata_map)
     return engine
-
-
-def _require_no_other_file(content: bytes, name: str) -> None:
-    """Raise `InputError` where tensors of a model are in other files, which may be any of this machine."""
-    onnx = require_package("onnx")
-    try:
-        waiting = [onnx.ModelProto.FromString(content)]
-    except Exception as error:  # protobuf's own
-        raise InputError(f"{name} is no ONNX file: {message_of(error)}") from error
-    while waiting:
-        for field, value in waiting.pop().ListFields():
-            if field.name == "external_data":
-                raise InputError(f"{name} has tensors in other files, and those are not read")
-            if field.type == field.TYPE_MESSAGE:
-                waiting += [value] if hasattr(value, "ListFields") else value

@@ -74,10 +74,14 @@ def tensors_sha256(model: nn.Module) -> str:
 
 
 def engine_of(model: nn.Module) -> dict[str, Any]:
-    """Return what computes an exported file, in which precision, and whether it was fused; of others nothing."""
+    """Return what computes an exported file, its precision, whether it was fused, its hashes; of others nothing.
+
+    Two int8 exports of one network differ in their hashes alone.
+    """
     if not isinstance(model, ExportedModel):
         return {}
-    return {"engine": model.facts.format, "precision": model.facts.precision, "fused": model.facts.fused}
+    facts, hashes = model.facts, dict(model.record.sha256)
+    return {"engine": facts.format, "precision": facts.precision, "fused": facts.fused, "exported_sha256": hashes}
 
 
 def preparation_of(model: nn.Module) -> dict[str, Any]:

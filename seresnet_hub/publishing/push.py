@@ -16,6 +16,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from seresnet_hub.cards.exported_files import with_exports
 from seresnet_hub.cards.snippets import on_the_hub
+from seresnet_hub.engines.exported_names import exported_name
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import CARD_NAME, CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.hub.client import head_of, remote_hashes, size_of
@@ -51,6 +52,8 @@ def push(
     """
     if pr and (branch is not None or tag is not None):
         raise InputError("a pull request has neither branch nor tag of its own: leave out --branch and --tag")
+    if exported_name(directory) is not None:
+        raise InputError(f"{directory} is an exported file: push the model folder it lies in, whose exports go with it")
     message = message or f"Upload {Path(directory).resolve().name}"
     revision = constants.DEFAULT_REVISION if branch is None else branch_name(branch)
     tag = None if tag is None else tag_name(tag)
