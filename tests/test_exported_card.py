@@ -199,3 +199,9 @@ def test_the_whole_way_of_an_export(
         found: dict[str, Any] = {}
         exec(block, found)
         np.testing.assert_allclose(found["scores"], expected, atol=1e-6)
+
+
+def test_a_number_that_no_float_holds_is_left_out(exported: Path) -> None:
+    write_export(exported, proof={**PROOF, "largest_difference": 10**400, "argmax_agreement": 10**400})
+    record = read_record(exported / "onnx/model.json")
+    assert "| 1e-05 |" in exported_section([record], SIZES, REPO).replace("  ", " ")

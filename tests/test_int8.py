@@ -15,7 +15,9 @@ from warm_python import run_python
 
 from seresnet_hub.errors import InputError
 from seresnet_hub.exporting.calibration_pictures import CalibrationPictures
+from seresnet_hub.exporting.forms import INTEGER_PRODUCTS
 from seresnet_hub.exporting.int8 import to_int8
+from seresnet_hub.exporting.openvino_forms import has_integer_products
 from seresnet_hub.exporting.tracing import traced
 from seresnet_hub.models.fusion import fuse
 from seresnet_hub.models.load import load
@@ -130,6 +132,28 @@ def test_weights_are_rounded_with_a_scale_for_each_channel_around_zero(case: Cas
 def test_keep_of_an_unknown_layer_is_refused_before_anything_is_quantised(case: Case) -> None:
     with pytest.raises(InputError, match="did you mean"):
         to_int8(case.format, case.model, PICTURES, layers=case.layers, keep=["layer3.0.conv9"])
+
+
+def test_a_network_without_an_int8_layer_is_no_int8_export(case: Case) -> None:
+    with pytest.raises(InputError, match="nothing is int8"):
+        to_int8(case.format, case.model, PICTURES, layers=case.layers, keep=["*"])
+
+
+def test_the_form_is_what_was_written_and_what_is_measured(case: Case) -> None:
+    if case.format != "openvino":
+        pytest.skip("forms are OpenVINO's")
+    measured: list[bool] = []
+
+    def top1(model: Any) -> float:
+        measured.append(has_integer_products(model))
+        return 90.0
+
+    made = to_int8("openvino", case.model, PICTURES, layers=case.layers, form=INTEGER_PRODUCTS, max_drop=1.0, top1=top1)
+    assert (made.form, has_integer_products(made.model)) == (INTEGER_PRODUCTS, True)
+    assert measured == [False, True], "the float network, and the int8 one as it is written"
+    stages = ["layer1", "layer2", "layer3"]  # with them, no product is left in int8
+    kept = to_int8("openvino", case.model, PICTURES, layers=case.layers, form=INTEGER_PRODUCTS, keep=stages)
+    assert (kept.form, has_integer_products(kept.model)) == ("plain", False)
 
 
 @pytest.mark.slow

@@ -119,7 +119,10 @@ def _table(records: Sequence[Record], sizes: Mapping[str, int]) -> str:
 
 def _number(values: Mapping[str, Any], name: str, form: str, times: float = 1) -> str:
     value = values.get(name)
-    return form.format(times * value) if isinstance(value, (int, float)) else ""
+    try:
+        return form.format(times * value) if isinstance(value, (int, float)) else ""
+    except OverflowError:  # a whole number that no float holds
+        return ""
 
 
 def _measured(records: Sequence[Record]) -> list[str]:

@@ -37,13 +37,12 @@ def onnx_metadata(file: BinaryIO) -> dict[str, str]:
     machine.
     """
     whole = file.seek(0, 2)
-    fields = list(_fields(file, 0, whole))
-    if not {IR_VERSION, min(LEADS["model"])} <= {field.number for field in fields}:
+    if not {IR_VERSION, min(LEADS["model"])} <= {field.number for field in _fields(file, 0, whole)}:
         raise ValueError("it has no graph")
     if _has_external_data(file, "model", 0, whole):
         raise ValueError("it has tensors in other files")
     metadata = {}
-    for field in fields:
+    for field in _fields(file, 0, whole):
         if field.number == METADATA:
             entry = {one.number: _text(file, one) for one in _fields(file, field.start, field.end)}
             metadata[entry.get(1, "")] = entry.get(2, "")
@@ -56,7 +55,7 @@ def _has_external_data(file: BinaryIO, kind: str, start: int, end: int) -> bool:
         return EXTERNAL_DATA in numbers or bool(numbers.get(DATA_LOCATION))
     return any(
         _has_external_data(file, LEADS[kind][field.number], field.start, field.end)
-        for field in list(_fields(file, start, end))
+        for field in _fields(file, start, end)
         if field.number in LEADS[kind]
     )
 

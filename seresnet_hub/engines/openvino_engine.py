@@ -14,6 +14,7 @@ from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.errors import InputError, message_of
 
 SECTION = "seresnet_hub"  # of a file's rt_info: where its facts are
+STARTS = (b"<?xml", b"<net")
 
 
 class Engine:
@@ -41,6 +42,8 @@ def open_engine(record: Record, content: Mapping[str, bytes] | None = None, *, c
     """
     openvino = require_package("openvino")
     structure, weights = (checked_bytes(record) if content is None else content).values()
+    if not structure.startswith(STARTS):  # OpenVINO would take it for another format, whose weights may be in any file
+        raise InputError(f"{record.name} is no OpenVINO model: it does not begin as one")
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if record.facts.precision == "bf16" else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),

@@ -145,7 +145,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
                 form=form, keep=request.keep, max_drop=request.max_drop,
                 top1=lambda one: _top1(one, facts, request, network, measured, staged),
             )  # fmt: skip
-            converted = int8.model
+            converted, facts = int8.model, replace(facts, form=int8.form)
         begin("writing")
         record = _written(converted, facts, request, staged)
         begin("comparing")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seresnet_hub.errors import InputError
 from seresnet_hub.exporting.calibration_pictures import CalibrationPictures
 from seresnet_hub.exporting.forms import INTEGER_PRODUCTS, PLAIN
 from seresnet_hub.exporting.int8_onnx import int8_layers_onnx, quantized_onnx, run_of_onnx, with_float_layers_onnx
@@ -16,7 +17,7 @@ from seresnet_hub.exporting.int8_openvino import (
     with_float_layers_openvino,
 )  # fmt: skip
 from seresnet_hub.exporting.kept_layers import matching_layers
-from seresnet_hub.exporting.openvino_forms import with_integer_products
+from seresnet_hub.exporting.openvino_forms import has_integer_products, with_integer_products
 from seresnet_hub.exporting.sensitive_layers import Run, kept_within, sensitive_layers
 
 NAMED = 5  # of the layers that hurt most, in the record
@@ -25,9 +26,13 @@ Top1 = Callable[[Any], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Network:
-    """An int8 network, as `openvino.Model` or `onnx.ModelProto`, and what the record of its export says of it."""
+    """An int8 network, as `openvino.Model` or `onnx.ModelProto`, and what the record of its export says of it.
+
+    `form` is how its SE units are written: plain where the form that was asked for changes none.
+    """
 
     model: Any
+    form: str
     record: dict[str, Any]
 
 
@@ -46,15 +51,18 @@ def to_int8(
 
     `layers` says which layer each node of the graph, by its name, is of. `keep` names layers that stay in float (see
     `matching_layers`). With `max_drop`, in points of top-1 accuracy, those that hurt most stay in float too, as many as
-    are needed; `top1` measures the accuracy, in percent, of a network like `model`. `form` is how its SE units are
-    written. Errors: `InputError` where `keep` names no layer, the network cannot be quantised, or the accuracy cannot
-    be kept.
+    are needed; `top1` measures the accuracy, in percent, of a network like `model`. `form` is how SE units are to be
+    written. Errors: `InputError` where `keep` names no layer, the network cannot be quantised, no layer would be int8,
+    or the accuracy cannot be kept.
     """
     quantize, in_float, int8_layers, run_of = _OF_FORMAT[format]
     kept = matching_layers(keep, layers.values())
 
     def quantized(more: Collection[str] = ()) -> Any:
         return quantize(model, pictures.inputs, keep={*kept, *more}, layers=layers)
+
+    def in_its_form(network: Any) -> Any:
+        return with_integer_products(network) if form == INTEGER_PRODUCTS else network
 
     first = quantized()
     ranked = sensitive_layers(
@@ -65,17 +73,22 @@ def to_int8(
     found: list[str] = []
     if max_drop is not None:
         assert top1 is not None
-        result, found = kept_within(max_drop, top1, model, first, quantized, [one.layer for one in ranked])
+        measured = top1
+        result, found = kept_within(
+            max_drop, lambda one: measured(in_its_form(one)), model, first, quantized, [one.layer for one in ranked]
+        )
     int8 = int8_layers(result, layers=layers)
-    if form == INTEGER_PRODUCTS:
-        result = with_integer_products(result)
+    if not int8:
+        raise InputError("every layer stays in float, so nothing is int8: export in fp32, or keep fewer layers")
+    result = in_its_form(result)
+    changed = form == INTEGER_PRODUCTS and has_integer_products(result)
     names = _names(layers.values())
     record = {
         "calibration": pictures.record(), "keep": list(keep), "kept_for_accuracy": [names[layer] for layer in found],
         "int8_layers": len(int8),
         "sensitive": [{"layer": names[one.layer], "gain": round(one.gain, 4)} for one in ranked[:NAMED] if one.gain],
     }  # fmt: skip
-    return Int8Network(model=result, record=record)
+    return Int8Network(model=result, form=form if changed else PLAIN, record=record)
 
 
 def _names(layers: Iterable[str]) -> dict[str, str]:

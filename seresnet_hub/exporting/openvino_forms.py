@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 QUANTIZER = "FakeQuantize"
+INSIDE = "/inside"  # ends the names of the operations that are put before quantisers
 
 
 def with_integer_products(quantized: Any) -> Any:
@@ -29,6 +30,11 @@ def with_integer_products(quantized: Any) -> Any:
             _keep_integers(node, *product)
     model.validate_nodes_and_infer_types()
     return model
+
+
+def has_integer_products(model: Any) -> bool:
+    """Return whether `with_integer_products` rewrote any product of this network."""
+    return any(node.get_friendly_name().endswith(INSIDE) for node in model.get_ops())
 
 
 def _product(node: Any) -> tuple[Any, Any] | None:
@@ -69,7 +75,7 @@ def _keep_integers(node: Any, wide: Any, gate: Any) -> None:
     assert high is not None
     margin = (high - low) / (wide.get_attributes()["levels"] - 1) / 4
     clamp = opset13.clamp(wide.input_value(0), low + margin, high - margin)
-    clamp.set_friendly_name(f"{wide.get_friendly_name()}/inside")
+    clamp.set_friendly_name(f"{wide.get_friendly_name()}{INSIDE}")
     wide.input(0).replace_source_output(clamp.output(0))
     # The engine's product takes unsigned integers first and signed ones second.
     product = opset13.multiply(gate.output(0), wide.output(0))
