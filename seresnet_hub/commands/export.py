@@ -1,4 +1,4 @@
-"""Export a model to ONNX, OpenVINO or torch-export, proven to compute the same."""
+"""Export a model to ONNX, OpenVINO or torch-export, with proof."""
 
 from __future__ import annotations
 
