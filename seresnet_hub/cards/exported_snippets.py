@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import PurePath
 
-from seresnet_hub.engines.export_facts import ExportFacts
+from seresnet_hub.engines.export_facts import INTERPOLATIONS, ExportFacts
 from seresnet_hub.engines.exported_files import Record, files_of, record_of
 
 WEB_RUNTIME = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/ort.wasm.min.mjs"
-FILTERS = {"bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"}  # Pillow's, in small letters
 SHOWN_CLASSES = 3
 
 
@@ -17,7 +16,7 @@ def shows_preparation(facts: ExportFacts) -> bool:
     """Return whether a few lines prepare pictures as the file wants them: square ones of three colours, cropped."""
     channels, height, width = facts.input_size
     return facts.preprocessing or (
-        channels == 3 and height == width and facts.crop_mode == "center" and facts.interpolation in FILTERS
+        channels == 3 and height == width and facts.crop_mode == "center" and facts.interpolation in INTERPOLATIONS
         and facts.crop_pct <= 1
     )  # fmt: skip
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from seresnet_hub.commands.parser import Parser, command, keywords
+from seresnet_hub.engines.export_facts import DYNAMIC
 from seresnet_hub.models.name_forms import NAME_FORMS
 
 EXAMPLE = "seresnet-hub export runs/mine --output runs/mine --format onnx"
-DYNAMIC = "dynamic"
 
 
 def parser() -> Parser:

@@ -14,6 +14,8 @@ from seresnet_hub.recipes.field_types import LEAST_CROP_PCT, LONGEST_SIDE
 
 FORMATS = ("onnx", "openvino", "torch-export")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+SECTION = "seresnet_hub"  # of an OpenVINO file's rt_info: where the facts are
+DYNAMIC = "dynamic"  # any number of images, any size
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
 
@@ -98,7 +100,8 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_hash(value: Any) -> bool:
+def is_sha256(value: Any) -> bool:
+    """Return whether a value is the text of a sha256."""
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
@@ -139,8 +142,8 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "interpolation": (lambda value: value in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
     "crop_pct": (lambda value: _is_number(value, LEAST_CROP_PCT, 10), f"a number from {LEAST_CROP_PCT} to 10"),
     "crop_mode": (lambda value: value in CROP_MODES, f"one of {', '.join(CROP_MODES)}"),
-    "sha256": (lambda value: value is None or _is_hash(value), "64 hexadecimal digits or null"),
-    "tensors_sha256": (_is_hash, "64 hexadecimal digits"),
+    "sha256": (lambda value: value is None or is_sha256(value), "64 hexadecimal digits or null"),
+    "tensors_sha256": (is_sha256, "64 hexadecimal digits"),
     **dict.fromkeys(("fused", "dynamic_size", "preprocessing"), FLAG),
     "batch": (lambda value: value is None or _is_count(value, MOST_IMAGES), "a positive whole number or null"),
 }

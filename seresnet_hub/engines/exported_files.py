@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from seresnet_hub.checkpoints.safetensors_file import distinct
-from seresnet_hub.engines.export_facts import PRECISIONS, ExportFacts
+from seresnet_hub.engines.export_facts import PRECISIONS, ExportFacts, is_sha256
 from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.files.atomic_writing import errors_named
 
@@ -91,7 +90,7 @@ def read_record(path: Path) -> Record:
     if path.name != os.path.basename(record_of(facts.format, facts.precision)):
         raise InputError(f"{path}: it is the record of {facts.format} in {facts.precision}, and not called so")
     hashes, names = values["sha256"], [os.path.basename(name) for name in files_of(facts.format, facts.precision)]
-    if sorted(hashes) != sorted(names) or not all(_is_sha256(value) for value in hashes.values()):
+    if sorted(hashes) != sorted(names) or not all(is_sha256(value) for value in hashes.values()):
         raise InputError(f"{path}: 'sha256' must have the hash of {' and '.join(names)}")
     return Record(path=path, **{**values, "facts": facts, "sha256": {name: hashes[name] for name in names}})
 
@@ -112,10 +111,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def checked_bytes(record: Record) -> dict[str, bytes]:

@@ -83,7 +83,7 @@ class ExportedModel(nn.Module):
         if images.is_meta or not len(images):  # shapes alone are asked for
             return images.new_empty(len(images), self.num_classes)
         engine, batch = self.engine(), images.detach().to("cpu", torch.float32).numpy()
-        parts = [engine.run(part)[:rows] for part, rows in _batches(batch, self.facts.batch)]
+        parts = [engine.run(part)[:rows] for part, rows in filled_batches(batch, self.facts.batch)]
         return torch.from_numpy(np.concatenate(parts) if len(parts) > 1 else np.array(parts[0]))
 
     def engine(self) -> Engine:
@@ -107,7 +107,7 @@ class ExportedModel(nn.Module):
         return {**self.__dict__, "_engine": None, "_content": None}
 
 
-def _batches(images: np.ndarray, size: int | None) -> list[tuple[np.ndarray, int]]:
+def filled_batches(images: np.ndarray, size: int | None) -> list[tuple[np.ndarray, int]]:
     """Return the images in batches of `size`, the last one filled up with zeros, and how many are in each."""
     if size is None or len(images) == size:
         return [(images, len(images))]

@@ -34,6 +34,17 @@ class Engine:
         return result
 
 
+def session_of(model: bytes) -> Any:
+    """Return ONNX Runtime's session for a serialised network. Errors: the runtime's."""
+    runtime = require_package("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = ERRORS
+    # Threads that wait for work would otherwise take the time of those that decode pictures.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 def open_engine(record: Record, content: Mapping[str, bytes] | None = None) -> Engine:
     """Return the export opened by ONNX Runtime, from bytes that are those of the record; it reads no other file.
 
@@ -41,19 +52,14 @@ def open_engine(record: Record, content: Mapping[str, bytes] | None = None) -> E
     Errors: `InputError` where the package is missing, a file is not the one that the record describes, or the runtime
     cannot open it.
     """
-    runtime = require_package("onnxruntime")
+    require_package("onnxruntime")
     (model,) = (checked_bytes(record) if content is None else content).values()
     try:
         onnx_metadata(BytesIO(model))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{record.name} is no whole ONNX file: {error or type(error).__name__}") from error
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = ERRORS
-    # Threads that wait for work would otherwise take the time of those that decode pictures.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = session_of(model)
         engine = Engine(session, record.name)
     except Exception as error:  # the runtime has classes of its own
         raise InputError(f"ONNX Runtime cannot open {record.name}: {message_of(error)}") from error

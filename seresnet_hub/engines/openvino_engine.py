@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
-from seresnet_hub.engines.export_facts import ExportFacts
+from seresnet_hub.engines.export_facts import SECTION, ExportFacts
 from seresnet_hub.engines.exported_files import Record, checked_bytes, require_facts
 from seresnet_hub.engines.openvino_batches import Batches
 from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.errors import InputError, message_of
 
-SECTION = "seresnet_hub"  # of a file's rt_info: where its facts are
 STARTS = (b"<?xml", b"<net")
 
 
@@ -32,6 +32,12 @@ class Engine:
             raise InputError(f"{self._name} does not run: {message_of(error)}") from error
 
 
+def engine_settings(precision: str) -> dict[str, Any]:
+    """Return OpenVINO's settings for a network in a precision; what is not rounded is computed exactly."""
+    hint = "bf16" if precision == "bf16" else "f32"
+    return {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+
+
 def open_engine(record: Record, content: Mapping[str, bytes] | None = None, *, cut: bool = True) -> Engine:
     """Return the export compiled by OpenVINO for this machine's CPU, from bytes that are those of the record.
 
@@ -44,10 +50,7 @@ def open_engine(record: Record, content: Mapping[str, bytes] | None = None, *, c
     structure, weights = (checked_bytes(record) if content is None else content).values()
     if not structure.startswith(STARTS):  # OpenVINO would take it for another format, whose weights may be in any file
         raise InputError(f"{record.name} is no OpenVINO model: it does not begin as one")
-    settings = {
-        "INFERENCE_PRECISION_HINT": "bf16" if record.facts.precision == "bf16" else "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
+    settings = engine_settings(record.facts.precision)
     try:
         core = openvino.Core()
         model = core.read_model(structure, weights)

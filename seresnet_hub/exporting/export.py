@@ -29,14 +29,16 @@ from seresnet_hub.exporting.calibration_pictures import CalibrationPictures, cal
 from seresnet_hub.exporting.export_accuracy import accuracy_on, export_accuracy, warn_of_large_drop
 from seresnet_hub.exporting.export_proof import (
     Proof,
-    proof,
+    Reference,
+    compared,
     proof_pictures,
-    proof_with_preprocessing,
+    reference,
+    reference_with_preprocessing,
     require_equal,
 )
 from seresnet_hub.exporting.export_request import ExportRequest, checked_request
 from seresnet_hub.exporting.formats import FORMATS, ExportUnderTest
-from seresnet_hub.exporting.forms import form_for, in_form
+from seresnet_hub.exporting.forms import form_for
 from seresnet_hub.exporting.int8 import Int8Network, to_int8
 from seresnet_hub.exporting.preprocessing import Preparation
 from seresnet_hub.exporting.tracing import traced
@@ -114,7 +116,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
     form = form_for(request.format, request.precision)
     format = FORMATS[request.format]
     program = traced(
-        network if fused is None else in_form(fused, form), batch=request.batch, size=size,
+        network if fused is None else fused, batch=request.batch, size=size,
         dynamic_size=request.dynamic_size,
         preprocessing=Preparation(config) if request.with_preprocessing else None,
         precision=request.precision if request.precision in format.traced_in else "fp32",
@@ -131,12 +133,13 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
     )  # fmt: skip
     begin("converting")
     converted = format.convert(program)
+    references = _references(network, request, size)
     with _only_if_whole(request) as staged:
         if request.precision != "fp32" and request.precision not in format.traced_in:
             # What rounding changes would hide small faults of the graph, so it is proven before anything is rounded.
             begin("comparing")
             exact = replace(facts, precision="fp32")
-            _require_proven(format.run(_written(converted, exact, request, staged)), network, request, size, "fp32")
+            _require_proven(format.run(_written(converted, exact, request, staged)), references, request, "fp32")
         int8: Int8Network | None = None
         if pictures is not None and format.layers is not None:
             begin("quantising")
@@ -150,7 +153,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         record = _written(converted, facts, request, staged)
         begin("comparing")
         run = format.run(record)
-        proven = _require_proven(run, network, request, size, request.precision)
+        proven = _require_proven(run, references, request, request.precision)
         accuracy = None
         if measured is not None:
             begin("measuring")
@@ -274,19 +277,17 @@ def _written(converted: Any, facts: ExportFacts, request: ExportRequest, staged:
     return Record(path=staged / request.record.name, facts=facts, sha256=hashes, proof={})
 
 
-def _require_proven(
-    run: Any, network: nn.Module, request: ExportRequest, size: tuple[int, int], precision: str
-) -> Proof:
-    """Return how far the file is from the network. Errors: `InputError` where that is too far."""
-    name = str(request.record.parent / request.files[0])
+def _references(network: nn.Module, request: ExportRequest, size: tuple[int, int]) -> list[Reference]:
+    """Return what files of any precision are compared with; of a file for any size, at two of them."""
     if request.with_preprocessing:
-        found = proof_with_preprocessing(run, network, precision, batch=request.batch)
-        require_equal(found, name)
-        return found
+        return [reference_with_preprocessing(network, batch=request.batch)]
     sizes = [size, (size[0] + OTHER_SIZE, size[1])] if request.dynamic_size else [size]
-    proofs = [
-        proof(run, network, proof_pictures(network, input_size=one), precision, batch=request.batch) for one in sizes
-    ]
+    return [reference(network, proof_pictures(network, input_size=one), batch=request.batch) for one in sizes]
+
+
+def _require_proven(run: Any, references: Sequence[Reference], request: ExportRequest, precision: str) -> Proof:
+    """Return how far the file is from the network. Errors: `InputError` where that is too far."""
+    proofs = [compared(run, one, precision) for one in references]
     for found in proofs:
-        require_equal(found, name)
+        require_equal(found, str(request.record.parent / request.files[0]))
     return max(proofs, key=lambda one: one.largest_difference)

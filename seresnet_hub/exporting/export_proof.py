@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -117,38 +117,82 @@ def proof_pictures(
     return normalize(levels, mean=config["mean"], std=config["std"]).contiguous().numpy()
 
 
-def proof(run: Run, model: nn.Module, pictures: np.ndarray, precision: str, *, batch: int | None = None) -> Proof:
-    """Return how far `run`, an exported file in its runtime, is from `model` in float64 on the CPU, run by eager torch.
+class Reference(NamedTuple):
+    """Batches of inputs, with the network's outputs in float64, which files in any precision are compared with.
 
-    `model` is the network before anything was fused; it is copied. `run` takes normalised float32
-    `(batch, 3, height, width)` and returns logits. Without a fixed `batch` it is asked for 1, 2 and 7 pictures at once.
-    The network itself sees one picture at a time, so that whatever the export makes of a batch shows.
-    Errors: `InputError` where the outputs have another shape or are not finite.
+    `scale` is the largest absolute output of all `pictures`, and `margin` is what their preparation may add to the
+    tolerance.
+    """
+
+    batches: tuple[tuple[np.ndarray, np.ndarray], ...]
+    pictures: int
+    scale: float
+    margin: float
+
+
+def reference(model: nn.Module, pictures: np.ndarray, *, batch: int | None = None) -> Reference:
+    """Return the logits of `model` in float64 on the CPU, run by eager torch, for normalised float32 pictures.
+
+    `model` is the network before anything was fused; it is copied. Without a fixed `batch` there are batches of 1, 2
+    and 7. The network itself sees one picture at a time, so that whatever an export makes of a batch shows.
     """
     expected = _logits(model, pictures)
     batches = BATCHES if batch is None else (batch,)
-    return _compared(
-        ((size, run(pictures[rows]), expected[rows]) for size, rows in _rows(batches, len(pictures))),
-        scale=float(np.abs(expected).max()), precision=precision, limits=LIMITS[precision], batches=batches,
-        pictures=len(pictures),
-    )  # fmt: skip
+    rows = _rows(batches, len(pictures))
+    return Reference(
+        tuple((pictures[some], expected[some]) for some in rows), len(pictures), float(np.abs(expected).max()), 0.0
+    )
+
+
+def reference_with_preprocessing(model: nn.Module, *, batch: int | None = None) -> Reference:
+    """Return what `predict` makes of uint8 pictures `(batch, height, width, 3)`, prepared by Pillow: probabilities."""
+    batches, sizes = (BATCHES, SIZES) if batch is None else ((batch,), SIZES[-1:])
+    photographs = [_photographs(count, size) for count, size in zip(batches, sizes, strict=True)]
+    pairs = tuple((pictures, _probabilities(model, pictures)) for pictures in photographs)
+    scale = max(float(expected.max()) for _, expected in pairs)
+    return Reference(pairs, sum(batches), scale, PREPROCESSING_TOLERANCE)
+
+
+def proof(run: Run, model: nn.Module, pictures: np.ndarray, precision: str, *, batch: int | None = None) -> Proof:
+    """Return how far `run`, which takes and gives what `model` does, is from it; see `reference` and `compared`."""
+    return compared(run, reference(model, pictures, batch=batch), precision)
 
 
 def proof_with_preprocessing(run: Run, model: nn.Module, precision: str, *, batch: int | None = None) -> Proof:
     """Return how far an exported file that prepares pictures itself is from `predict`, which does so with Pillow.
 
     `run` takes uint8 `(batch, height, width, 3)` in RGB order, of other sizes each time, and returns probabilities;
-    these are compared, as shares of the largest. Errors: as for `proof`.
+    these are compared, as shares of the largest. Errors: as for `compared`.
     """
-    batches = BATCHES if batch is None else (batch,)
-    sizes = SIZES if batch is None else SIZES[-1:]
-    photographs = [_photographs(count, size) for count, size in zip(batches, sizes, strict=True)]
-    expected = [_probabilities(model, pictures) for pictures in photographs]
-    limits = LIMITS[precision]
-    limits = limits._replace(tolerance=limits.tolerance + PREPROCESSING_TOLERANCE)
-    return _compared(
-        zip(batches, map(run, photographs), expected, strict=True), scale=max(float(one.max()) for one in expected),
-        precision=precision, limits=limits, batches=batches, pictures=sum(batches),
+    return compared(run, reference_with_preprocessing(model, batch=batch), precision)
+
+
+def compared(run: Run, reference: Reference, precision: str) -> Proof:
+    """Return how far `run`, an exported file in its runtime, is from the network.
+
+    Errors: `InputError` where the outputs have another shape or are not finite.
+    """
+    limits, scale = LIMITS[precision], reference.scale
+    largest, worst, agree, apart, apart_agree, rows = 0.0, len(reference.batches[0][0]), 0, 0, 0, 0
+    for inputs, expected in tqdm(reference.batches, desc="comparing the exported file", leave=False):
+        found, size = run(inputs), len(inputs)
+        if found.shape != expected.shape:
+            raise InputError(f"the exported file gives {found.shape} values at batch {size}, not {expected.shape}")
+        if not np.isfinite(found).all():
+            raise InputError(f"the exported file gives values at batch {size} that are not finite numbers")
+        difference = float(np.abs(found.astype(np.float64) - expected).max())
+        share = difference / scale if scale else float("inf") if difference else 0.0
+        if share > largest:
+            largest, worst = share, size
+        same = found.argmax(1) == expected.argmax(1)
+        clear = _leads(expected) > limits.apart * scale
+        rows, agree = rows + size, agree + int(same.sum())
+        apart, apart_agree = apart + int(clear.sum()), apart_agree + int((same & clear).sum())
+    return Proof(
+        precision=precision, largest_difference=largest, worst_batch=worst, argmax_agreement=agree / rows,
+        apart=apart, apart_agreement=apart_agree / apart if apart else 1.0,
+        tolerance=limits.tolerance + reference.margin, batches=tuple(len(inputs) for inputs, _ in reference.batches),
+        pictures=reference.pictures,
     )  # fmt: skip
 
 
@@ -180,11 +224,11 @@ def _crops(count: int) -> Iterator[Image.Image]:
         yield photograph.crop((int(left), int(top), int(left + width * side), int(top + height * side)))
 
 
-def _rows(batches: tuple[int, ...], pictures: int) -> Iterator[tuple[int, np.ndarray]]:
+def _rows(batches: tuple[int, ...], pictures: int) -> Iterator[np.ndarray]:
     """Yield which pictures are in each batch: the next ones, from the beginning again after the last."""
     first = 0
-    for size in tqdm(batches, desc="comparing the exported file", leave=False):
-        yield size, np.arange(first, first + size) % pictures
+    for size in batches:
+        yield np.arange(first, first + size) % pictures
         first += size
 
 
@@ -212,32 +256,6 @@ def _probabilities(model: nn.Module, photographs: np.ndarray) -> np.ndarray:
     with closing(run_batches(exact, open_sources(list(photographs)), batch_size=1)) as batches:
         logits = [answers.logits for answers in tqdm(batches, desc="predicting in float64", leave=False)]
     return torch.cat([one.double() for one in logits if one is not None]).softmax(1).numpy()
-
-
-def _compared(
-    outputs: Iterable[tuple[int, np.ndarray, np.ndarray]], *, scale: float, precision: str, limits: Limits,
-    batches: tuple[int, ...], pictures: int,
-) -> Proof:  # fmt: skip
-    """Return the proof of outputs by batch: its size, what the file gives, and what is expected."""
-    largest, worst, agree, apart, apart_agree, rows = 0.0, batches[0], 0, 0, 0, 0
-    for size, found, expected in outputs:
-        if found.shape != expected.shape:
-            raise InputError(f"the exported file gives {found.shape} values at batch {size}, not {expected.shape}")
-        if not np.isfinite(found).all():
-            raise InputError(f"the exported file gives values at batch {size} that are not finite numbers")
-        difference = float(np.abs(found.astype(np.float64) - expected).max())
-        share = difference / scale if scale else float("inf") if difference else 0.0
-        if share > largest:
-            largest, worst = share, size
-        same = found.argmax(1) == expected.argmax(1)
-        clear = _leads(expected) > limits.apart * scale
-        rows, agree = rows + size, agree + int(same.sum())
-        apart, apart_agree = apart + int(clear.sum()), apart_agree + int((same & clear).sum())
-    return Proof(
-        precision=precision, largest_difference=largest, worst_batch=worst, argmax_agreement=agree / rows,
-        apart=apart, apart_agreement=apart_agree / apart if apart else 1.0, tolerance=limits.tolerance,
-        batches=batches, pictures=pictures,
-    )  # fmt: skip
 
 
 def _leads(values: np.ndarray) -> np.ndarray:

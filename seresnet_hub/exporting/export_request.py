@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seresnet_hub.engines.export_facts import PRECISIONS
+from seresnet_hub.engines.export_facts import DYNAMIC, MOST_IMAGES, PRECISIONS
 from seresnet_hub.engines.exported_files import files_of, record_of
 from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.errors import InputError
@@ -16,7 +16,6 @@ from seresnet_hub.exporting.calibration_pictures import require_calibration
 from seresnet_hub.exporting.formats import FORMATS
 from seresnet_hub.recipes.field_types import LONGEST_SIDE, closest
 
-DYNAMIC = "dynamic"
 WHY_NOT = {
     ("onnx", "bf16"): "ONNX Runtime has no bf16 kernels for CPUs: take fp16, or --format openvino",
     ("torch-export", "int8"): "int8 is for --format onnx and openvino, whose engines compute with it",
@@ -91,7 +90,7 @@ def checked_request(
     return request
 
 
-def _count(name: str, value: int | str | None, most: int = 65_536) -> int | None:
+def _count(name: str, value: int | str | None, most: int = MOST_IMAGES) -> int | None:
     if value is None or (name == "batch" and value == DYNAMIC):
         return None
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:

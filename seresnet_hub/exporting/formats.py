@@ -14,6 +14,7 @@ from torch import nn
 from seresnet_hub.engines import onnx_engine, openvino_engine
 from seresnet_hub.engines.export_facts import ExportFacts
 from seresnet_hub.engines.exported_files import Record
+from seresnet_hub.engines.exported_model import filled_batches
 from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.exporting import onnx_writer, openvino_writer
 from seresnet_hub.exporting.torch_export_writer import run_torch_export, write_torch_export
@@ -77,8 +78,5 @@ class ExportUnderTest(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits for normalised images; of a fixed batch, the last one is filled up with zeros."""
-        size = self._batch or len(images)
-        lacking = -len(images) % size
-        filled = np.concatenate([images.numpy(), np.zeros((lacking, *images.shape[1:]), np.float32)])
-        parts = [self._run(filled[start : start + size]) for start in range(0, len(filled), size)]
-        return torch.from_numpy(np.concatenate(parts)[: len(images)])
+        parts = [self._run(part)[:rows] for part, rows in filled_batches(images.numpy(), self._batch)]
+        return torch.from_numpy(np.concatenate(parts))

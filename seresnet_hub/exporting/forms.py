@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 PLAIN = "plain"  # the network as it is, fused or not
 INTEGER_PRODUCTS = "integer-products"  # quantised, then `openvino_forms.with_integer_products`
 
@@ -15,8 +13,3 @@ _FASTEST = {("openvino", "int8"): INTEGER_PRODUCTS}
 def form_for(format: str, precision: str) -> str:
     """Return the form that was measured to be fastest in the engine of this format, in this precision."""
     return _FASTEST.get((format, precision), PLAIN)
-
-
-def in_form(network: nn.Module, form: str) -> nn.Module:
-    """Return the network with its SE units written in this form; it computes the same."""
-    return network

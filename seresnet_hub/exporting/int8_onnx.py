@@ -10,9 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from seresnet_hub.engines.required_packages import require_package
+from seresnet_hub.engines.onnx_engine import session_of
 from seresnet_hub.exporting.nncf_quantizer import quantized_by_nncf
 from seresnet_hub.exporting.sensitive_layers import Run
 
@@ -43,10 +42,7 @@ def int8_layers_onnx(quantized: Any, *, layers: Mapping[str, str]) -> list[str]:
 
 def run_of_onnx(model: Any) -> Run:
     """Return what runs a network on batches."""
-    runtime = require_package("onnxruntime", "onnx")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3  # errors alone
-    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = session_of(model.SerializeToString())
     name = session.get_inputs()[0].name
     return lambda inputs: np.concatenate([session.run(None, {name: batch})[0] for batch in inputs])
 

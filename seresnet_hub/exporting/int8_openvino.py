@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
+from seresnet_hub.engines.openvino_engine import engine_settings
 from seresnet_hub.exporting.nncf_quantizer import quantized_by_nncf
+from seresnet_hub.exporting.openvino_forms import QUANTIZER
+from seresnet_hub.exporting.openvino_writer import WEIGHTED
 from seresnet_hub.exporting.sensitive_layers import Run
 
-QUANTIZER = "FakeQuantize"
-WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
 AUTOMATIC = re.compile(r"[A-Za-z]+_[0-9]+")  # names that OpenVINO counts through the whole process
 
 
@@ -54,8 +54,7 @@ def run_of_openvino(model: Any) -> Run:
     """Return what runs a network on batches, computing exactly what is not int8."""
     import openvino
 
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    compiled = openvino.Core().compile_model(model, "CPU", engine_settings("int8"))
     return lambda inputs: np.concatenate([np.array(compiled(batch)[0]) for batch in inputs])
 
 

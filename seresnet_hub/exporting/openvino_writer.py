@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from seresnet_hub.engines.export_facts import ExportFacts
+from seresnet_hub.engines.export_facts import SECTION, ExportFacts
 from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.errors import InputError, message_of
 from seresnet_hub.exporting.tracing import IMAGES, LOGITS, PICTURES, PROBABILITIES, layer_names
 
 OUTPUTS = {IMAGES: LOGITS, PICTURES: PROBABILITIES}
 WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
-SECTION = "seresnet_hub"  # of the facts in the file's rt_info
 
 
 def openvino_model(program: torch.export.ExportedProgram) -> Any:

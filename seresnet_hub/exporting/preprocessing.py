@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from seresnet_hub.engines.export_facts import CROP_MODES
 from seresnet_hub.errors import InputError
 
 
@@ -30,7 +31,6 @@ def _cubic(x: torch.Tensor) -> torch.Tensor:
 
 
 FILTERS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {"bilinear": _triangle, "bicubic": _cubic}
-CROP_MODES = ("center", "squash", "border")
 
 
 class Preparation(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,6 @@ FACTS_FILE = "seresnet_hub.json"  # among the extra files of the archive
 
 def write_torch_export(program: torch.export.ExportedProgram, path: Path, facts: ExportFacts) -> None:
     """Write a `.pt2` archive with the facts as an extra file. Errors: `InputError` where torch cannot write it."""
-    import json
-
     try:
         with quiet():
             torch.export.save(program, path, extra_files={FACTS_FILE: json.dumps(facts.to_text())})

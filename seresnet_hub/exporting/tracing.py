@@ -19,7 +19,7 @@ from seresnet_hub.exporting.preprocessing import Preparation
 IMAGES, LOGITS = "pixel_values", "logits"  # so the Hub's libraries call them, and the arguments below
 PICTURES, PROBABILITIES = "pictures", "probabilities"  # with the preprocessing inside
 NETWORK = "network"  # where the network sits in what is traced
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # What torch's exporters tell of their own work, at the levels of warnings and errors.
 LOGGERS = ("torch.export", "torch._export", "torch._dynamo", "torch.onnx", "torch.fx", "onnxscript", "onnx_ir")
 
@@ -75,7 +75,7 @@ def traced(
     It takes `pixel_values` `(batch, channels, height, width)`, normalised float32, and gives `logits`; with
     `preprocessing` it takes `pictures` `(batch, height, width, 3)`, uint8 RGB of any size, and gives `probabilities`.
     `batch` is None where any number will do. `size` is (height, width); with `dynamic_size` others will do as well. In
-    `precision` fp16 and bf16 the weights are stored and computed with in that type; int8 begins as fp32. Errors:
+    `precision` fp16 and bf16 the weights are stored and computed with in that type. Errors:
     `InputError` where torch.export cannot trace the network, or a dimension that should be free is not.
     """
     if hasattr(model, "_orig_mod"):

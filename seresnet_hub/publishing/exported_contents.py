@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 from xml.etree import ElementTree
 
+from seresnet_hub.engines.export_facts import SECTION
 from seresnet_hub.engines.onnx_contents import onnx_metadata
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import errors_named
@@ -27,8 +28,8 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 
 def _of_openvino(file: BinaryIO) -> dict[str, str]:
-    """Return the values that lie under `rt_info/seresnet_hub`, as OpenVINO writes them."""
+    """Return the values that lie in the section of `rt_info`, as OpenVINO writes them."""
     root = ElementTree.parse(file).getroot()
     if root.tag != "net" or root.find("layers") is None:
         raise ValueError("it has no layers")
-    return {entry.tag: entry.get("value", "") for entry in root.findall("rt_info/seresnet_hub/*")}
+    return {entry.tag: entry.get("value", "") for entry in root.findall(f"rt_info/{SECTION}/*")}
