@@ -21,6 +21,7 @@ from exported_by_hand import logits_of, prepared_by_timm, rewrite_record, write_
 from hub_fixtures import write_folder
 from hub_server import HubServer
 from PIL import Image
+from warm_python import run_python
 
 import seresnet_hub
 from seresnet_hub.commands import predict, validate
@@ -232,6 +233,21 @@ def test_each_engine_computes_what_is_written(format: str, by_hand: Path) -> Non
         images = torch.randn(count, 3, 32, 32)
         found = load(named(format, by_hand, precision))(images)
         np.testing.assert_allclose(found.numpy(), logits_of(images.numpy()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_signal_is_survived_after_engines_of_openvino_are_gone(by_hand: Path) -> None:
+    code = (
+        "import gc, os, signal, sys, torch\n"
+        "from seresnet_hub.models.load import load\n"
+        "first, second = load(sys.argv[1]), load(sys.argv[1])\n"
+        "for model in (first, second): model(torch.zeros(1, 3, 32, 32))\n"
+        "del model, first; gc.collect()\n"  # not in the opposite order of their making
+        "del second; gc.collect()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('survived'))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    done = run_python([sys.executable, "-c", code, named("openvino", by_hand)])
+    assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
 
 
 @pytest.mark.parametrize("ending", [".xml", ".bin"])

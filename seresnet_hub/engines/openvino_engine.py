@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,20 @@ def engine_settings(precision: str) -> dict[str, Any]:
     return {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
 
 
+def core() -> Any:
+    """Return the `openvino.Core` of this process, which stays. Errors: `InputError` where the package is missing.
+
+    Each one gives its thread a stack for signals, and takes it back to that of the one before when it goes. Where they
+    do not go in the opposite order of their making, that is one which is gone, and the next signal ends the process.
+    """
+    return _core_of(os.getpid())
+
+
+@cache
+def _core_of(process: int) -> Any:  # none outlives a fork
+    return require_package("openvino").Core()
+
+
 def open_engine(record: Record, content: Mapping[str, bytes] | None = None, *, cut: bool = True) -> Engine:
     """Return the export compiled by OpenVINO for this machine's CPU, from bytes that are those of the record.
 
@@ -46,16 +62,15 @@ def open_engine(record: Record, content: Mapping[str, bytes] | None = None, *, c
     is run whole, as other programs run the file. Errors: `InputError` where the package is missing, a file is
     not the one that the record describes, or the runtime cannot open it.
     """
-    openvino = require_package("openvino")
+    openvino_core = core()
     structure, weights = (checked_bytes(record) if content is None else content).values()
     if not structure.startswith(STARTS):  # OpenVINO would take it for another format, whose weights may be in any file
         raise InputError(f"{record.name} is no OpenVINO model: it does not begin as one")
     settings = engine_settings(record.facts.precision)
     try:
-        core = openvino.Core()
-        model = core.read_model(structure, weights)
+        model = openvino_core.read_model(structure, weights)
         (_,), (_,) = model.inputs, model.outputs
-        engine = Engine(Batches(core, model, settings, cut=cut), record.name)
+        engine = Engine(Batches(openvino_core, model, settings, cut=cut), record.name)
         section = [name for name in ExportFacts.names() if model.has_rt_info([SECTION, name])]
         texts = {name: model.get_rt_info([SECTION, name]).astype(str) for name in section}
     except Exception as error:  # the runtime's are RuntimeErrors of many lines

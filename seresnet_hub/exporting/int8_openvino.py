@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from seresnet_hub.engines.openvino_engine import engine_settings
+from seresnet_hub.engines.openvino_engine import core, engine_settings
 from seresnet_hub.exporting.nncf_quantizer import quantized_by_nncf
 from seresnet_hub.exporting.openvino_forms import QUANTIZER
 from seresnet_hub.exporting.openvino_writer import WEIGHTED
@@ -52,9 +52,7 @@ def int8_layers_openvino(quantized: Any, *, layers: Mapping[str, str]) -> list[s
 
 def run_of_openvino(model: Any) -> Run:
     """Return what runs a network on batches, computing exactly what is not int8."""
-    import openvino
-
-    compiled = openvino.Core().compile_model(model, "CPU", engine_settings("int8"))
+    compiled = core().compile_model(model, "CPU", engine_settings("int8"))
     return lambda inputs: np.concatenate([np.array(compiled(batch)[0]) for batch in inputs])
 
 
