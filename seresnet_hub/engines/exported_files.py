@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from seresnet_hub.checkpoints.safetensors_file import distinct
+from seresnet_hub.checkpoints.checked_json import checked_json
 from seresnet_hub.engines.export_facts import PRECISIONS, ExportFacts, is_sha256
-from seresnet_hub.errors import InputError, message_of
+from seresnet_hub.errors import InputError
 from seresnet_hub.files.atomic_writing import errors_named
 
 # The file of each format without its ending, and its endings. In fp32 the name is as here, and the Hub's libraries know
@@ -77,7 +77,9 @@ def read_record(path: Path) -> Record:
 
     Errors: `InputError` where it is missing, too large, or not as `record_text` writes it.
     """
-    values = _read(path)
+    values = checked_json(path, most_bytes=MOST_BYTES, parse_constant=_no_constant)
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is no record of an export: it holds no JSON object")
     if sorted(values) != sorted(KEYS):
         raise InputError(f"{path} is no record of an export: it must have {', '.join(KEYS)}")
     for key in KEYS:
@@ -93,20 +95,6 @@ def read_record(path: Path) -> Record:
     if sorted(hashes) != sorted(names) or not all(is_sha256(value) for value in hashes.values()):
         raise InputError(f"{path}: 'sha256' must have the hash of {' and '.join(names)}")
     return Record(path=path, **{**values, "facts": facts, "sha256": {name: hashes[name] for name in names}})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-        values = json.loads(text.decode("utf-8"), object_pairs_hook=distinct, parse_constant=_no_constant)
-    except (OSError, ValueError, RecursionError, InputError) as error:
-        raise InputError(f"cannot read {path}: {message_of(error)}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is no record of an export: it holds no JSON object")
-    return values
 
 
 def _no_constant(name: str) -> None:

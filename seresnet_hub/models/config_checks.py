@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
@@ -11,8 +10,7 @@ from typing import Any
 
 import timm
 
-from seresnet_hub.checkpoints.reading_budget import Refused
-from seresnet_hub.checkpoints.safetensors_file import distinct
+from seresnet_hub.checkpoints.checked_json import checked_json
 from seresnet_hub.engines.export_facts import CROP_MODES, INTERPOLATIONS
 from seresnet_hub.errors import InputError
 from seresnet_hub.files.model_folder import FACTS_KEY
@@ -35,7 +33,9 @@ LARGEST_ARGUMENT = 1_000_000
 
 def checked_config(path: Path) -> dict[str, Any]:
     """Return the config in a file. Errors: `InputError` where a value is not what it must be."""
-    config = _read(path)
+    config = checked_json(path, most_bytes=MOST_BYTES, most_entries=MOST_ENTRIES)
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no JSON object")
     preprocessing: Any = config.get("pretrained_cfg", config)
     every: tuple[tuple[Rules, Any], ...] = (
         (TOP, config),
@@ -47,23 +47,6 @@ def checked_config(path: Path) -> dict[str, Any]:
             fits, words = rules[key]
             if not fits(values[key]) and (values[key] is not None or key in NEVER_NULL):
                 raise InputError(f"{path}: {key!r} is {reprlib.repr(values[key])}, expected {words}")
-    return config
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of a stranger's: not too large, and no key there twice."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-        if sum(map(text.count, (b",", b"[", b"{"))) > MOST_ENTRIES:  # before millions of lists are made of them
-            raise ValueError(f"it has more than {MOST_ENTRIES:,} entries")
-        config = json.loads(text.decode("utf-8"), object_pairs_hook=distinct)
-    except (OSError, ValueError, RecursionError, Refused) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} holds no JSON object")
     return config
 
 
