@@ -126,9 +126,12 @@ def _store_as_bfloat16(model: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to itself what OpenVINO logs by the root logger, and the handler that logging gives that for it."""
+    """Keep to itself what OpenVINO logs by the root logger, and what it changes there: handlers and the level.
+
+    Where it cannot convert a network it leaves the level at errors, and nobody's warnings would be seen any more.
+    """
     root = logging.getLogger()
-    handlers, disabled = root.handlers[:], logging.root.manager.disable
+    handlers, level, disabled = root.handlers[:], root.level, logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
@@ -137,3 +140,4 @@ def _quiet() -> Iterator[None]:
     finally:
         logging.disable(disabled)
         root.handlers[:] = handlers
+        root.setLevel(level)
