@@ -81,6 +81,11 @@ def _images_a_second(facts: Mapping[str, Any]) -> str:
     return f"{speed:.0f} images/s" if speed is not None else TOO_SHORT
 
 
+def _predictions(facts: Mapping[str, Any]) -> str:
+    bytes_ = {True: "the same", False: "other"}.get(facts["same_bytes"], "unknown")
+    return f"{_images_a_second(facts)}, {bytes_} bytes with {facts['runs'][-1]['workers']} workers"
+
+
 def _tests(facts: Mapping[str, Any]) -> str:
     """Return pytest's last line; where its time was up before that, how many tests had ended by then."""
     lines = [str(line) for line in facts["result"]]
@@ -97,6 +102,7 @@ RUNS = (
     ("`train.py`, `seresnet50_8xb32_in1k` in bf16, compiled, with `se_blocks`", "e2e", _end_to_end),
     ("`validate.py --fuse --compile --amp bf16`, `seresnet50` at 224 × 224", "evaluation_imagenet", _images_a_second),
     ("… `seresnet20_cifar` on CIFAR-10", "evaluation_cifar10", _images_a_second),
+    ("`predict.py --output --fuse --amp bf16`, `seresnet50` at 224 × 224", "predictions", _predictions),
 )
 
 

@@ -13,15 +13,19 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.models.resnet import Bottleneck, ResNet
 
 from seresnet_hub import fuse, predict
 from seresnet_hub.data.batch_augmentation import Mixer, finish, on_device
 from seresnet_hub.data.loader import Batch
+from seresnet_hub.evaluation.out_of_memory import with_smaller_batches
+from seresnet_hub.inference.write_predictions import write_predictions
 from seresnet_hub.models.training_blocks import SEBottleneck
 from seresnet_hub.recipes.recipe import get_recipe, override
 from seresnet_hub.training.optimizer_and_schedule import optimizer_of
@@ -215,8 +219,6 @@ def test_fused_optimizer_moves_weights_as_the_other_does(optimizer: str) -> None
 
 
 def test_predictions_are_the_cpus() -> None:
-    from PIL import Image
-
     model = timm.create_model("seresnet20_cifar.c10", pretrained=True)
     pictures = [Image.new("RGB", (40, 30), (40 * k, 255 - 40 * k, 128)) for k in range(5)]
     here = predict(model, pictures, topk=3)
@@ -224,6 +226,50 @@ def test_predictions_are_the_cpus() -> None:
     for a, b in zip(here, there, strict=True):
         assert a[0]["index"] == b[0]["index"]
         assert abs(a[0]["score"] - b[0]["score"]) < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_table_of_predictions_is_the_cpus_and_the_same_by_any_workers(precision: Any, tmp_path: Path) -> None:
+    """Answers are copied to memory while the next batch is computed: none may be another batch's."""
+    noise = torch.randint(0, 256, (200, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for number, pixels in enumerate(noise.numpy()):
+        Image.fromarray(pixels).save(tmp_path / f"{number:03}.png")
+    model = timm.create_model("seresnet20_cifar.c10", pretrained=True)
+    tables, folder = {}, tmp_path / "tables"
+    folder.mkdir()
+    for name, device, workers in (("cpu", "cpu", 0), ("0", DEVICE, 0), ("3", DEVICE, 3)):
+        options = {"batch_size": 8, "scores": True, "features": (None,), "workers": workers}
+        output = folder / f"{name}.jsonl"
+        write_predictions(model.to(device), str(tmp_path / "*.png"), output, precision=precision, **options)
+        tables[name] = output.read_text()
+    assert tables["0"] == tables["3"]
+    rows, expected = ([json.loads(line) for line in tables[name].splitlines()] for name in ("0", "cpu"))
+    assert len(rows) == len(noise)
+    assert [row["image"] for row in rows] == [row["image"] for row in expected]
+    difference = max(abs(a - b) for row, one in zip(rows, expected, strict=True)
+                     for a, b in zip(row["scores"], one["scores"], strict=True))  # fmt: skip
+    assert difference < (1e-4 if precision == "no" else 0.1)
+
+
+@pytest.mark.skipif(not CUDA, reason="a CPU's memory has no limit of its own")
+def test_batches_are_halved_where_the_devices_memory_is_short() -> None:
+    model = timm.create_model("seresnet18", num_classes=2).to(DEVICE).eval()
+    sizes: list[int] = []
+
+    def work(size: int) -> float:
+        sizes.append(size)
+        with torch.inference_mode():
+            return model(torch.zeros(size, 3, 224, 224, device=DEVICE)).sum().item()
+
+    torch.cuda.empty_cache()
+    share = 2**30 / torch.cuda.get_device_properties(DEVICE).total_memory
+    torch.cuda.set_per_process_memory_fraction(share)
+    try:
+        _, size = with_smaller_batches(work, 1024)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert 1 < size < 1024
+    assert sizes == [1024 >> k for k in range(len(sizes))]
 
 
 # Trains 19 steps and prints, for each line of code, how often it waited for the device in 14 of them.

@@ -117,7 +117,7 @@ def test_every_command_is_one_that_its_script_takes(
                 require_profile(Path(options.profile), options.max_steps)
         if script.stem == "benchmark":
             options_of(options.inductor)
-    assert called == {"training", "inference", "train", "validate"}
+    assert called == {"training", "inference", "train", "validate", "predict"}
 
 
 def test_scripts_are_whole() -> None:

@@ -18,7 +18,9 @@ from seresnet_hub.commands.result_or_error import start
 
 # The parts of each benchmark, and what else goes with it.
 MEASURED_PARTS = {"training": ("training", "variants"), "inference": ("inference", "epilogue")}
-RUNS = ("tests", "smoke_deterministic", "smoke_default", "e2e", "evaluation_imagenet", "evaluation_cifar10")
+RUNS = (
+    "tests", "smoke_deterministic", "smoke_default", "e2e", "evaluation_imagenet", "evaluation_cifar10", "predictions",
+)  # fmt: skip
 OWN = "own"  # what predictions call this package's network, in training and in inference
 
 

@@ -12,6 +12,7 @@ import tarfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ def tests(kit: Kit) -> None:
     """The project's tests that need a GPU."""
     files = sorted(str(path) for path in Path("tests").glob("test_*.py") if "mark.gpu" in path.read_text("utf-8"))
     # The machine has other packages than the tests were written with, whose warnings say nothing about the GPU.
-    options = ("-o", "addopts=--strict-markers", "-W", "default", "-p", "no:cacheprovider", "--color=no",
-               "--tb=short", "--show-capture=stdout")  # fmt: skip
+    options = ["-o", "addopts=--strict-markers", "-W", "default", "-p", "no:cacheprovider", "--color=no",
+               "--tb=short", "--show-capture=stdout"]  # fmt: skip
     on_cpu = ("env", "GPU_TESTS_ON_CPU=1") if kit.small else ()
+    if find_spec("xdist") and not kit.small:  # most of the time goes to compiling, on one core each
+        options += ["-n", "4"]
     kit.run("tests", 200, [*on_cpu, PYTHON, "-m", "pytest", "-v", "-rA", "-m", "gpu", *options, *files])
 
 
@@ -275,6 +278,24 @@ def evaluation(kit: Kit) -> None:
         kit.run(f"evaluation_{name}", 60, [PYTHON, "scripts/validate.py", model, "--json", "--data", str(data), *fast])
 
 
+def predictions(kit: Kit) -> None:
+    """A table of predictions, by many workers and by few: images/s, and whether its rows are the same."""
+    if not (kit.work / "e2e" / "config.json").exists():
+        return kit.record("predictions", skipped="there is no model of the part e2e")
+    folder = imagenet(kit, "imagenet_predictions", training=0, validation=1 if kit.small else 80)
+    fast = ("--fuse", "--amp", "bf16", "--decoder", "fast", "--batch-size", "16" if kit.small else "256", "--json")
+    codes, found, tables = [], [], []
+    for count in (workers(kit), workers(kit) // 4):
+        table = kit.work / f"predictions_{count}.jsonl"
+        words = [PYTHON, "scripts/predict.py", str(kit.work / "e2e"), str(folder), "--output", str(table), *fast]
+        running = kit.begin([*words, "--force", "--workers", str(count)])
+        codes.append(running.wait(min(kit.budget(50), kit.left() - 6)))
+        found.append({"workers": count, "seconds": running.seconds, "result": running.result})
+        tables.append(hashlib.sha256(table.read_bytes()).hexdigest() if table.is_file() else None)
+    same = None if None in tables else len(set(tables)) == 1
+    return kit.record("predictions", rc=max(codes, key=abs), result=found[0]["result"], runs=found, same_bytes=same)
+
+
 def cifar(kit: Kit) -> None:
     """`seresnet56_cifar` and `resnet56_cifar` side by side, in as many epochs as fit."""
     seconds = kit.left() - 12
@@ -310,8 +331,8 @@ def cifar(kit: Kit) -> None:
 Part = Callable[[Kit], None]
 # In this order; the parts of a group run at the same time, as none of them measures speed.
 GROUPS: tuple[tuple[Part, ...], ...] = (
-    (env,), (warm,), (training,), (inference,), (e2e,), (evaluation,), (tests, smoke, kernels, warm_rest), (variants,),
-    (cifar,), (epilogue,),
+    (env,), (warm,), (training,), (inference,), (e2e,), (evaluation,), (predictions,),
+    (tests, smoke, kernels, warm_rest), (variants,), (cifar,), (epilogue,),
 )  # fmt: skip
 NAMES = tuple(part.__name__ for group in GROUPS for part in group)
 LEAST = 20  # seconds that a part needs to be begun
