@@ -175,7 +175,8 @@ def test_the_same_call_finishes_and_another_is_refused(model: nn.Module, photos:
         ):
             with pytest.raises(InputError, match=message):
                 write(model, photos, path, **options)
-        with pytest.raises(InputError, match=f"its pictures were {PICTURES} of {re.escape(str(photos))}, and are others now, 12 of"):
+        before_and_now = f"its pictures were {PICTURES} of {re.escape(str(photos))}, and are others now, 12 of"
+        with pytest.raises(InputError, match=before_and_now):
             write(model, photos / "class 1", path)
         other = timm.create_model("seresnet20_cifar", num_classes=6).eval()
         with pytest.raises(InputError, match="its model was seresnet20_cifar"):
