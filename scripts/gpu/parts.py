@@ -332,7 +332,7 @@ Part = Callable[[Kit], None]
 # In this order; the parts of a group run at the same time, as none of them measures speed.
 GROUPS: tuple[tuple[Part, ...], ...] = (
     (env,), (warm,), (training,), (inference,), (e2e,), (evaluation,), (predictions,),
-    (tests, smoke, kernels, warm_rest), (variants,), (cifar,), (epilogue,),
+    (tests, smoke), (kernels, warm_rest), (variants,), (cifar,), (epilogue,),
 )  # fmt: skip
 NAMES = tuple(part.__name__ for group in GROUPS for part in group)
 LEAST = 20  # seconds that a part needs to be begun
