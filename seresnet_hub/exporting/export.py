@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from seresnet_hub.data.class_names import class_names
-from seresnet_hub.data.held_out import split_for
+from seresnet_hub.data.held_out import recorded, split_for
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import model_transform
 from seresnet_hub.engines.export_facts import FORMATS as FORMAT_NAMES
@@ -129,7 +129,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         crop_mode=config.get("crop_mode") or "center", license=license, sha256=identity.sha256,
         tensors_sha256=identity.tensors_sha256, fused=fused is not None or hasattr(network, "fusion"), form=form,
         batch=request.batch, dynamic_size=request.dynamic_size, preprocessing=request.with_preprocessing,
-        version=version(),
+        version=version(), held_out=recorded(network),
     )  # fmt: skip
     begin("converting")
     converted = format.convert(program)
