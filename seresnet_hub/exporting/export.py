@@ -261,7 +261,9 @@ def _only_if_whole(request: ExportRequest) -> Iterator[Path]:
     folder = request.record.parent
     created = [one for one in Path(os.path.abspath(folder)).parents if not os.path.lexists(one)]
     try:
-        with staging(folder, (*request.files, request.record.name)) as staged:
+        # The record last, and before it the file that names the others, as programs open the export by these two.
+        names = (*reversed(request.files), request.record.name)
+        with staging(folder, names, needed=(request.record.name, *request.files[:-1])) as staged:
             yield staged
     except BaseException:
         for one in created:
