@@ -122,7 +122,9 @@ def test_a_kill_leaves_the_old_export_or_the_new_one_or_none(exported: dict[str,
         if "openvino_model.xml" in there:
             assert there["openvino_model.xml"] == there["openvino_model.bin"]
         try:
-            found |= {text.split()[0] for text in checked_bytes(read_record(find_export(tmp_path, "openvino"))).values()}
+            found |= {
+                text.split()[0] for text in checked_bytes(read_record(find_export(tmp_path, "openvino"))).values()
+            }
         except InputError as error:
             assert "has no export to openvino" in str(error)
             found.add(None)
