@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from seresnet_hub.data.class_names import class_names
-from seresnet_hub.data.held_out import split_for
+from seresnet_hub.data.held_out import recorded, split_for
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import model_transform
 from seresnet_hub.engines.export_facts import FORMATS as FORMAT_NAMES
@@ -130,7 +130,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         crop_mode=config.get("crop_mode") or "center", license=license, sha256=identity.sha256,
         tensors_sha256=identity.tensors_sha256, fused=fused is not None or hasattr(network, "fusion"), form=form,
         batch=request.batch, dynamic_size=request.dynamic_size, preprocessing=request.with_preprocessing,
-        version=version(),
+        version=version(), held_out=recorded(network),
     )  # fmt: skip
     begin("converting")
     converted = format.convert(program)
@@ -273,7 +273,9 @@ def _only_if_whole(request: ExportRequest) -> Iterator[Path]:
     folder = request.record.parent
     created = [one for one in Path(os.path.abspath(folder)).parents if not os.path.lexists(one)]
     try:
-        with staging(folder, (*request.files, request.record.name)) as staged:
+        # The record last, and before it the file that names the others, as programs open the export by these two.
+        names = (*reversed(request.files), request.record.name)
+        with staging(folder, names, needed=(request.record.name, *request.files[:-1])) as staged:
             yield staged
     except BaseException:
         for one in created:

@@ -106,7 +106,7 @@ def proof_pictures(
     overrides = {} if input_size is None else {"input_size": (3, *input_size)}
     transform, config = model_transform(model, **overrides)
     if source is None:
-        levels = torch.stack([torch.as_tensor(np.asarray(transform(picture))) for picture in _crops(count)])
+        levels = torch.stack([torch.as_tensor(np.asarray(transform(picture))) for picture in photograph_crops(count)])
     else:
         spec = LoaderSpec(
             split=source, plan=Plan(unit_rows=source.unit_rows, batch_size=count, lanes=1, order=None),
@@ -217,7 +217,7 @@ def require_equal(proof: Proof, name: str = "the exported file") -> None:
         )
 
 
-def _crops(count: int) -> Iterator[Image.Image]:
+def photograph_crops(count: int) -> Iterator[Image.Image]:
     """Yield different parts of the photographs, whole ones first."""
     photographs = [Image.fromarray(load_sample_image(name)) for name in PHOTOGRAPHS]
     for number in range(count):
