@@ -84,7 +84,9 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip("needs ONNXRUNTIME_WEB=FOLDER with node_modules/onnxruntime-web, or EXPORT_WEB_NPM=1 and npm")
         folder = str(tmp_path_factory.mktemp("npm"))
         [package] = re.findall(r"onnxruntime-web@[\d.]+", WEB_RUNTIME)
-        subprocess.run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", package], cwd=folder, check=True)
+        subprocess.run(
+            ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", package], cwd=folder, check=True
+        )
     return Path(folder).resolve() / "node_modules" / "onnxruntime-web"
 
 
