@@ -171,9 +171,11 @@ input.onchange = async () => {{
   try {{
     const options = {{colorSpaceConversion: "none"}};  // the bytes of the file
     const picture = await createImageBitmap(file, options).catch(() => null);
-    if (!picture) return say(`${{file.name}} is no picture that can be read here.`);
+    if (!picture)
+      return say(`${{file.name}} is no picture that can be read here.`);
     img.src = URL.createObjectURL(file);
-    const best = (await scoresOf(picture)).map((score, number) => [score, number]);
+    const scores = await scoresOf(picture);
+    const best = scores.map((score, number) => [score, number]);
     best.sort((one, other) => other[0] - one[0]);
     for (const [score, number] of best.slice(0, {min(SHOWN_CLASSES, facts.num_classes)})) {{
       const line = list.appendChild(document.createElement("li"));
@@ -197,7 +199,7 @@ _PAGE = """<!doctype html>
 <style>
   body { max-width: 36rem; margin: auto; padding: 1rem; font: 1rem/1.5 sans-serif;
          overflow-wrap: anywhere; }
-  input { width: 100%; box-sizing: border-box; padding: 1rem; border: 2px dashed; }
+  input { width: 100%; padding: 1rem; border: 2px dashed; box-sizing: border-box; }
   img { max-width: 100%; max-height: 50vh; }
 </style>
 <input type="file" accept="image/*" disabled>
