@@ -197,9 +197,10 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>What does the picture show?</title>
 <style>
-  body { max-width: 36rem; margin: auto; padding: 1rem; font: 1rem/1.5 sans-serif;
-         overflow-wrap: anywhere; }
-  input { width: 100%; padding: 1rem; border: 2px dashed; box-sizing: border-box; }
+  body { max-width: 36rem; margin: auto; padding: 1rem; }
+  body { font: 1rem/1.5 sans-serif; overflow-wrap: anywhere; }
+  input { width: 100%; box-sizing: border-box; }
+  input { padding: 1rem; border: 2px dashed; }
   img { max-width: 100%; max-height: 50vh; }
 </style>
 <input type="file" accept="image/*" disabled>
@@ -217,7 +218,8 @@ _SHRUNK = """
 // Resizes rows as Pillow does, keeps their middle, and makes them columns.
 function shrunk(levels, side, lines, shorter) {
   const wide = Math.floor(edge * side / shorter), step = side / wide;
-  const spare = wide - size, half = spare >> 1, first = half + (spare & half & 1);
+  const spare = wide - size, half = spare >> 1;
+  const first = half + (spare & half & 1);  // as Python rounds: halves to even
   const stretch = Math.max(1, step), reach = support * stretch;
   const found = new Uint8ClampedArray(4 * size * lines);
   for (let at = 0; at < size; at++) {
