@@ -145,6 +145,12 @@ def _quantised(records: Sequence[Record]) -> list[str]:
         pictures = calibration.get("pictures") if isinstance(calibration, dict) else None
         line = f"{name} is quantised to int8 per channel"
         line += f", calibrated with {pictures:,} pictures" if isinstance(pictures, int) else ""
+        if error := _number(found, "calibration_error", "{:.1f}", 100):
+            allowed = _number(found, "calibration_error_allowed", "{:.0f}", 100)
+            line += (
+                f", over which the class furthest off is wrong by {error} % of how much outputs vary from picture to "
+            )
+            line += f"picture ({allowed} % are allowed)" if allowed else "picture"
         for key, words in (("keep", "kept in float"), ("kept_for_accuracy", "kept in float for their accuracy")):
             if layers := _names(found.get(key)):
                 line += f"; {words}: {layers}"

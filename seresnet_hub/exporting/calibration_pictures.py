@@ -27,21 +27,28 @@ log = PrintableLog(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationPictures:
-    """Pictures as batches of one for the network, and where they come from.
+    """Pictures as batches for the network, of one unless it takes a fixed number, and where they come from.
 
     `inputs` are float32 `(1, 3, height, width)`, normalised; unprepared they are uint8 `(1, height, width, 3)`, each of
-    its own size. `classes` counts the classes that they show, None where labels are not known.
+    its own size. `classes` counts the classes that they show, None where labels are not known. The last batch may be
+    filled up with pictures that are there already, `repeated` of them.
     """
 
     inputs: tuple[np.ndarray, ...]
     source: str
     split: str
     classes: int | None
+    repeated: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many pictures there are."""
+        return sum(map(len, self.inputs)) - self.repeated
 
     def record(self) -> dict[str, object]:
         """Return what the record of an export says of them."""
         source = public_name(self.source)
-        return {"data": source, "split": self.split, "pictures": len(self.inputs), "classes": self.classes}
+        return {"data": source, "split": self.split, "pictures": self.count, "classes": self.classes}
 
 
 def calibration_pictures(
