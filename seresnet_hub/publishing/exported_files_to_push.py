@@ -58,7 +58,7 @@ def exported_files(directory: Path) -> ExportedFiles:
         small[name] = content_of(inside(directory, name), MOST_BYTES)
         record = read_record(directory / name)
         records.append(record)
-        for file, recorded in recorded_exports(record).items():
+        for file, expected in recorded_exports(record).items():
             path = inside(directory, file)
             if file.endswith(".xml"):
                 small[file] = content_of(path, LARGEST_TEXT)
@@ -68,7 +68,7 @@ def exported_files(directory: Path) -> ExportedFiles:
                     raise InputError(f"{directory / file} has more than the {LARGEST_WEIGHTS:,} bytes that it may have")
                 large[file], digest = path, _sha256_of(path)
                 hashes[file] = digest
-            if digest != recorded:
+            if digest != expected:
                 raise InputError(f"{directory / file} is not the file that {name} describes: its sha256 differs")
         if problem := unlike_its_record(record):
             raise InputError(f"{problem}: export it again")
