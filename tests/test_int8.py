@@ -26,7 +26,7 @@ pytest.importorskip("nncf", reason="int8 needs the extra onnx or openvino")
 
 PICTURES = CalibrationPictures(
     inputs=tuple(np.random.default_rng(0).normal(size=(12, 1, 3, 32, 32)).astype(np.float32)),
-    source="noise", split="train", classes=None,
+    count=12, source="noise", split="train", classes=None,
 )  # fmt: skip
 
 
