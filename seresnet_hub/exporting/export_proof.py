@@ -97,7 +97,7 @@ def proof_pictures(model: nn.Module, *, input_size: tuple[int, int] | None = Non
     """
     overrides = {} if input_size is None else {"input_size": (3, *input_size)}
     transform, config = model_transform(model, **overrides)
-    levels = torch.stack([torch.as_tensor(np.asarray(transform(picture))) for picture in _crops(PICTURES)])
+    levels = torch.stack([torch.as_tensor(np.asarray(transform(picture))) for picture in photograph_crops(PICTURES)])
     return normalize(levels, mean=config["mean"], std=config["std"]).contiguous().numpy()
 
 
@@ -198,7 +198,7 @@ def require_equal(proof: Proof, name: str = "the exported file") -> None:
         )
 
 
-def _crops(count: int) -> Iterator[Image.Image]:
+def photograph_crops(count: int) -> Iterator[Image.Image]:
     """Yield different parts of the photographs, whole ones first."""
     photographs = [Image.fromarray(load_sample_image(name)) for name in PHOTOGRAPHS]
     for number in range(count):
