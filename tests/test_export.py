@@ -23,6 +23,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.exporting import export as export_module
 from seresnet_hub.exporting import formats
 from seresnet_hub.exporting.export import export
+from seresnet_hub.exporting.export_proof import photograph_crops
 from seresnet_hub.exporting.export_request import ExportRequest
 from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.inference.model_identity import tensors_sha256
@@ -237,9 +238,9 @@ def test_a_fixed_batch_of_pictures_that_the_file_prepares_itself(
     if precision == "int8":
         pytest.importorskip("nncf", reason="int8 needs the extra onnx or openvino")
         pytest.importorskip({"onnx": "onnxruntime"}.get(format, format), reason="the extra is not installed")
-    random = np.random.default_rng(0)
-    sizes = [(41, 53)] * 7 + [(37, 43)] * 4 + [(67, 47)]
-    pictures = [random.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    sizes = [(53, 41)] * 7 + [(43, 37)] * 4 + [(47, 67)]
+    crops = photograph_crops(len(sizes))
+    pictures = [np.asarray(crop.resize(size)) for crop, size in zip(crops, sizes, strict=True)]
     (tmp_path / "photos").mkdir()
     for number, picture in enumerate(pictures):
         Image.fromarray(picture).save(tmp_path / "photos" / f"{number:02}.png")

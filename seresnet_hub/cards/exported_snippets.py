@@ -171,9 +171,11 @@ input.onchange = async () => {{
   try {{
     const options = {{colorSpaceConversion: "none"}};  // the bytes of the file
     const picture = await createImageBitmap(file, options).catch(() => null);
-    if (!picture) return say(`${{file.name}} is no picture that can be read here.`);
+    if (!picture)
+      return say(`${{file.name}} is no picture that can be read here.`);
     img.src = URL.createObjectURL(file);
-    const best = (await scoresOf(picture)).map((score, number) => [score, number]);
+    const scores = await scoresOf(picture);
+    const best = scores.map((score, number) => [score, number]);
     best.sort((one, other) => other[0] - one[0]);
     for (const [score, number] of best.slice(0, {min(SHOWN_CLASSES, facts.num_classes)})) {{
       const line = list.appendChild(document.createElement("li"));
@@ -195,9 +197,10 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>What does the picture show?</title>
 <style>
-  body { max-width: 36rem; margin: auto; padding: 1rem; font: 1rem/1.5 sans-serif;
-         overflow-wrap: anywhere; }
-  input { width: 100%; box-sizing: border-box; padding: 1rem; border: 2px dashed; }
+  body { max-width: 36rem; margin: auto; padding: 1rem; }
+  body { font: 1rem/1.5 sans-serif; overflow-wrap: anywhere; }
+  input { width: 100%; box-sizing: border-box; }
+  input { padding: 1rem; border: 2px dashed; }
   img { max-width: 100%; max-height: 50vh; }
 </style>
 <input type="file" accept="image/*" disabled>
@@ -215,7 +218,8 @@ _SHRUNK = """
 // Resizes rows as Pillow does, keeps their middle, and makes them columns.
 function shrunk(levels, side, lines, shorter) {
   const wide = Math.floor(edge * side / shorter), step = side / wide;
-  const spare = wide - size, half = spare >> 1, first = half + (spare & half & 1);
+  const spare = wide - size, half = spare >> 1;
+  const first = half + (spare & half & 1);  // as Python rounds: halves to even
   const stretch = Math.max(1, step), reach = support * stretch;
   const found = new Uint8ClampedArray(4 * size * lines);
   for (let at = 0; at < size; at++) {

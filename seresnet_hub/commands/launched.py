@@ -36,8 +36,9 @@ def launched_processes() -> Iterator[Processes | None]:
 
     from seresnet_hub.training.lost_processes import lost_processes_named, watched
     from seresnet_hub.training.processes import Processes
+    from seresnet_hub.training.rendezvous import left_on_error
 
-    with lost_processes_named(START_AGAIN):
+    with left_on_error(), lost_processes_named(START_AGAIN):
         processes = Processes(
             device_type="cuda" if torch.cuda.is_available() else "cpu", mixed_precision="no", trackers=(),
             folder=Path(tempfile.gettempdir()),  # for trackers, of which there are none

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,38 +27,28 @@ log = PrintableLog(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationPictures:
-    """`count` pictures as batches for the network, and where they come from.
+    """Pictures as batches for the network, of one unless it takes a fixed number, and where they come from.
 
     `inputs` are float32 `(1, 3, height, width)`, normalised; unprepared they are uint8 `(1, height, width, 3)`, each of
-    its own size. `classes` counts the classes that they show, None where labels are not known.
+    its own size. `classes` counts the classes that they show, None where labels are not known. The last batch may be
+    filled up with pictures that are there already, `repeated` of them.
     """
 
     inputs: tuple[np.ndarray, ...]
-    count: int
     source: str
     split: str
     classes: int | None
+    repeated: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many pictures there are."""
+        return sum(map(len, self.inputs)) - self.repeated
 
     def record(self) -> dict[str, object]:
         """Return what the record of an export says of them."""
         source = public_name(self.source)
         return {"data": source, "split": self.split, "pictures": self.count, "classes": self.classes}
-
-    def in_batches(self, number: int | None) -> CalibrationPictures:
-        """Return them in batches of `number` pictures of one size, from the first again at the end; None: one by one.
-
-        For a network that takes batches of no other number.
-        """
-        if number is None:
-            return self
-        of_sizes: dict[tuple[int, ...], list[np.ndarray]] = {}
-        for one in self.inputs:
-            of_sizes.setdefault(one.shape, []).append(one)
-        batches = tuple(
-            np.concatenate([some[(start + k) % len(some)] for k in range(number)])
-            for some in of_sizes.values() for start in range(0, len(some), number)
-        )  # fmt: skip
-        return replace(self, inputs=batches)
 
 
 def calibration_pictures(
@@ -99,7 +89,7 @@ def calibration_pictures(
         raise InputError(f"the {len(inputs)} pictures of {source}{_of(opened)} are all the same: calibrate on others")
     shown = None if classes is None else len({classes[row] for row in chosen})
     _warn(opened, shown, max(len(opened.class_names or ()), getattr(model, "num_classes", 0)))
-    return CalibrationPictures(inputs=inputs, count=len(inputs), source=source, split=opened.name, classes=shown)
+    return CalibrationPictures(inputs=inputs, source=source, split=opened.name, classes=shown)
 
 
 def require_calibration(precision: str, calibrate: str | None, data: str | None) -> str | None:

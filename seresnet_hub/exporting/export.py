@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -25,6 +26,7 @@ from seresnet_hub.engines.exported_model import ExportedModel
 from seresnet_hub.environment import version
 from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.exporting.calibration_pictures import CalibrationPictures, calibration_pictures
+from seresnet_hub.exporting.calibration_proof import require_calibrated
 from seresnet_hub.exporting.export_accuracy import accuracy_on, export_accuracy, warn_of_large_drop
 from seresnet_hub.exporting.export_proof import (
     Proof,
@@ -148,8 +150,9 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         int8: Int8Network | None = None
         if pictures is not None and format.layers is not None:
             begin.close()
+            pictures = _batched(pictures, request.batch)
             int8 = to_int8(
-                request.format, converted, pictures.in_batches(request.batch), layers=format.layers(converted),
+                request.format, converted, pictures, layers=format.layers(converted),
                 form=form, keep=request.keep, max_drop=request.max_drop,
                 top1=lambda one: _top1(one, facts, request, network, measured, staged),
             )  # fmt: skip
@@ -159,6 +162,11 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         begin("comparing")
         run = format.run(record)
         proven = _require_proven(run, references, request, request.precision)
+        quantization = None
+        if pictures is not None and int8 is not None:
+            begin.close()
+            found = require_calibrated(run, network, pictures, str(_file(request)), batch=request.batch)
+            quantization = {**int8.record, **found}
         accuracy = None
         if measured is not None:
             begin.close()
@@ -166,7 +174,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
             warn_of_large_drop(accuracy, request.precision)
         text = record_text(
             facts, record.sha256, proven.to_json(), None if accuracy is None else accuracy.to_json(),
-            None if int8 is None else int8.record,
+            quantization,
         )  # fmt: skip
         sizes = sum((staged / name).stat().st_size for name in request.files)
         (staged / request.record.name).write_text(text, encoding="utf-8")
@@ -177,7 +185,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         "batch": facts.batch or DYNAMIC, "input_size": list(facts.input_size), "dynamic_size": facts.dynamic_size,
         "preprocessing": facts.preprocessing, **{k: v for k, v in proven.to_json().items() if k != "precision"},
         **({} if accuracy is None else accuracy.to_json()),
-        **({} if int8 is None else {"quantization": int8.record}),
+        **({} if quantization is None else {"quantization": quantization}),
     }  # fmt: skip
 
 
@@ -239,6 +247,21 @@ def _calibration(network: nn.Module, request: ExportRequest) -> CalibrationPictu
     return calibration_pictures(request.calibrate, network, prepared=not request.with_preprocessing)
 
 
+def _batched(pictures: CalibrationPictures, batch: int | None) -> CalibrationPictures:
+    """Return the pictures in batches of a fixed number of images, from the first again at the end.
+
+    Where they have sizes of their own, a batch is one picture, repeated.
+    """
+    if batch in (None, 1):
+        return pictures
+    count, number = len(pictures.inputs), batch or 1
+    of_one_size = len({one.shape for one in pictures.inputs}) == 1
+    step = number if of_one_size else 1
+    rows = [[(start + k) % count if of_one_size else start for k in range(number)] for start in range(0, count, step)]
+    inputs = tuple(np.concatenate([pictures.inputs[k] for k in some]) for some in rows)
+    return replace(pictures, inputs=inputs, repeated=number * len(rows) - count)
+
+
 def _top1(
     converted: Any, facts: ExportFacts, request: ExportRequest, network: nn.Module, split: Split | None, staged: Path
 ) -> float:
@@ -287,5 +310,10 @@ def _require_proven(run: Any, references: Sequence[Reference], request: ExportRe
     """Return how far the file is from the network. Errors: `InputError` where that is too far."""
     proofs = [compared(run, one, precision) for one in references]
     for found in proofs:
-        require_equal(found, str(request.record.parent / request.files[0]))
+        require_equal(found, str(_file(request)))
     return max(proofs, key=lambda one: one.largest_difference)
+
+
+def _file(request: ExportRequest) -> Path:
+    """Return the first of the files, which messages name."""
+    return request.record.parent / request.files[0]

@@ -56,6 +56,10 @@ LIMITS = {
     "bf16": Limits(tolerance=5e-2, apart=1e-2),
     "int8": Limits(tolerance=5e-1, apart=1e-1),
 }
+# The graph was proven before it was rounded, so the calibration or a layer is at fault.
+ADVICE = {
+    "int8": ": calibrate on pictures like those it will see (--calibrate), or keep layers in float (--keep LAYER)"
+}
 # Probabilities of a file that prepares pictures itself differ by 5e-7 where every level is rounded as Pillow does; this
 # leaves room for a few pixels that an engine rounds to the next of the 255 levels.
 PREPROCESSING_TOLERANCE = 2e-3
@@ -185,16 +189,17 @@ def compared(run: Run, reference: Reference, precision: str) -> Proof:
 def require_equal(proof: Proof, name: str = "the exported file") -> None:
     """Raise `InputError` where a proof finds more than its precision may change; `name` is what the file is called."""
     allowed = f"{proof.precision} may change {proof.tolerance:.0e}"
+    nothing_written = f"; nothing was written{ADVICE.get(proof.precision, '')}"
     if not proof.largest_difference <= proof.tolerance:
         raise InputError(
             f"{name} does not compute what the network does: at batch {proof.worst_batch} an output differs by "
-            f"{proof.largest_difference:.1e} of the largest one, and {allowed}; nothing was written"
+            f"{proof.largest_difference:.1e} of the largest one, and {allowed}{nothing_written}"
         )
     if proof.clear_agreement < 1:
         raise InputError(
             f"{name} does not compute what the network does: it names another class for "
             f"{round((1 - proof.clear_agreement) * proof.clear_pictures)} of {proof.clear_pictures} pictures whose "
-            f"first class leads clearly; nothing was written"
+            f"first class leads clearly{nothing_written}"
         )
 
 

@@ -1,13 +1,17 @@
-"""Join processes that a launcher has started anew, which torch's own way does not do reliably."""
+"""Join processes that a launcher has started anew, and leave them in an error, which torch does not do reliably."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from seresnet_hub.errors import InputError, LostProcessError
 
 
 def join_again(timeout: timedelta) -> None:
@@ -31,3 +35,21 @@ def join_again(timeout: timedelta) -> None:
         "nccl" if torch.cuda.is_available() else "gloo", store=PrefixStore(f"restart {restarts}", store),
         rank=rank, world_size=world_size, timeout=timeout,
     )  # fmt: skip
+
+
+@contextmanager
+def left_on_error() -> Iterator[None]:
+    """Leave the groups of processes where an error ends this process that it says in one line.
+
+    A thread of gloo's keeps the tensors of a call for a moment after the call. Where Python's interpreter ends within
+    it, the process is aborted, with SIGABRT for its exit code (pytorch pull request 179291; seen with torch 2.14). To
+    leave the groups waits for those threads. NCCL's groups stay: all processes have to leave those together, and an
+    error may be of this one alone. Other errors may come between the calls of a backward pass, whose end depends on the
+    other processes.
+    """
+    try:
+        yield
+    except (InputError, LostProcessError):
+        if distributed.is_initialized() and distributed.get_backend() == "gloo":
+            distributed.destroy_process_group()
+        raise

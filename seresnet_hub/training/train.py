@@ -38,6 +38,7 @@ from seresnet_hub.training.lost_processes import lost_processes_named, watched
 from seresnet_hub.training.processes import Processes
 from seresnet_hub.training.profiling import Profile, require_profile
 from seresnet_hub.training.progress import Progress
+from seresnet_hub.training.rendezvous import left_on_error
 from seresnet_hub.training.run_folder import facts_of_run
 from seresnet_hub.training.same_run import require_same_run, require_same_run_everywhere, settings_of
 from seresnet_hub.training.signals import Interruption
@@ -45,6 +46,7 @@ from seresnet_hub.training.start_or_resume import begin
 from seresnet_hub.training.throughput import Clock
 
 
+@left_on_error()  # outermost: what is said of a lost process depends on whether they were joined
 @lost_processes_named()
 def train(
     recipe: Recipe,
