@@ -13,7 +13,7 @@ import torch
 from _benchmark_networks import OWN, PLAIN, SE, named_network
 from _benchmark_options import ENGINE_FORMATS
 from _benchmark_settings import DTYPES
-from PIL import Image
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
 from seresnet_hub.data.open_split import open_split
@@ -22,6 +22,7 @@ from seresnet_hub.engines.exported_model import load_exported
 from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.errors import InputError
 from seresnet_hub.exporting.export import export
+from seresnet_hub.exporting.export_proof import photograph_crops
 from seresnet_hub.inference.run_batches import decoded_batches
 from seresnet_hub.models.fusion import fuse
 
@@ -29,6 +30,7 @@ TORCH = "torch"
 EXPORTED, USUAL = "export", "usual"  # by this package, and as the engine's own documentation says
 PRECISIONS = {"onnxruntime": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8")}  # that are fast on a CPU
 PICTURES = 32  # that int8 is calibrated on
+BRANCH = 0.2  # scale of the last norm of a block
 Run = Callable[[torch.Tensor], object]
 
 
@@ -74,7 +76,7 @@ class Workshop:
         named = {name: named_network(name) for name in (options.plain, options.model)}
         self._pictures = list(_prepared(named[options.model], self.source, options.size))
         for network in named.values():
-            _take_statistics(network, torch.cat(self._pictures))
+            _like_trained(network, torch.cat(self._pictures))
         self._networks = {network: named[name] for network, name in self._names.items()}
 
     def run_of(self, contender: Contender) -> Run:
@@ -111,13 +113,15 @@ class Workshop:
 
 
 def _made_pictures(folder: Path) -> Path:
-    """Write pictures of smooth random colours in two classes, where there are none yet."""
-    draw = np.random.default_rng(0)
-    for number in range(PICTURES):
+    """Write parts of two photographs in two classes, where there are none yet.
+
+    They are like the pictures that an export is compared on: where those of calibration are of another kind, random
+    weights give values far outside the ranges that int8 was calibrated on.
+    """
+    for number, picture in enumerate(photograph_crops(PICTURES)):
         path = folder / f"class{number % 2}" / f"{number}.png"
-        coarse = Image.fromarray(draw.integers(0, 256, (4 + number, 4 + number, 3), dtype=np.uint8))
         path.parent.mkdir(parents=True, exist_ok=True)
-        coarse.resize((256, 256), Image.Resampling.BICUBIC).save(path)
+        picture.save(path)
     return folder
 
 
@@ -131,9 +135,15 @@ def _prepared(network: nn.Module, source: str, size: int) -> Iterator[torch.Tens
 
 
 @torch.no_grad()
-def _take_statistics(network: nn.Module, images: torch.Tensor) -> None:
-    """Set the statistics of the norms from images; without them, random weights make outputs that int8 cannot hold."""
+def _like_trained(network: nn.Module, images: torch.Tensor) -> None:
+    """Make branches small beside the shortcuts and take the norms' statistics from images, as training does.
+
+    Without that, random weights make outputs that int8 cannot hold.
+    """
     for module in network.modules():
+        if isinstance(module, (BasicBlock, Bottleneck)):
+            last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
+            nn.init.constant_(last.weight, BRANCH)
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the mean over all calls
             module.reset_running_stats()

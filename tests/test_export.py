@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,13 @@ import torch
 from torch import nn
 
 import seresnet_hub
-from seresnet_hub.engines.exported_files import read_record
+from seresnet_hub.engines.exported_files import checked_bytes, find_export, read_record, record_text
 from seresnet_hub.errors import InputError
 from seresnet_hub.exporting import export as export_module
 from seresnet_hub.exporting import formats
 from seresnet_hub.exporting.export import export
+from seresnet_hub.exporting.export_request import ExportRequest
+from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.inference.model_identity import tensors_sha256
 
 NAME = "seresnet20_cifar.c10"
@@ -68,6 +73,69 @@ def test_what_is_there_is_replaced_with_force_alone(exported: dict[str, Any]) ->
     again = export(NAME, exported["output"], batch=2, force=True, **QUICK)
     assert read_record(Path(again["record"])).facts.batch == 2
     export(NAME, exported["output"], force=True, **QUICK)  # as the other tests expect it
+
+
+def test_a_kill_leaves_the_old_export_or_the_new_one_or_none(exported: dict[str, Any], tmp_path: Path) -> None:
+    """Of OpenVINO's two files, neither this package nor another program may open one with the other's forerunner."""
+    facts = replace(read_record(Path(exported["record"])).facts, format="openvino")
+    request = ExportRequest(
+        output=tmp_path, format="openvino", precision="fp32", fuse=True, batch=None, side=None, dynamic_size=False,
+        with_preprocessing=False, calibrate=None, data=None, split=None, keep=(), max_drop=None,
+    )  # fmt: skip
+
+    def write(folder: Path, text: str) -> None:
+        folder.mkdir(exist_ok=True)
+        for name in request.files:
+            (folder / name).write_text(f"{text} {name}")
+        hashes = {name: sha256_of(folder / name) for name in request.files}
+        (folder / request.record.name).write_text(record_text(facts, hashes, {}))
+
+    def replace_all() -> None:
+        with export_module._only_if_whole(request) as staged:
+            write(staged, "new")
+
+    def killed(event: int) -> bool:
+        """Whether a child that replaces the export is killed, at one of its changes of the folder."""
+        if (child := os.fork()) == 0:
+            seen = 0
+
+            def hook(name: str, arguments: tuple[Any, ...]) -> None:
+                nonlocal seen
+                if name in ("os.rename", "os.remove") and str(arguments[0]).startswith(str(tmp_path)):
+                    seen += 1
+                    if seen == event:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(hook)
+            try:
+                replace_all()
+            finally:
+                os._exit(0)
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+    folder, found = request.record.parent, set()
+    write(folder, "old")
+    for event in range(1, 20):
+        if not killed(event):
+            break
+        there = {path.name: path.read_text().partition(" ")[0] for path in folder.iterdir() if path.is_file()}
+        if "openvino_model.xml" in there:
+            assert there["openvino_model.xml"] == there["openvino_model.bin"]
+        try:
+            found |= {
+                text.split()[0] for text in checked_bytes(read_record(find_export(tmp_path, "openvino"))).values()
+            }
+        except InputError as error:
+            assert "has no export to openvino" in str(error)
+            found.add(None)
+        write(folder, "old")
+    assert found == {b"old", None}
+    assert event > 5
+    replace_all()
+    assert left(folder) == ["openvino_model.bin", "openvino_model.json", "openvino_model.xml"]
+    assert set(checked_bytes(read_record(find_export(tmp_path, "openvino"))).values()) == {
+        b"new openvino_model.xml", b"new openvino_model.bin",
+    }  # fmt: skip
 
 
 def test_exports_of_another_network_are_not_mixed(exported: dict[str, Any]) -> None:

@@ -16,7 +16,10 @@ from torch import nn
 import seresnet_hub
 from seresnet_hub.data.class_names import class_names
 from seresnet_hub.data.open_split import open_split
+from seresnet_hub.data.units import Row, picture_of, rows_of
 from seresnet_hub.errors import InputError
+from seresnet_hub.exporting import int8
+from seresnet_hub.exporting.export import export
 from seresnet_hub.exporting.export_accuracy import accuracy_on, export_accuracy, warn_of_large_drop
 from seresnet_hub.exporting.export_proof import proof_pictures
 
@@ -120,3 +123,60 @@ def test_a_set_of_other_classes_is_refused(model: Any, tmp_path: Path) -> None:
         Image.new("RGB", (32, 32)).save(tmp_path / "test" / name / "one.png")
     with pytest.raises(InputError, match="2 classes, the model 10"):
         export_accuracy(model, model, open_split(str(tmp_path), "test"), workers=0)
+
+
+@pytest.fixture
+def unranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the search for the layers that int8 hurts most, which takes longer than all the rest."""
+    monkeypatch.setattr(int8, "sensitive_layers", lambda *_: [])
+
+
+def calibrated_on(folder: Path, levels: int, output: Path, **options: Any) -> dict[str, Any]:
+    """Export to int8, calibrated on noise of so many levels; what is nearly black shows a network nothing."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(12):
+        Image.fromarray(random.integers(0, levels, (32, 32, 3), np.uint8)).save(folder / f"{number}.png")
+    return export("seresnet20_cifar.c10", output, precision="int8", calibrate=str(folder), **options)
+
+
+@pytest.mark.usefixtures("unranked")
+def test_an_export_calibrated_on_black_pictures_is_refused(labelled: Path, tmp_path: Path) -> None:
+    for package in ("onnxruntime", "onnxscript", "nncf"):
+        pytest.importorskip(package, reason="needs the extra onnx")
+    with pytest.raises(InputError, match="nothing was written: calibrate on pictures like those it will see"):
+        calibrated_on(tmp_path / "black", 4, tmp_path / "bad", data=str(labelled))
+    assert not (tmp_path / "bad").exists()
+    good = export("seresnet20_cifar.c10", tmp_path / "good", precision="int8", data=str(labelled))
+    assert good["drop"] < 10
+    quantization = good["quantization"]
+    assert 0.01 < quantization["calibration_error"] < quantization["calibration_error_allowed"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unranked")
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_a_bad_calibration_set_is_noticed_on_real_pictures(
+    format: str, cifar10_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("nncf", reason="needs the extra onnx or openvino")
+    options = {"format": format, "data": str(cifar10_copy)}
+    for name, levels in (("black", 4), ("noise", 256)):
+        with pytest.raises(InputError, match="calibrate on pictures like those it will see"):
+            calibrated_on(tmp_path / name, levels, tmp_path / "bad", **options)
+    # Of a quarter of the contrast, they show too small ranges: that passes every proof, and the accuracy alone tells.
+    (tmp_path / "faint").mkdir()
+    split = open_split(str(cifar10_copy), "train")
+    for number, row in rows_of(split, range(0, 6000, 20)):
+        assert isinstance(row, Row)
+        levels_of = np.asarray(picture_of(split, row), np.float32)
+        Image.fromarray((115 + (levels_of - 115) / 4).astype(np.uint8)).save(tmp_path / "faint" / f"{number:05d}.png")
+    bad = export(
+        "seresnet20_cifar.c10", tmp_path / "bad", precision="int8", calibrate=str(tmp_path / "faint"), **options
+    )
+    assert bad["drop"] > 5
+    assert f"int8 loses {bad['drop']:.2f} points of top-1 on 10,000 images" in caplog.text
+    caplog.clear()
+    good = export("seresnet20_cifar.c10", tmp_path / "good", precision="int8", calibrate=str(cifar10_copy), **options)
+    assert good["drop"] <= 0.3
+    assert not caplog.records

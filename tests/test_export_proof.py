@@ -179,7 +179,10 @@ def test_another_first_class_is_refused_where_it_leads_clearly() -> None:
         precision="int8", largest_difference=0.01, worst_batch=1, argmax_agreement=0.9, apart=8, apart_agreement=0.875,
         tolerance=0.3, batches=BATCHES, pictures=10,
     )  # fmt: skip
-    assert "another class for 1 of 8 pictures" in refuses(found)
+    message = refuses(found)
+    assert "another class for 1 of 8 pictures" in message
+    assert "--calibrate" in message
+    assert "--calibrate" not in refuses(replace(found, precision="bf16"))
     require_equal(replace(found, apart_agreement=1.0))
 
 

@@ -26,7 +26,8 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.exporting.calibration_pictures import CalibrationPictures
 from seresnet_hub.files.atomic_writing import sha256_of
 from seresnet_hub.models.trial_forward import check_runs
-from seresnet_hub.publishing.push import push, ready_repository
+from seresnet_hub.publishing.push import push
+from seresnet_hub.publishing.upload import ready_repository
 from seresnet_hub.publishing.verify import verify
 
 onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")

@@ -119,6 +119,10 @@ def test_a_record_that_says_otherwise_than_its_file_is_refused(folder: Path) -> 
     record.write_text(json.dumps(values))
     with pytest.raises(InputError, match="'std' is"):
         read_record(record)
+    values["facts"] |= {"std": [1, 1, 1], "held_out": {"split": ["train"]}}
+    record.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="'held_out' is .*, expected a table of texts and numbers"):
+        read_record(record)
 
 
 def test_tensors_in_other_files_are_not_read(proto: onnx.ModelProto, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.models.trial_forward import check_runs
 from seresnet_hub.plots import draw_curves
 from seresnet_hub.publishing.files_to_push import files_to_push
-from seresnet_hub.publishing.push import push, ready_repository
+from seresnet_hub.publishing.push import push
+from seresnet_hub.publishing.upload import ready_repository
 from seresnet_hub.training.progress import Row
 from seresnet_hub.training.run_folder import write_summary
 

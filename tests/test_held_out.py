@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
+import torch
 from conftest import WriteSplit, encode, numbered_picture
 from PIL import Image
 
 import seresnet_hub
 from seresnet_hub.data.held_out import open_splits, recorded, split_for
 from seresnet_hub.data.open_split import open_split
+from seresnet_hub.data.transforms import model_transform
+from seresnet_hub.data.units import Row, picture_of, rows_of
 from seresnet_hub.errors import InputError
+from seresnet_hub.exporting.calibration_pictures import calibration_pictures
 from seresnet_hub.recipes.recipe import get_recipe
 from seresnet_hub.training import train as training
 
@@ -189,3 +193,36 @@ def test_shards_of_other_bytes_are_other_data(tmp_path: Path, write_split: Write
     write_split([[20], [20]], classes=4, images=[numbered_picture(k + 1, 9) for k in range(40)])
     with pytest.raises(InputError, match="40 images, not the same"):
         split_for(model, data, "held-out")
+
+
+def test_nothing_held_out_is_calibrated_on(trained: Path, photos: Path) -> None:
+    model = seresnet_hub.load(trained)
+    held_out = split_for(model, str(photos), "held-out")
+    transform, config = model_transform(model)
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+    measured = {
+        ((torch.as_tensor(np.asarray(transform(picture_of(held_out, row)))) / 255 - mean) / std).numpy().tobytes()
+        for _, row in rows_of(held_out, range(held_out.rows)) if isinstance(row, Row)
+    }  # fmt: skip
+    found = calibration_pictures(str(photos), model)
+    assert (len(found.inputs), found.classes, len(measured)) == (18, 3, 6)
+    assert not measured & {one[0].tobytes() for one in found.inputs}
+    other = timm.create_model("seresnet20_cifar", num_classes=3)
+    assert measured < {one[0].tobytes() for one in calibration_pictures(str(photos), other).inputs}
+
+
+def test_an_export_is_measured_on_what_was_held_out_from_its_source(
+    trained: Path, photos: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino", reason="the extra [openvino] is not installed")
+    from seresnet_hub.commands.validate import main
+
+    made = seresnet_hub.export(trained, tmp_path, format="openvino", data=str(photos), split="held-out")
+    name = f"openvino:{tmp_path}"
+    assert recorded(seresnet_hub.load(name)) == recorded(seresnet_hub.load(trained))
+    own, exported = (main([one, "--data", str(photos), "--split", "held-out"]) for one in (str(trained), name))
+    same = ("split", "seen", "counted", "top1", "top5")
+    assert [exported[key] for key in same] == [own[key] for key in same]
+    assert (made["top1_before"], made["top1_after"]) == (own["top1"], own["top1"])
+    with pytest.raises(InputError, match="--split held-out measures"):
+        main([name, "--data", str(photos)])

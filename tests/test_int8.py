@@ -17,6 +17,7 @@ from seresnet_hub.errors import InputError
 from seresnet_hub.exporting.calibration_pictures import CalibrationPictures
 from seresnet_hub.exporting.forms import INTEGER_PRODUCTS
 from seresnet_hub.exporting.int8 import to_int8
+from seresnet_hub.exporting.kept_layers import matching_layers, with_own_operations
 from seresnet_hub.exporting.openvino_forms import has_integer_products
 from seresnet_hub.exporting.tracing import traced
 from seresnet_hub.models.fusion import fuse
@@ -82,7 +83,8 @@ def test_the_record_names_the_layers_that_hurt_most_with_what_they_cost(case: Ca
     sensitive = case.record["sensitive"]
     assert 1 <= len(sensitive) <= 5
     assert sensitive[0]["gain"] == max(one["gain"] for one in sensitive)
-    assert {one["layer"].rstrip("/") for one in sensitive} <= set(case.layers.values())
+    for one in sensitive:
+        assert matching_layers([one["layer"]], with_own_operations(case.layers).values()), "a name that keep takes"
     assert case.record["int8_layers"] >= 20
     assert case.record["calibration"]["pictures"] == 12
     first = sensitive[0]["layer"]
@@ -91,7 +93,7 @@ def test_the_record_names_the_layers_that_hurt_most_with_what_they_cost(case: Ca
     before, after = (np.square(case.run(model) - exact).mean() for model in (case.int8, kept.model))
     assert after < before  # that is what a gain means
     assert kept.record["keep"] == [first]
-    assert kept.record["int8_layers"] == case.record["int8_layers"] - 1
+    assert kept.record["int8_layers"] < case.record["int8_layers"]
 
 
 def test_two_runs_give_the_same_bytes_and_change_nothing(case: Case) -> None:
@@ -156,22 +158,28 @@ def test_the_form_is_what_was_written_and_what_is_measured(case: Case) -> None:
     assert (kept.form, has_integer_products(kept.model)) == ("plain", False)
 
 
+def test_the_gates_of_basic_blocks_stay_in_float_but_for_the_mean_and_the_product(case: Case) -> None:
+    """NNCF leaves the two convolutions of such a gate alone, so keeping them changes nothing."""
+    layers = _int8_layers(case, case.int8)
+    assert [layer for layer in layers if ".se" in layer] == [f"layer{k}.{n}.se" for k in (1, 2, 3) for n in (0, 1, 2)]
+
+
 @pytest.mark.slow
 def test_max_drop_keeps_layers_until_the_accuracy_is_there(case: Case) -> None:
     def top1(model: Any) -> float:  # as if each layer in float were worth a fifth of a point
-        rounded = _int8_layers(case, model)
+        rounded = len(_int8_layers(case, model))
         return 90 - 0.2 * max(rounded - (case.record["int8_layers"] - 2), 0)
 
     made = to_int8(case.format, case.model, PICTURES, layers=case.layers, max_drop=0.0, top1=top1)
     assert 1 <= len(made.record["kept_for_accuracy"]) <= 4
 
 
-def _int8_layers(case: Case, model: Any) -> int:
+def _int8_layers(case: Case, model: Any) -> list[str]:
     from seresnet_hub.exporting.int8_onnx import int8_layers_onnx
     from seresnet_hub.exporting.int8_openvino import int8_layers_openvino
 
     find = int8_layers_onnx if case.format == "onnx" else int8_layers_openvino
-    return len(find(model, layers=case.layers))
+    return find(model, layers=case.layers)
 
 
 def test_nothing_is_printed_and_no_package_that_reports_is_loaded() -> None:

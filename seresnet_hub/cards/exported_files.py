@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from seresnet_hub.cards.exported_snippets import (
     on_a_page,
+    shows_page,
     shows_preparation,
     with_onnxruntime,
     with_openvino,
@@ -66,18 +67,16 @@ def exported_section(records: Sequence[Record], sizes: Mapping[str, int], repo_i
         parts += ["With ONNX Runtime, numpy and Pillow alone:", with_onnxruntime(onnx, repo_id)]
     if openvino := next((one for one in shown if one.facts.format == "openvino"), None):
         parts += ["With OpenVINO, numpy and Pillow alone:", with_openvino(openvino, repo_id)]
-    alone = [one for one in shown if one.facts.format == "onnx" and one.facts.batch in (None, 1)]
-    if for_pages := sorted(alone, key=_rank(PREFERRED_ON_A_PAGE)):
-        parts += [ON_A_PAGE[for_pages[0].facts.preprocessing], on_a_page(for_pages[0], repo_id)]
+    if for_pages := sorted((one for one in records if shows_page(one.facts)), key=_rank(PREFERRED_ON_A_PAGE)):
+        parts += [ON_A_PAGE, on_a_page(for_pages[0], repo_id)]
     return "\n\n".join(parts)
 
 
-# By whether the file prepares pictures itself.
-ON_A_PAGE = {
-    False: "On a page, by ONNX Runtime Web; pictures stay where they are. A browser shrinks pictures by another filter "
-    "than Pillow, so scores differ a little; a file exported with `--with-preprocessing` gives the same ones.",
-    True: "On a page, by ONNX Runtime Web; pictures stay where they are, and the file prepares them itself.",
-}
+# transformers.js is left out: timm's config.json names no type it knows, and its own preparation changes the scores.
+ON_A_PAGE = (
+    "On a page, by ONNX Runtime Web, with the scores of the code above. Pictures stay where they are. transformers.js "
+    "cannot load this repository by its name: it does not know timm's `config.json`."
+)
 
 
 def _rank(order: Sequence[str]) -> Any:
@@ -146,6 +145,12 @@ def _quantised(records: Sequence[Record]) -> list[str]:
         pictures = calibration.get("pictures") if isinstance(calibration, dict) else None
         line = f"{name} is quantised to int8 per channel"
         line += f", calibrated with {pictures:,} pictures" if isinstance(pictures, int) else ""
+        if error := _number(found, "calibration_error", "{:.1f}", 100):
+            allowed = _number(found, "calibration_error_allowed", "{:.0f}", 100)
+            line += (
+                f", over which the class furthest off is wrong by {error} % of how much outputs vary from picture to "
+            )
+            line += f"picture ({allowed} % are allowed)" if allowed else "picture"
         for key, words in (("keep", "kept in float"), ("kept_for_accuracy", "kept in float for their accuracy")):
             if layers := _names(found.get(key)):
                 line += f"; {words}: {layers}"

@@ -9,7 +9,7 @@ from seresnet_hub.engines.export_facts import INTERPOLATIONS, ExportFacts
 from seresnet_hub.engines.exported_files import Record, files_of, record_of
 
 WEB_RUNTIME = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/ort.wasm.min.mjs"
-SHOWN_CLASSES = 3
+SHOWN_CLASSES = 5
 
 
 def shows_preparation(facts: ExportFacts) -> bool:
@@ -18,6 +18,14 @@ def shows_preparation(facts: ExportFacts) -> bool:
     return facts.preprocessing or (
         channels == 3 and height == width and facts.crop_mode == "center" and facts.interpolation in INTERPOLATIONS
         and facts.crop_pct <= 1
+    )  # fmt: skip
+
+
+def shows_page(facts: ExportFacts) -> bool:
+    """Return whether a page can run the file: one of ONNX, that takes one picture and needs no filter but these."""
+    return (
+        facts.format == "onnx" and facts.batch in (None, 1) and shows_preparation(facts)
+        and (facts.preprocessing or facts.interpolation in _FILTERS)
     )  # fmt: skip
 
 
@@ -107,69 +115,147 @@ def on_a_page(record: Record, repo_id: str) -> str:
     facts = record.facts
     (name,) = files_of(facts.format, facts.precision)
     file, described = (PurePath(one).name for one in (name, record_of(facts.format, facts.precision)))
-    tensor = 'new ort.Tensor("float32", values, [1, 3, size, size])'
-    prepare, scores = _ON_CANVAS, _SOFTMAX
-    constants = (
-        f"const size = {facts.input_size[-1]}, edge = {_edge(facts)};\n"
-        f"const mean = {_numbers(facts.mean)};\nconst std = {_numbers(facts.std)};\n"
-    )
-    if facts.preprocessing:
-        prepare, scores, constants = _LEVELS, _PROBABILITIES, ""
-        tensor = 'new ort.Tensor("uint8", values, [1, picture.height, picture.width, 3])'
+    prepare, gives, constants, functions = _LEVELS, "  return outputs;", "", ""
+    tensor = '"uint8", values, [1, picture.height, picture.width, 3]'
+    if not facts.preprocessing:
+        prepare, gives = _NORMALISED, _SOFTMAX
+        tensor = '"float32", values, [1, 3, size, size]'
+        support, functions = _FILTERS[facts.interpolation]
+        functions = f"\n{functions}\n{_SHRUNK}\n"
+        constants = (
+            f"const size = {facts.input_size[-1]}, edge = {_edge(facts)}, support = {support};\n"
+            f"const mean = {_numbers(facts.mean)};\nconst std = {_numbers(facts.std)};\n"
+        )
     return f"""```html
-<!doctype html>
-<meta charset="utf-8">
-<input type="file" accept="image/*">
-<pre></pre>
+{_PAGE}
 <script type="module">
-import * as ort from
-  "{WEB_RUNTIME}";
-
 const repository = "{repo_id}";
 const base = `https://huggingface.co/${{repository}}/resolve/main/onnx/`;
-{constants}const record = await (await fetch(base + "{described}")).json();
-const names = record.facts.class_names;
-const session = await ort.InferenceSession.create(base + "{file}");
+const runtime =
+  "{WEB_RUNTIME}";
+{constants}const [input, img] = document.querySelectorAll("input, img");
+const list = document.querySelector("ol");
+const say = (text) => {{ document.querySelector("p").textContent = text; }};
+let ort, names, session;
 
-document.querySelector("input").onchange = async (event) => {{
-  const picture = await createImageBitmap(event.target.files[0]);
+try {{
+  ort = await import(runtime);
+  const answer = await fetch(base + "{described}");
+  if (!answer.ok) throw new Error(`${{answer.url}} answers ${{answer.status}}`);
+  names = (await answer.json()).facts.class_names;
+  session = await ort.InferenceSession.create(base + "{file}");
+  say("Choose a picture, or drop one on the field. It stays on this device.");
+  input.disabled = false;
+}} catch (error) {{
+  say(`The model ${{repository}} could not be loaded: ${{error.message}}`);
+}}
+{functions}
+async function scoresOf(picture) {{
+  const {{width, height}} = picture;
+  const context = new OffscreenCanvas(width, height).getContext("2d");
+  context.drawImage(picture, 0, 0);
+  const levels = context.getImageData(0, 0, width, height).data;
 {prepare}
-  const images = {tensor};
+  const images = new ort.Tensor({tensor});
   const answers = await session.run({{[session.inputNames[0]]: images}});
   const outputs = Array.from(answers[session.outputNames[0]].data);
-{scores}
-  const best = scores.map((score, number) => [score, number]);
-  best.sort((one, other) => other[0] - one[0]);
-  document.querySelector("pre").textContent = best.slice(0, {min(SHOWN_CLASSES, facts.num_classes)}).map(
-    ([score, number]) =>
-      `${{names?.[number] ?? number}}: ${{(100 * score).toFixed(1)}} %`
-  ).join("\\n");
+{gives}
+}}
+
+input.onchange = async () => {{
+  const [file] = input.files;
+  if (!file) return;
+  say(`The model looks at ${{file.name}}.`);
+  list.replaceChildren();
+  img.removeAttribute("src");
+  try {{
+    const options = {{colorSpaceConversion: "none"}};  // the bytes of the file
+    const picture = await createImageBitmap(file, options).catch(() => null);
+    if (!picture)
+      return say(`${{file.name}} is no picture that can be read here.`);
+    img.src = URL.createObjectURL(file);
+    const scores = await scoresOf(picture);
+    const best = scores.map((score, number) => [score, number]);
+    best.sort((one, other) => other[0] - one[0]);
+    for (const [score, number] of best.slice(0, {min(SHOWN_CLASSES, facts.num_classes)})) {{
+      const line = list.appendChild(document.createElement("li"));
+      const name = names?.[number] ?? `class ${{number}}`;
+      line.textContent = `${{name}}: ${{(100 * score).toFixed(1)}} %`;
+    }}
+    say(`${{file.name}} shows most probably:`);
+  }} catch (error) {{
+    say(`The model could not run on ${{file.name}}: ${{error.message}}`);
+  }}
 }};
 </script>
 ```"""
 
 
-_ON_CANVAS = """  const side = Math.min(picture.width, picture.height) * size / edge;
-  const left = (picture.width - side) / 2, top = (picture.height - side) / 2;
-  const context = new OffscreenCanvas(size, size).getContext("2d");
-  context.imageSmoothingQuality = "high";
-  context.drawImage(picture, left, top, side, side, 0, 0, size, size);
-  const levels = context.getImageData(0, 0, size, size).data;
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>What does the picture show?</title>
+<style>
+  body { max-width: 36rem; margin: auto; padding: 1rem; }
+  body { font: 1rem/1.5 sans-serif; overflow-wrap: anywhere; }
+  input { width: 100%; box-sizing: border-box; }
+  input { padding: 1rem; border: 2px dashed; }
+  img { max-width: 100%; max-height: 50vh; }
+</style>
+<input type="file" accept="image/*" disabled>
+<p>The model is being loaded.</p>
+<ol></ol>
+<img alt="">"""
+# How far each of Pillow's filters reaches, and what it is.
+_FILTERS = {
+    "bilinear": (1, "const filter = (x) => Math.max(0, 1 - x);"),
+    "bicubic": (2, """const filter = (x) => x < 1 ? (1.5 * x - 2.5) * x * x + 1
+  : x < 2 ? ((2.5 - 0.5 * x) * x - 4) * x + 2 : 0;"""),
+}  # fmt: skip
+# A canvas shrinks by filters of its own: by these, a network can see something else in a large picture.
+_SHRUNK = """
+// Resizes rows as Pillow does, keeps their middle, and makes them columns.
+function shrunk(levels, side, lines, shorter) {
+  const wide = Math.floor(edge * side / shorter), step = side / wide;
+  const spare = wide - size, half = spare >> 1;
+  const first = half + (spare & half & 1);  // as Python rounds: halves to even
+  const stretch = Math.max(1, step), reach = support * stretch;
+  const found = new Uint8ClampedArray(4 * size * lines);
+  for (let at = 0; at < size; at++) {
+    const middle = (first + at + 0.5) * step, weights = [];
+    const from = Math.max(0, Math.floor(middle - reach));
+    const end = Math.min(side, Math.ceil(middle + reach));
+    for (let one = from; one < end; one++)
+      weights.push(filter(Math.abs(one + 0.5 - middle) / stretch));
+    const sum = weights.reduce((one, other) => one + other);
+    for (let line = 0; line < lines; line++)
+      for (let colour = 0; colour < 3; colour++) {
+        let level = 0, place = 4 * (line * side + from) + colour;
+        for (const weight of weights) {
+          level += weight * levels[place];
+          place += 4;
+        }
+        found[4 * (at * lines + line) + colour] = level / sum;
+      }
+  }
+  return found;
+}"""
+_NORMALISED = """  const shorter = Math.min(width, height);
+  const columns = shrunk(levels, width, height, shorter);
+  const pixels = shrunk(columns, height, size, shorter);
   const values = new Float32Array(3 * size * size);
   for (let at = 0; at < size * size; at++)
     for (let colour = 0; colour < 3; colour++)
       values[colour * size * size + at] =
-        (levels[4 * at + colour] / 255 - mean[colour]) / std[colour];"""
-_LEVELS = """  const {width, height} = picture;
-  const context = new OffscreenCanvas(width, height).getContext("2d");
-  context.drawImage(picture, 0, 0);
-  const levels = context.getImageData(0, 0, width, height).data;
-  const values = Uint8Array.from(levels.filter((_, at) => at % 4 < 3));"""
+        (pixels[4 * at + colour] / 255 - mean[colour]) / std[colour];"""
+_LEVELS = """  const values = new Uint8Array(3 * width * height);
+  for (let at = 0; at < values.length; at++)
+    values[at] = levels[at + Math.floor(at / 3)];"""
 _SOFTMAX = """  const largest = Math.max(...outputs);
   const powers = outputs.map((output) => Math.exp(output - largest));
   const sum = powers.reduce((one, other) => one + other);
-  const scores = powers.map((power) => power / sum);"""
-_PROBABILITIES = """  const scores = outputs;"""
+  return powers.map((power) => power / sum);"""
 
 
 def _edge(facts: ExportFacts) -> int:

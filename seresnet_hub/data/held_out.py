@@ -130,11 +130,28 @@ def learnt_before(start: Mapping[str, Any], part: Split, *, share: float, seed: 
 
 
 def recorded(model: nn.Module) -> dict[str, Any] | None:
-    """Return what the model's folder records of its held-out images (see `record_of`), `None` where it does not."""
+    """Return what is recorded of the model's held-out images (see `record_of`), `None` where nothing is.
+
+    That is in its folder, or in the exported file that it is.
+    """
     return _record_in(getattr(model, "pretrained_cfg", None) or {})
 
 
+def without_held_out(model: nn.Module, split: Split) -> Split:
+    """Return the images of a split that `model` may have learnt: all but those that were held out from this very one.
+
+    Errors: `InputError` where its record does not say how they were held out.
+    """
+    record = recorded(model)
+    if record is None or split.name != record.get("split") or not split.label_column or not _is_recorded(split, record):
+        return split
+    share, seed = _share_and_seed(record)
+    return hold_out(split, share, seed)[0]
+
+
 def _record_in(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    if isinstance(given := config.get(RECORD_KEY), dict):  # of an exported file
+        return given
     folder = config.get("file")  # timm keeps there where a model folder lies
     if not isinstance(folder, str) or not (path := Path(folder, CONFIG_NAME)).is_file():
         return None
@@ -185,14 +202,9 @@ def _held_out_before(source: str, record: Mapping[str, Any] | None, label_column
             f"--split {HELD_OUT}: the model does not record that images were held out; name another split, "
             "such as --split train"
         )
-    try:
-        name, share, seed = str(record["split"]), float(record["holdout"]), int(record["seed"])
-        images, of, _ = int(record["images"]), int(record["of"]), str(record["fingerprint"])
-        if not 0 < share < 1 or seed < 0:
-            raise ValueError(f"a share of {share} by the seed {seed}")
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"the model's {CONFIG_NAME} does not say how images were held out: {error}") from error
-    whole = open_split(source, name, label_column=label_column)
+    share, seed = _share_and_seed(record)
+    images, of = int(record["images"]), int(record["of"])
+    whole = open_split(source, str(record["split"]), label_column=label_column)
     if not _is_recorded(whole, record):
         now = f"it has {whole.rows:,} images now, {of:,} then" if whole.rows != of else f"{of:,} images, not the same"
         raise InputError(
@@ -200,6 +212,18 @@ def _held_out_before(source: str, record: Mapping[str, Any] | None, label_column
             "of them were not trained on is not known; name another split, such as --split train"
         )
     return hold_out(whole, share, seed)[1]
+
+
+def _share_and_seed(record: Mapping[str, Any]) -> tuple[float, int]:
+    """Return by what images were held out. Errors: `InputError` where the record lacks something, or it is wrong."""
+    try:
+        share, seed = float(record["holdout"]), int(record["seed"])
+        _ = str(record["split"]), int(record["images"]), int(record["of"]), str(record["fingerprint"])
+        if not 0 < share < 1 or seed < 0:
+            raise ValueError(f"a share of {share} by the seed {seed}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"the model's record does not say how images were held out: {error}") from error
+    return share, seed
 
 
 def _only_trained_on(source: str, record: Mapping[str, Any]) -> InputError:

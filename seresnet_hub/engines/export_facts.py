@@ -28,7 +28,9 @@ class ExportFacts:
     width); with `dynamic_size` any height and width will do. `mean`, `std`, `interpolation`, `crop_pct` and `crop_mode`
     are timm's, and with `preprocessing` the file does all that itself. `batch` is None where any number of images will
     do. `sha256` is that of the file of weights, `tensors_sha256` that of the tensors before they were fused; `form` is
-    how the SE units are written. `license` is "" and `class_names` None where they are not known.
+    how the SE units are written. `held_out` says which images were held out when the network was trained, as a model
+    folder records it (see `data.held_out.record_of`). `license` is "", and `class_names` and `held_out` are None, where
+    they are not known.
     """
 
     format: str
@@ -52,6 +54,7 @@ class ExportFacts:
     dynamic_size: bool
     preprocessing: bool
     version: str
+    held_out: Mapping[str, Any] | None = None
 
     @classmethod
     def names(cls) -> list[str]:
@@ -125,6 +128,14 @@ def _is_names(value: Any) -> bool:
     return value is None or (isinstance(value, (list, tuple)) and all(map(_is_text, value)))
 
 
+def _is_held_out(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(_is_plain, value.values())))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float))
+
+
 MOST_CLASSES = 10_000_000
 MOST_IMAGES = 65_536  # of a batch
 TEXT = (_is_text, "a text")
@@ -146,4 +157,5 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "tensors_sha256": (is_sha256, "64 hexadecimal digits"),
     **dict.fromkeys(("fused", "dynamic_size", "preprocessing"), FLAG),
     "batch": (lambda value: value is None or _is_count(value, MOST_IMAGES), "a positive whole number or null"),
+    "held_out": (_is_held_out, "a table of texts and numbers or null"),
 }

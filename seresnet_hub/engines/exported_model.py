@@ -16,7 +16,10 @@ from seresnet_hub.engines.exported_names import found_export
 from seresnet_hub.engines.required_packages import require_package
 from seresnet_hub.errors import InputError
 
-CONFIG = ("architecture", "num_classes", "input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+# Facts that timm's config has too, and the record of the images that were held out.
+CONFIG = (
+    "architecture", "num_classes", "input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "held_out",
+)  # fmt: skip
 
 
 class Engine(Protocol):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from seresnet_hub.data.held_out import without_held_out
 from seresnet_hub.data.open_split import NoSplitError, open_split, public_name
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import model_transform, normalize
@@ -26,21 +27,28 @@ log = PrintableLog(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationPictures:
-    """Pictures as batches of one for the network, and where they come from.
+    """Pictures as batches for the network, of one unless it takes a fixed number, and where they come from.
 
     `inputs` are float32 `(1, 3, height, width)`, normalised; unprepared they are uint8 `(1, height, width, 3)`, each of
-    its own size. `classes` counts the classes that they show, None where labels are not known.
+    its own size. `classes` counts the classes that they show, None where labels are not known. The last batch may be
+    filled up with pictures that are there already, `repeated` of them.
     """
 
     inputs: tuple[np.ndarray, ...]
     source: str
     split: str
     classes: int | None
+    repeated: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many pictures there are."""
+        return sum(map(len, self.inputs)) - self.repeated
 
     def record(self) -> dict[str, object]:
         """Return what the record of an export says of them."""
         source = public_name(self.source)
-        return {"data": source, "split": self.split, "pictures": len(self.inputs), "classes": self.classes}
+        return {"data": source, "split": self.split, "pictures": self.count, "classes": self.classes}
 
 
 def calibration_pictures(
@@ -55,11 +63,12 @@ def calibration_pictures(
     """Return pictures of a data set, prepared as `model` takes them; the same ones each time.
 
     They are spread evenly over the classes where labels are known, else over the rows; unreadable ones are left out.
-    `split=None` is the one called train, else the one to measure on. `input_size` is height and width, None for the
+    `split=None` is the one called train, else the one to measure on. Images that were held out when the model was
+    trained are left out. `input_size` is height and width, None for the
     model's own. Warns where they show one class, or less than half of the model's. Errors: `InputError` where `source`
     is no data set, has fewer than 10 readable pictures, or pictures that are all the same.
     """
-    opened = _opened(source, split)
+    opened = without_held_out(model, _opened(source, split))
     units = _units(opened)
     labels = _labels(opened, units)
     rows, classes = _chosen(opened, units, labels, min(SPARE * count, opened.rows))
@@ -130,6 +139,8 @@ def _units(split: Split) -> list[int]:
 def _labels(split: Split, units: list[int]) -> dict[int, np.ndarray] | None:
     if not split.label_column or split.right_classes is not None or split.pictures is not None:
         return None
+    if split.subset is not None:
+        return {unit: split.subset.labels[unit][split.subset.rows[unit]] for unit in units}
     try:
         return {unit: unit_labels(split, unit) for unit in units}
     except InputError:  # some rows have none

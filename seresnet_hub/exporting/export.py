@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from seresnet_hub.data.class_names import class_names
-from seresnet_hub.data.held_out import split_for
+from seresnet_hub.data.held_out import recorded, split_for
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import model_transform
 from seresnet_hub.engines.export_facts import FORMATS as FORMAT_NAMES
@@ -26,6 +26,7 @@ from seresnet_hub.engines.exported_model import ExportedModel
 from seresnet_hub.environment import version
 from seresnet_hub.errors import InputError, PrintableLog
 from seresnet_hub.exporting.calibration_pictures import CalibrationPictures, calibration_pictures
+from seresnet_hub.exporting.calibration_proof import require_calibrated
 from seresnet_hub.exporting.export_accuracy import accuracy_on, export_accuracy, warn_of_large_drop
 from seresnet_hub.exporting.export_proof import (
     Proof,
@@ -129,7 +130,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         crop_mode=config.get("crop_mode") or "center", license=license, sha256=identity.sha256,
         tensors_sha256=identity.tensors_sha256, fused=fused is not None or hasattr(network, "fusion"), form=form,
         batch=request.batch, dynamic_size=request.dynamic_size, preprocessing=request.with_preprocessing,
-        version=version(),
+        version=version(), held_out=recorded(network),
     )  # fmt: skip
     begin("converting")
     converted = format.convert(program)
@@ -143,8 +144,9 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         int8: Int8Network | None = None
         if pictures is not None and format.layers is not None:
             begin("quantising")
+            pictures = _batched(pictures, request.batch)
             int8 = to_int8(
-                request.format, converted, _batched(pictures, request.batch), layers=format.layers(converted),
+                request.format, converted, pictures, layers=format.layers(converted),
                 form=form, keep=request.keep, max_drop=request.max_drop,
                 top1=lambda one: _top1(one, facts, request, network, measured, staged),
             )  # fmt: skip
@@ -154,6 +156,10 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         begin("comparing")
         run = format.run(record)
         proven = _require_proven(run, references, request, request.precision)
+        quantization = None
+        if pictures is not None and int8 is not None:
+            found = require_calibrated(run, network, pictures, str(_file(request)), batch=request.batch)
+            quantization = {**int8.record, **found}
         accuracy = None
         if measured is not None:
             begin("measuring")
@@ -161,7 +167,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
             warn_of_large_drop(accuracy, request.precision)
         text = record_text(
             facts, record.sha256, proven.to_json(), None if accuracy is None else accuracy.to_json(),
-            None if int8 is None else int8.record,
+            quantization,
         )  # fmt: skip
         sizes = sum((staged / name).stat().st_size for name in request.files)
         (staged / request.record.name).write_text(text, encoding="utf-8")
@@ -172,7 +178,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         "batch": facts.batch, "input_size": list(facts.input_size), "dynamic_size": facts.dynamic_size,
         "preprocessing": facts.preprocessing, **{k: v for k, v in proven.to_json().items() if k != "precision"},
         **({} if accuracy is None else accuracy.to_json()),
-        **({} if int8 is None else {"quantization": int8.record}),
+        **({} if quantization is None else {"quantization": quantization}),
     }  # fmt: skip
 
 
@@ -235,12 +241,18 @@ def _calibration(network: nn.Module, request: ExportRequest) -> CalibrationPictu
 
 
 def _batched(pictures: CalibrationPictures, batch: int | None) -> CalibrationPictures:
-    """Return the pictures in batches of a fixed number of images, from the first again at the end."""
-    if batch in (None, 1) or len({one.shape for one in pictures.inputs}) > 1:
+    """Return the pictures in batches of a fixed number of images, from the first again at the end.
+
+    Where they have sizes of their own, a batch is one picture, repeated.
+    """
+    if batch in (None, 1):
         return pictures
     count, number = len(pictures.inputs), batch or 1
-    rows = [[(start + k) % count for k in range(number)] for start in range(0, count, number)]
-    return replace(pictures, inputs=tuple(np.concatenate([pictures.inputs[k] for k in some]) for some in rows))
+    of_one_size = len({one.shape for one in pictures.inputs}) == 1
+    step = number if of_one_size else 1
+    rows = [[(start + k) % count if of_one_size else start for k in range(number)] for start in range(0, count, step)]
+    inputs = tuple(np.concatenate([pictures.inputs[k] for k in some]) for some in rows)
+    return replace(pictures, inputs=inputs, repeated=number * len(rows) - count)
 
 
 def _top1(
@@ -261,7 +273,9 @@ def _only_if_whole(request: ExportRequest) -> Iterator[Path]:
     folder = request.record.parent
     created = [one for one in Path(os.path.abspath(folder)).parents if not os.path.lexists(one)]
     try:
-        with staging(folder, (*request.files, request.record.name)) as staged:
+        # The record last, and before it the file that names the others, as programs open the export by these two.
+        names = (*reversed(request.files), request.record.name)
+        with staging(folder, names, needed=(request.record.name, *request.files[:-1])) as staged:
             yield staged
     except BaseException:
         for one in created:
@@ -289,5 +303,10 @@ def _require_proven(run: Any, references: Sequence[Reference], request: ExportRe
     """Return how far the file is from the network. Errors: `InputError` where that is too far."""
     proofs = [compared(run, one, precision) for one in references]
     for found in proofs:
-        require_equal(found, str(request.record.parent / request.files[0]))
+        require_equal(found, str(_file(request)))
     return max(proofs, key=lambda one: one.largest_difference)
+
+
+def _file(request: ExportRequest) -> Path:
+    """Return the first of the files, which messages name."""
+    return request.record.parent / request.files[0]

@@ -61,6 +61,10 @@ LIMITS = {
     "bf16": Limits(tolerance=5e-2, apart=1e-2),
     "int8": Limits(tolerance=5e-1, apart=1e-1),
 }
+# The graph was proven before it was rounded, so the calibration or a layer is at fault.
+ADVICE = {
+    "int8": ": calibrate on pictures like those it will see (--calibrate), or keep layers in float (--keep LAYER)"
+}
 # Probabilities of a file that prepares pictures itself differ by 5e-7 where every level is rounded as Pillow does; this
 # leaves room for a few pixels that an engine rounds to the next of the 255 levels.
 PREPROCESSING_TOLERANCE = 2e-3
@@ -102,7 +106,7 @@ def proof_pictures(
     overrides = {} if input_size is None else {"input_size": (3, *input_size)}
     transform, config = model_transform(model, **overrides)
     if source is None:
-        levels = torch.stack([torch.as_tensor(np.asarray(transform(picture))) for picture in _crops(count)])
+        levels = torch.stack([torch.as_tensor(np.asarray(transform(picture))) for picture in photograph_crops(count)])
     else:
         spec = LoaderSpec(
             split=source, plan=Plan(unit_rows=source.unit_rows, batch_size=count, lanes=1, order=None),
@@ -199,20 +203,21 @@ def compared(run: Run, reference: Reference, precision: str) -> Proof:
 def require_equal(proof: Proof, name: str = "the exported file") -> None:
     """Raise `InputError` where a proof finds more than its precision may change; `name` is what the file is called."""
     allowed = f"{proof.precision} may change {proof.tolerance:.0e}"
+    nothing_written = f"; nothing was written{ADVICE.get(proof.precision, '')}"
     if not proof.largest_difference <= proof.tolerance:
         raise InputError(
             f"{name} does not compute what the network does: at batch {proof.worst_batch} an output differs by "
-            f"{proof.largest_difference:.1e} of the largest one, and {allowed}; nothing was written"
+            f"{proof.largest_difference:.1e} of the largest one, and {allowed}{nothing_written}"
         )
     if proof.apart_agreement < 1:
         raise InputError(
             f"{name} does not compute what the network does: it names another class for "
             f"{round((1 - proof.apart_agreement) * proof.apart)} of {proof.apart} pictures whose first class leads "
-            f"clearly; nothing was written"
+            f"clearly{nothing_written}"
         )
 
 
-def _crops(count: int) -> Iterator[Image.Image]:
+def photograph_crops(count: int) -> Iterator[Image.Image]:
     """Yield different parts of the photographs, whole ones first."""
     photographs = [Image.fromarray(load_sample_image(name)) for name in PHOTOGRAPHS]
     for number in range(count):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from seresnet_hub.exporting.int8_openvino import (
     run_of_openvino,
     with_float_layers_openvino,
 )  # fmt: skip
-from seresnet_hub.exporting.kept_layers import matching_layers
+from seresnet_hub.exporting.kept_layers import matching_layers, unit_of, with_own_operations
 from seresnet_hub.exporting.openvino_forms import has_integer_products, with_integer_products
 from seresnet_hub.exporting.sensitive_layers import Run, kept_within, sensitive_layers
 
@@ -56,19 +56,25 @@ def to_int8(
     or the accuracy cannot be kept.
     """
     quantize, in_float, int8_layers, run_of = _OF_FORMAT[format]
+    layers = with_own_operations(layers)
     kept = matching_layers(keep, layers.values())
 
     def quantized(more: Collection[str] = ()) -> Any:
-        return quantize(model, pictures.inputs, keep={*kept, *more}, layers=layers)
+        more = matching_layers(more, layers.values())
+        network = quantize(model, pictures.inputs, keep={*kept, *more}, layers=layers)
+        if not int8_layers(network, layers=layers):
+            raise InputError("every layer stays in float, so nothing is int8: export in fp32, or keep fewer layers")
+        return network
 
     def in_its_form(network: Any) -> Any:
         return with_integer_products(network) if form == INTEGER_PRODUCTS else network
 
+    def run_with_float(some: Collection[str]) -> Run:
+        return run_of(in_float(first, model, matching_layers(some, layers.values()), layers=layers))
+
     first = quantized()
-    ranked = sensitive_layers(
-        run_of(model), lambda some: run_of(in_float(first, model, some, layers=layers)),
-        int8_layers(first, layers=layers), pictures.inputs,
-    )  # fmt: skip
+    units = list(dict.fromkeys(map(unit_of, int8_layers(first, layers=layers))))
+    ranked = sensitive_layers(run_of(model), run_with_float, units, pictures.inputs)
     result = first
     found: list[str] = []
     if max_drop is not None:
@@ -78,23 +84,14 @@ def to_int8(
             max_drop, lambda one: measured(in_its_form(one)), model, first, quantized, [one.layer for one in ranked]
         )
     int8 = int8_layers(result, layers=layers)
-    if not int8:
-        raise InputError("every layer stays in float, so nothing is int8: export in fp32, or keep fewer layers")
     result = in_its_form(result)
     changed = form == INTEGER_PRODUCTS and has_integer_products(result)
-    names = _names(layers.values())
     record = {
-        "calibration": pictures.record(), "keep": list(keep), "kept_for_accuracy": [names[layer] for layer in found],
+        "calibration": pictures.record(), "keep": list(keep), "kept_for_accuracy": found,
         "int8_layers": len(int8),
-        "sensitive": [{"layer": names[one.layer], "gain": round(one.gain, 4)} for one in ranked[:NAMED] if one.gain],
+        "sensitive": [{"layer": one.layer, "gain": round(one.gain, 4)} for one in ranked[:NAMED] if one.gain],
     }  # fmt: skip
     return Int8Network(model=result, form=form if changed else PLAIN, record=record)
-
-
-def _names(layers: Iterable[str]) -> dict[str, str]:
-    """Return the name that `keep` knows each layer by: a module that has layers of its own too gets a stroke."""
-    inner = {layer.rpartition(".")[0] for layer in layers}
-    return {layer: f"{layer}/" if layer in inner else layer for layer in layers}
 
 
 _OF_FORMAT: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., list[str]], Callable[[Any], Run]]] = {

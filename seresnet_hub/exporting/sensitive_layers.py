@@ -72,9 +72,10 @@ def kept_within(
 ) -> tuple[Any, list[str]]:
     """Return an int8 network that loses `max_drop` points of top-1 at most, and the layers it keeps in float.
 
-    Of the layers, `ranked` with the one that hurts most first, it keeps one, two, four and so on; then the fewest in
-    between that do. Errors: `InputError` where keeping all is not enough, with the best that was found.
+    Of the layers, `ranked` with the one that hurts most first, it keeps one, two, four and so on, all but one at most;
+    then the fewest in between that do. Errors: `InputError` where that is not enough, with the best that was found.
     """
+    most = len(ranked) - 1  # with all of them in float nothing would be int8
     before = top1(model)
     drops: dict[int, float] = {}
     networks: dict[int, Any] = {0: quantized}
@@ -90,13 +91,13 @@ def kept_within(
 
     below, count = -1, 0
     while not fits(count):
-        if count == len(ranked):
+        if count >= most:
             best = min(drops, key=lambda tried: drops[tried])
             raise InputError(
                 f"--max-drop {max_drop:g}: int8 loses {drops[best]:.2f} points of top-1 at best, with {best} of "
                 f"{len(ranked)} layers in float: allow more, or calibrate on pictures like those that are measured"
             )
-        below, count = count, min(2 * count or 1, len(ranked))
+        below, count = count, min(2 * count or 1, most)
     while count - below > 1:
         middle = (below + count) // 2
         if fits(middle):

@@ -43,12 +43,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def staging(directory: Path, names: Sequence[str]) -> Iterator[Path]:
+def staging(directory: Path, names: Sequence[str], *, needed: Sequence[str] = ()) -> Iterator[Path]:
     """Yield an empty folder to write files `names` into, which go to `directory` when the block succeeds.
 
     A new directory appears whole; in one that exists, its files are replaced, one right after the other. Until then
-    nothing of it changes, and no training run or other writer is in there. Errors: `InputError` as of `replacing`, and
-    where another process uses the directory.
+    nothing of it changes, and no training run or other writer is in there. The `needed` ones, without which nobody uses
+    the others, are removed before the first is replaced: so a kill leaves no mixture of old and new that is taken for
+    whole. Errors: `InputError` as of `replacing`, and where another process uses the directory.
     """
     with errors_named(directory):
         exists = directory.is_dir()  # an error where the name is too long
@@ -64,6 +65,10 @@ def staging(directory: Path, names: Sequence[str]) -> Iterator[Path]:
         try:
             yield temporary
             flush_tree(temporary)
+            if needed:
+                for name in needed:
+                    (directory / name).unlink(missing_ok=True)
+                flush_folder(directory)
             for name in names:
                 os.replace(temporary / name, directory / name)
             flush_folder(directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -19,13 +20,14 @@ from seresnet_hub.hub.revisions import check_commit
 from seresnet_hub.hub.transport import guarded
 
 LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+Kind = Literal["model", "space"]  # of a repository
 NO_LICENCES = ("unknown", "other")  # the Hub's words for one that it does not know
 
 
-def head_of(api: HfApi, repo_id: str, revision: str, *, once: bool = False) -> str:
+def head_of(api: HfApi, repo_id: str, revision: str, *, once: bool = False, kind: Kind = "model") -> str:
     """Return the id of the commit that `revision` is at; the client's errors where it or the repository is missing."""
     info = patiently(
-        lambda: api.model_info(repo_id, revision=revision),
+        lambda: api.repo_info(repo_id, revision=revision, repo_type=kind),
         f"asking for {repo_id}",
         let_through=(RepositoryNotFoundError, RevisionNotFoundError),
         once=once,
@@ -33,12 +35,14 @@ def head_of(api: HfApi, repo_id: str, revision: str, *, once: bool = False) -> s
     return check_commit(info.sha, repo_id)
 
 
-def remote_files(api: HfApi, repo_id: str, commit: str, *, once: bool = False) -> dict[str, RemoteFile]:
+def remote_files(
+    api: HfApi, repo_id: str, commit: str, *, once: bool = False, kind: Kind = "model"
+) -> dict[str, RemoteFile]:
     """Return what the Hub says of each file at a commit: sha256 of large files, git's sha1 of others, and the size."""
 
     def listed() -> dict[str, RemoteFile]:
         found: dict[str, RemoteFile] = {}
-        for seen, entry in enumerate(api.list_repo_tree(repo_id, revision=commit, recursive=True)):
+        for seen, entry in enumerate(api.list_repo_tree(repo_id, revision=commit, recursive=True, repo_type=kind)):
             if seen >= MOST_FILES:
                 raise InputError(f"{repo_id} has more than {MOST_FILES:,} files: it is not looked through")
             if isinstance(entry, RepoFile):
@@ -49,9 +53,9 @@ def remote_files(api: HfApi, repo_id: str, commit: str, *, once: bool = False) -
     return patiently(listed, f"listing {repo_id}", once=once)
 
 
-def remote_hashes(api: HfApi, repo_id: str, commit: str) -> dict[str, str]:
+def remote_hashes(api: HfApi, repo_id: str, commit: str, *, kind: Kind = "model") -> dict[str, str]:
     """Return the hash that the Hub gives of each file at a commit."""
-    return {name: file.hash for name, file in remote_files(api, repo_id, commit).items()}
+    return {name: file.hash for name, file in remote_files(api, repo_id, commit, kind=kind).items()}
 
 
 def size_of(content: Path | bytes) -> int:

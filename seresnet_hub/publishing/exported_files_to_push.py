@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from seresnet_hub.data.class_names import class_names
+from seresnet_hub.data.held_out import recorded
 from seresnet_hub.engines.export_facts import PRECISIONS, ExportFacts
 from seresnet_hub.engines.exported_files import MOST_BYTES, Record, files_of, read_record, record_of
 from seresnet_hub.errors import InputError, printable
@@ -135,6 +136,8 @@ def unlike_the_model(
             **{name: tuple(value) if isinstance(value, list) else value for name, value in prepared.items()},
         }  # fmt: skip
         other = [name for name, value in expected.items() if getattr(facts, name) != value]
+        if facts.held_out not in (None, recorded(model)):
+            other.append("held_out")
         if {named, license} - {"", facts.license} and (named or facts.license):
             other.append("license")
         if other:

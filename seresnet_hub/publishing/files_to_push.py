@@ -50,7 +50,7 @@ class FilesToPush:
     @property
     def files(self) -> dict[str, Path | bytes]:
         """What is uploaded, by name."""
-        weights = {WEIGHTS_NAME: self.large[WEIGHTS_NAME]}
+        weights = {name: path for name, path in self.large.items() if name == WEIGHTS_NAME}
         return {**weights, **self.small_files, **self.large}
 
     def unlike(self, remote: Mapping[str, str]) -> list[str]:

@@ -1,0 +1,1 @@
+"""A page on which a person tries models in a browser."""
