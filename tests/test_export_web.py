@@ -30,8 +30,9 @@ pytestmark = pytest.mark.slow
 
 HUB = "https://huggingface.co/${repository}/resolve/main/onnx/"
 CHOOSE = "Choose a picture, or drop one on the field. It stays on this device."
-# How far scores may be off: engines round float32 differently, and in int8 that can move a value by a whole level.
-TOLERANCES = {"fp32": 2e-6, "fp16": 2e-6, "int8": 0.01}
+# How far scores may be off, as shares of the largest one: engines round float32 differently, and in int8 that can move
+# a value by a whole level.
+TOLERANCES = {"fp32": 5e-5, "fp16": 5e-5, "int8": 0.05}
 STAGE = """
 import {readFileSync} from "node:fs";
 
@@ -150,7 +151,7 @@ def expected_scores(model: Any, record: Path, photo: dict[str, Any]) -> np.ndarr
 ])  # fmt: skip
 def test_a_page_shows_what_predict_says(
     name: str, precision: str, preprocessing: bool, networks: dict[str, Any], calibration: Path,
-    photos: list[dict[str, Any]], runtime: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    photos: list[dict[str, Any]], runtime: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     model = networks[name]
     made = seresnet_hub.export(
@@ -165,13 +166,12 @@ def test_a_page_shows_what_predict_says(
     assert (refused["says"], refused["lines"]) == ("notes.txt is no picture that can be read here.", [])
     for one, photo in zip(shown, photos, strict=True):
         expected, scores = expected_scores(model, record, photo), np.array(one["scores"])
-        np.testing.assert_allclose(scores, expected, rtol=0, atol=TOLERANCES[precision])
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=TOLERANCES[precision] * expected.max())
         best, ranked = (values.argsort()[::-1][:5].tolist() for values in (expected, scores))
         assert ranked == best
         assert one["says"] == f"{photo['name']} shows most probably:"
         assert one["lines"] == [f"{names[number]}: {100 * scores[number]:.1f} %" for number in best]
-        with capsys.disabled():
-            print(f"\n{name} {precision} {photo['name']}: {np.abs(scores - expected).max():.1e}")
+        print(f"{photo['name']}: off by {np.abs(scores - expected).max():.1e}, the best score is {expected.max():.4f}")
 
 
 def test_a_model_that_is_not_there_is_said(networks: dict[str, Any], runtime: Path, tmp_path: Path) -> None:
