@@ -8,6 +8,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+FEW_PICTURES = 256  # are read sooner than loader workers are started
 MOST_LOADER_WORKERS = 12  # as many as keep one GPU busy
 PACKAGES = ("torch", "timm", "accelerate", "datasets", "huggingface_hub", "safetensors")
 

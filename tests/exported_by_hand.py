@@ -20,8 +20,8 @@ from seresnet_hub.files.model_folder import CONFIG_NAME, WEIGHTS_NAME
 from seresnet_hub.inference.model_identity import preparation_of, tensors_sha256
 from seresnet_hub.models.load import licence_in, load
 
-PROOF = {"precision": "fp32", "largest_difference": 3.2e-07, "worst_batch": 7, "argmax_agreement": 1.0, "apart": 10,
-         "apart_agreement": 1.0, "tolerance": 1e-05, "batches": [1, 2, 7], "pictures": 10}  # fmt: skip
+PROOF = {"precision": "fp32", "largest_difference": 3.2e-07, "worst_batch": 7, "argmax_agreement": 1.0,
+         "clear_pictures": 10, "tolerance": 1e-05, "batches": [1, 2, 7], "pictures": 10}  # fmt: skip
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4) / 3 - 2
 
 

@@ -16,13 +16,14 @@ from sklearn.datasets import load_sample_image
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from seresnet_hub.data.transforms import model_transform, normalize
 from seresnet_hub.errors import InputError
 from seresnet_hub.exporting import export as export_module
 from seresnet_hub.exporting import int8, onnx_writer, openvino_writer
 from seresnet_hub.exporting.calibration_pictures import CalibrationPictures
 from seresnet_hub.exporting.calibration_proof import LIMIT, calibration_error, require_calibrated
 from seresnet_hub.exporting.export import _batched
-from seresnet_hub.exporting.export_proof import proof_pictures
+from seresnet_hub.exporting.export_proof import photograph_crops
 from seresnet_hub.exporting.int8_onnx import quantized_onnx, run_of_onnx
 from seresnet_hub.exporting.int8_openvino import quantized_openvino, run_of_openvino
 from seresnet_hub.exporting.preprocessing import Preparation
@@ -42,7 +43,9 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def pictures(model: Any) -> CalibrationPictures:
-    return calibrated(proof_pictures(model, count=16))
+    transform, config = model_transform(model)
+    levels = torch.stack([torch.as_tensor(np.asarray(transform(crop))) for crop in photograph_crops(16)])
+    return calibrated(normalize(levels, mean=config["mean"], std=config["std"]).contiguous().numpy())
 
 
 def calibrated(pictures: np.ndarray) -> CalibrationPictures:

@@ -19,9 +19,9 @@ from seresnet_hub.data.open_split import open_split
 from seresnet_hub.data.units import Row, picture_of, rows_of
 from seresnet_hub.errors import InputError
 from seresnet_hub.exporting import int8
+from seresnet_hub.exporting.calibration_pictures import calibration_pictures
 from seresnet_hub.exporting.export import export
-from seresnet_hub.exporting.export_accuracy import accuracy_on, export_accuracy, warn_of_large_drop
-from seresnet_hub.exporting.export_proof import proof_pictures
+from seresnet_hub.exporting.export_accuracy import export_accuracy, warn_of_large_drop
 
 LEVELS = 255
 
@@ -76,7 +76,7 @@ def quantised(model: Any, pictures: np.ndarray) -> nn.Module:
 def test_a_bad_calibration_set_is_noticed(model: Any, labelled: Path, caplog: pytest.LogCaptureFixture) -> None:
     split = open_split(str(labelled), "test")
     black = np.full((10, 3, 32, 32), -1.9, np.float32)
-    bad = export_accuracy(model, quantised(model, black), split, workers=0)
+    bad = export_accuracy(model, quantised(model, black), split)
     with caplog.at_level(logging.WARNING):
         warn_of_large_drop(bad, "int8")
     assert (bad.top1_before, bad.images) == (100.0, 120)
@@ -86,15 +86,15 @@ def test_a_bad_calibration_set_is_noticed(model: Any, labelled: Path, caplog: py
     assert f"int8 loses {bad.drop:.2f} points of top-1 on 120 images" in message
     assert all(way_out in message for way_out in ("--calibrate", "--keep", "--max-drop"))
     assert "\n" not in message
-    good = export_accuracy(model, quantised(model, proof_pictures(model, split, count=60)), split, workers=0)
+    good_pictures = calibration_pictures(str(labelled), model, count=60, split="test")
+    good = export_accuracy(model, quantised(model, np.concatenate(good_pictures.inputs)), split)
     assert good.drop < bad.drop / 2
     assert good.top1_after == pytest.approx(good.top1_before - good.drop)
 
 
 def test_the_same_network_loses_nothing(model: Any, labelled: Path, caplog: pytest.LogCaptureFixture) -> None:
     split = open_split(str(labelled), "test")
-    before = accuracy_on(model, model, split, workers=0)
-    found = export_accuracy(model, copy.deepcopy(model), split, before=before, workers=0)
+    found = export_accuracy(model, copy.deepcopy(model), split)
     assert (found.top1_after, found.top5_after, found.drop) == (100.0, 100.0, 0.0)
     warn_of_large_drop(found, "fp32")
     assert not caplog.records
@@ -112,7 +112,7 @@ def test_classes_of_another_order_and_some_of_them_are_known_by_name(model: Any,
     unnamed = copy.deepcopy(turned)
     unnamed.pretrained_cfg = {k: v for k, v in model.pretrained_cfg.items() if k != "label_names"}
     split = open_split(str(labelled), "test")
-    found = export_accuracy(turned, unnamed, split, workers=0)
+    found = export_accuracy(turned, unnamed, split)
     assert (found.top1_before, found.top1_after) == (100.0, 100.0)
     assert found.classes == (None if len(split.class_names or ()) == 10 else len(split.class_names or ()))
 
@@ -122,7 +122,7 @@ def test_a_set_of_other_classes_is_refused(model: Any, tmp_path: Path) -> None:
         (tmp_path / "test" / name).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / "test" / name / "one.png")
     with pytest.raises(InputError, match="2 classes, the model 10"):
-        export_accuracy(model, model, open_split(str(tmp_path), "test"), workers=0)
+        export_accuracy(model, model, open_split(str(tmp_path), "test"))
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from timm.data import resolve_model_data_config
 from timm.layers import SEModule
 from torch import nn
 
-import seresnet_hub
 from seresnet_hub.errors import InputError
 from seresnet_hub.exporting.export_proof import (
     BATCHES,
@@ -71,13 +70,6 @@ def test_pictures_differ_and_are_prepared_as_the_config_says(model: Any, picture
     levels = 255 * (pictures * np.reshape(config["std"], (3, 1, 1)) + np.reshape(config["mean"], (3, 1, 1)))
     assert np.abs(levels - levels.round()).max() < 1e-3
     assert -0.01 < levels.min() <= levels.max() < 255.01
-
-
-def test_pictures_of_a_data_set(model: Any) -> None:
-    digits = seresnet_hub.open_split("digits", "validation")
-    found = proof_pictures(model, digits, input_size=(40, 48), count=4)
-    assert found.shape == (4, 3, 40, 48)
-    assert len({picture.tobytes() for picture in found}) == 4
 
 
 def without_a_gate(model: Any) -> Run:
@@ -160,7 +152,7 @@ def test_ties_count_as_they_are_and_refuse_nothing(model: Any, pictures: np.ndar
         tied.fc.bias[2] -= 1.0
     found = proof(lambda images: running(tied)(images)[:, [1, 0, 2, 3, 4, 5, 6, 7, 8, 9]], tied, pictures, "fp32")
     require_equal(found)
-    assert found.apart == 0
+    assert found.clear_pictures == 0
 
 
 def test_a_network_that_gives_nothing_but_zeros_has_to_give_zeros(model: Any, pictures: np.ndarray) -> None:
@@ -176,14 +168,14 @@ def test_a_network_that_gives_nothing_but_zeros_has_to_give_zeros(model: Any, pi
 
 def test_another_first_class_is_refused_where_it_leads_clearly() -> None:
     found = Proof(
-        precision="int8", largest_difference=0.01, worst_batch=1, argmax_agreement=0.9, apart=8, apart_agreement=0.875,
-        tolerance=0.3, batches=BATCHES, pictures=10,
+        precision="int8", largest_difference=0.01, worst_batch=1, argmax_agreement=0.9, clear_pictures=8,
+        clear_agreement=0.875, tolerance=0.3, batches=BATCHES, pictures=10,
     )  # fmt: skip
     message = refuses(found)
     assert "another class for 1 of 8 pictures" in message
     assert "--calibrate" in message
     assert "--calibrate" not in refuses(replace(found, precision="bf16"))
-    require_equal(replace(found, apart_agreement=1.0))
+    require_equal(replace(found, clear_agreement=1.0))
 
 
 def test_a_fixed_batch_is_proven_at_that_batch_alone(model: Any, pictures: np.ndarray) -> None:
@@ -194,6 +186,19 @@ def test_a_fixed_batch_is_proven_at_that_batch_alone(model: Any, pictures: np.nd
     found = proof(of_twelve, model, pictures, "fp32", batch=12)
     require_equal(found)
     assert found.batches == (12,)
+
+
+def test_a_batch_of_one_is_proven_with_all_pictures(model: Any, pictures: np.ndarray) -> None:
+    """A file that is wrong about the last of them alone is noticed."""
+
+    def wrong_about_the_last(images: np.ndarray) -> np.ndarray:
+        assert len(images) == 1
+        return running(model)(images) + np.float32(np.array_equal(images, pictures[-1:]))
+
+    found = proof(running(model), model, pictures, "fp32", batch=1)
+    require_equal(found)
+    assert (found.batches, found.pictures, found.argmax_agreement) == ((1,), PICTURES, 1.0)
+    refuses(proof(wrong_about_the_last, model, pictures, "fp32", batch=1))
 
 
 def prepared(model: Any, **changed: Any) -> Run:

@@ -19,7 +19,7 @@ import seresnet_hub
 # beside the wings are "", below all of them; `mmpretrain_api` alone is above.
 WINGS = [
     "", "files", "recipes", "checkpoints", "hub", "data", "engines", "models", "cards", "conversion", "inference",
-    "evaluation", "explaining", "exporting", "demo", "publishing", "training", "looking", "commands",
+    "evaluation", "exporting", "publishing", "training", "commands",
 ]  # fmt: skip
 ABOVE = {"mmpretrain_api"}
 # What scripts need before they import anything heavy, and what other programs may read for its figures alone.

@@ -1,4 +1,7 @@
-"""Processes that torch's launcher has started again must find each other, and not wait for those that have died."""
+"""Processes that torch's launcher has started again must find each other, and wait for none of the dead.
+
+Processes that end in an error must leave the groups, whose threads would abort the interpreter at its end.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from torch import distributed
+from warm_python import run_ranks
 
 from seresnet_hub.training.rendezvous import join_again
 
@@ -65,3 +69,31 @@ def test_whatever_else_is_left_to_accelerate(environment: dict[str, str], monkey
     assert "MASTER_ADDR" not in os.environ  # it would be looked for
     join_again(timedelta(seconds=1))
     assert not distributed.is_initialized()
+
+
+REFUSED = """
+import sys
+from dataclasses import replace
+from torch import distributed
+from seresnet_hub.errors import InputError
+from seresnet_hub.recipes.recipe import get_recipe
+from seresnet_hub.training import lost_processes, train
+
+joined, watched = [], lost_processes.watched
+def watching(*way_out):
+    joined.append(distributed.get_world_size())
+    return watched(*way_out)
+train.watched = watching
+try:
+    train.train(replace(get_recipe("digits"), workers=0), data=sys.argv[1], output=sys.argv[2])
+except InputError as error:
+    print(joined, distributed.is_initialized(), error)
+"""
+
+
+def test_training_that_is_refused_leaves_the_groups(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file, where a folder must be")
+    done = run_ranks([sys.executable, "-c", REFUSED, tmp_path, tmp_path / "run"], 2)
+    assert [one.stdout.startswith("[2] False ") for one in done] == [True, True], [
+        one.stdout + one.stderr for one in done
+    ]

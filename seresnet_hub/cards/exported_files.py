@@ -17,6 +17,7 @@ from seresnet_hub.cards.exported_snippets import (
     with_the_package,
 )
 from seresnet_hub.cards.markdown import code, plain, prose, table
+from seresnet_hub.data.held_out import HELD_OUT
 from seresnet_hub.engines.exported_files import Record, files_of
 
 TITLE = "## Exported files"
@@ -127,11 +128,15 @@ def _number(values: Mapping[str, Any], name: str, form: str, times: float = 1) -
 def _measured(records: Sequence[Record]) -> list[str]:
     """Return on what the accuracies of the table were measured."""
     found = {
-        f"{one.accuracy.get('images', 0):,} images of {plain(str(one.accuracy.get('split', '')))}"
+        f"{one.accuracy.get('images', 0):,} {_images_of(str(one.accuracy.get('split', '')))}"
         for one in records
         if one.accuracy and isinstance(one.accuracy.get("images"), int)
     }
     return [f"Accuracy *measured* on {' and on '.join(sorted(found))}, before and after the export."] if found else []
+
+
+def _images_of(split: str) -> str:
+    return "held-out images" if split == HELD_OUT else f"images of {plain(split)}"
 
 
 def _quantised(records: Sequence[Record]) -> list[str]:

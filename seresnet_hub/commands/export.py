@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from seresnet_hub.commands.parser import Parser, command, keywords
@@ -47,6 +49,22 @@ def _number(text: str) -> int | str:
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
     options = parser().parse_args(arguments)
+    from seresnet_hub.commands.terminal import tell
     from seresnet_hub.exporting.export import export
 
-    return export(**keywords(options))
+    result = export(**keywords(options))
+    tell(f"to run it: {_way_to_run(result)}")
+    return result
+
+
+def _way_to_run(result: Mapping[str, Any]) -> str:
+    """Return what runs an export: a command, where this package runs it."""
+    from seresnet_hub.engines.exported_files import exports_in
+
+    file, format = result["files"][0], result["format"]
+    if format == "torch-export":
+        return f"torch.export.load({file!r}).module()"
+    if result["preprocessing"]:
+        return "its own runtime, with uint8 pictures (batch, height, width, 3) in RGB order, gives probabilities"
+    path = result["output"] if len(exports_in(Path(result["output"]), format)) == 1 else file
+    return f"seresnet-hub predict {shlex.quote(f'{format}:{path}')} picture.jpg"

@@ -72,14 +72,3 @@ def command(description: str | None, *, example: str, prog: str | None = None) -
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     return parser
-
-
-def subcommand(things: Any, name: str, *, does: str, example: str) -> Parser:
-    """Add one of a command's things (what `add_subparsers` returned) as a command of its own, and return its parser."""
-    parser: Parser = things.add_parser(
-        name, help=does, description=f"{does[0].upper()}{does[1:]}.", epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    # Where it is not given here, what was given before the thing's name stays.
-    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=JSON_HELP)
-    return parser

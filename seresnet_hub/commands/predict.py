@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = "seresnet-hub predict runs/mine photos --output photos.parquet"
 FINAL = "final"  # the features before the classifier
-FEW_PICTURES = 256  # are read sooner than workers are started
 
 
 def parser() -> Parser:
@@ -115,7 +114,7 @@ def _run(options: argparse.Namespace, processes: Processes | None) -> dict[str, 
 
 
 def _workers(options: argparse.Namespace, rows: int, processes: int) -> int:
-    from seresnet_hub.environment import loader_workers
+    from seresnet_hub.environment import FEW_PICTURES, loader_workers
 
     if options.workers is not None:
         return int(options.workers)

@@ -80,10 +80,12 @@ def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
         if {"name", "score"} <= value.keys():  # a class that a picture may show
             return f"{printable(str(value['name']))} {100 * value['score']:.1f} %"
-        return ", ".join(f"{printable(str(key))} {_cell(inner)}" for key, inner in value.items())
+        known = {key: inner for key, inner in value.items() if inner is not None and inner != []}
+        return ", ".join(f"{printable(str(key))} {_cell(inner)}" for key, inner in known.items())
     if isinstance(value, list | tuple):
         more = f", … ({len(value):,} in all)" if len(value) > MOST_LISTED else ""
-        return ", ".join(map(_cell, value[: MOST_LISTED - 2 if more else None])) + more
+        between = "; " if value and isinstance(value[0], Mapping) and "score" not in value[0] else ", "
+        return between.join(map(_cell, value[: MOST_LISTED - 2 if more else None])) + more
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return printable(str(value))

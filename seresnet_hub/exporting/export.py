@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from seresnet_hub.data.class_names import class_names
 from seresnet_hub.data.held_out import recorded, split_for
 from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import model_transform
+from seresnet_hub.engines.export_facts import DYNAMIC, ExportFacts
 from seresnet_hub.engines.export_facts import FORMATS as FORMAT_NAMES
-from seresnet_hub.engines.export_facts import ExportFacts
 from seresnet_hub.engines.exported_files import Record, exports_in, read_record, record_text
 from seresnet_hub.engines.exported_model import ExportedModel
 from seresnet_hub.environment import version
@@ -50,7 +50,6 @@ from seresnet_hub.models import fusion
 from seresnet_hub.models.load import load, origin_of
 from seresnet_hub.models.names import is_model_folder
 
-STEPS = ("loading", "tracing", "converting", "quantising", "writing", "comparing", "measuring")
 OTHER_SIZE = 32  # by which the second size is larger that a file for any size is tried at
 
 log = PrintableLog(__name__)
@@ -91,21 +90,27 @@ def export(
         with_preprocessing=with_preprocessing, calibrate=calibrate, data=data, split=split, keep=keep,
         max_drop=max_drop, force=force,
     )  # fmt: skip
-    with tqdm(STEPS, leave=False, bar_format="{desc}step {n_fmt} of {total_fmt}, {elapsed}") as steps:
-        return _exported(model, request, _Progress(steps))
+    with closing(_Progress()) as progress:
+        return _exported(model, request, progress)
 
 
 class _Progress:
-    def __init__(self, steps: Any) -> None:
-        self._steps = steps
+    """One line of progress at a time: what is done now, or the bars of what is done picture by picture."""
+
+    def __init__(self) -> None:
+        self._line: Any = None
 
     def __call__(self, step: str) -> None:
-        self._steps.n = STEPS.index(step) + 1
-        self._steps.set_description(step)
+        self.close()
+        self._line = tqdm(desc=f"exporting: {step}", bar_format="{desc}", leave=False)
+
+    def close(self) -> None:
+        """Take the line away."""
+        if self._line is not None:
+            self._line.close()
 
 
 def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Progress) -> dict[str, Any]:
-    begin("loading")
     network, identity, license = _loaded(model, request)
     _require_same_network(request, model, identity)
     measured = split_for(network, request.data, request.split) if request.data else None
@@ -134,6 +139,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
     )  # fmt: skip
     begin("converting")
     converted = format.convert(program)
+    begin.close()
     references = _references(network, request, size)
     with _only_if_whole(request) as staged:
         if request.precision != "fp32" and request.precision not in format.traced_in:
@@ -143,7 +149,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
             _require_proven(format.run(_written(converted, exact, request, staged)), references, request, "fp32")
         int8: Int8Network | None = None
         if pictures is not None and format.layers is not None:
-            begin("quantising")
+            begin.close()
             pictures = _batched(pictures, request.batch)
             int8 = to_int8(
                 request.format, converted, pictures, layers=format.layers(converted),
@@ -158,11 +164,12 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         proven = _require_proven(run, references, request, request.precision)
         quantization = None
         if pictures is not None and int8 is not None:
+            begin.close()
             found = require_calibrated(run, network, pictures, str(_file(request)), batch=request.batch)
             quantization = {**int8.record, **found}
         accuracy = None
         if measured is not None:
-            begin("measuring")
+            begin.close()
             accuracy = export_accuracy(network, ExportUnderTest(run, network, request.batch), measured)
             warn_of_large_drop(accuracy, request.precision)
         text = record_text(
@@ -175,7 +182,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         "output": str(request.output), "files": [str(request.record.parent / name) for name in request.files],
         "record": str(request.record), "bytes": sizes, "format": facts.format, "precision": facts.precision,
         "model": facts.model, "architecture": facts.architecture, "fused": facts.fused, "form": facts.form,
-        "batch": facts.batch, "input_size": list(facts.input_size), "dynamic_size": facts.dynamic_size,
+        "batch": facts.batch or DYNAMIC, "input_size": list(facts.input_size), "dynamic_size": facts.dynamic_size,
         "preprocessing": facts.preprocessing, **{k: v for k, v in proven.to_json().items() if k != "precision"},
         **({} if accuracy is None else accuracy.to_json()),
         **({} if quantization is None else {"quantization": quantization}),

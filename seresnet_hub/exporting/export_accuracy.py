@@ -10,6 +10,7 @@ from torch import nn
 from seresnet_hub.data.held_out import allowed_damage
 from seresnet_hub.data.open_split import public_name
 from seresnet_hub.data.split import Split
+from seresnet_hub.environment import FEW_PICTURES
 from seresnet_hub.errors import PrintableLog
 from seresnet_hub.evaluation.class_subset import classes_for
 from seresnet_hub.evaluation.evaluate import Accuracy, evaluate, in_model_order
@@ -49,7 +50,7 @@ class ExportAccuracy:
         return asdict(self)
 
 
-def accuracy_on(model: nn.Module, classes_of: nn.Module, split: Split, *, workers: int | None = None) -> Accuracy:
+def accuracy_on(model: nn.Module, classes_of: nn.Module, split: Split) -> Accuracy:
     """Return the accuracy of `model` on a split as `split_for` opens it, every labelled image counted.
 
     The split's classes are numbered as those of the network `classes_of` by name, and where they are some of them, the
@@ -57,20 +58,16 @@ def accuracy_on(model: nn.Module, classes_of: nn.Module, split: Split, *, worker
     """
     return evaluate(
         model, in_model_order(split, classes_of), classes=classes_for(split, classes_of),
-        corrupt_share=allowed_damage(classes_of, split), workers=workers,
+        corrupt_share=allowed_damage(classes_of, split), workers=0 if split.rows <= FEW_PICTURES else None,
     )  # fmt: skip
 
 
-def export_accuracy(
-    model: nn.Module, exported: nn.Module, split: Split, *, before: Accuracy | None = None, workers: int | None = None
-) -> ExportAccuracy:
+def export_accuracy(model: nn.Module, exported: nn.Module, split: Split) -> ExportAccuracy:
     """Return the accuracy of `model` as it is and of `exported`, which takes and gives the same.
 
-    `before` is what `accuracy_on` said of the model, so that it is measured once for several exports. Errors:
-    `InputError` as for `evaluate`.
+    Errors: `InputError` as for `evaluate`.
     """
-    before = accuracy_on(model, model, split, workers=workers) if before is None else before
-    after = accuracy_on(exported, model, split, workers=workers)
+    before, after = accuracy_on(model, model, split), accuracy_on(exported, model, split)
     return ExportAccuracy(
         data=public_name(split.source), split=split.name, images=after.counted,
         classes=None if after.classes is None else len(after.classes),

@@ -15,11 +15,6 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 from tqdm import tqdm
 
-from seresnet_hub.data.decoding import Decoder
-from seresnet_hub.data.loader import Loader
-from seresnet_hub.data.loader_spec import LoaderSpec
-from seresnet_hub.data.plan import Plan
-from seresnet_hub.data.split import Split
 from seresnet_hub.data.transforms import model_transform, normalize
 from seresnet_hub.errors import InputError
 from seresnet_hub.inference.run_batches import run_batches
@@ -76,48 +71,37 @@ class Proof:
 
     `largest_difference` and `tolerance` are shares of the largest absolute output of the network in float64, over all
     pictures; `worst_batch` is the size of the batch with the largest difference. `argmax_agreement` is the share of
-    pictures with the same first class, ties included; `apart` of the pictures have a first class that leads by more
-    than the precision may change, and `apart_agreement` is the share of these.
+    pictures with the same first class, ties included; `clear_pictures` have a first class that leads by more than the
+    precision may change, and `clear_agreement` is the share of these.
     """
 
     precision: str
     largest_difference: float
     worst_batch: int
     argmax_agreement: float
-    apart: int
-    apart_agreement: float
+    clear_pictures: int
+    clear_agreement: float
     tolerance: float
     batches: tuple[int, ...]
     pictures: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return the proof as a record holds it."""
-        return asdict(self) | {"batches": list(self.batches)}
+        """Return the proof as a record holds it: without the agreement on clear pictures, which is whole in each."""
+        rounded = float(f"{self.largest_difference:.3g}")
+        values = asdict(self) | {"batches": list(self.batches), "largest_difference": rounded}
+        del values["clear_agreement"]
+        return values
 
 
-def proof_pictures(
-    model: nn.Module, source: Split | None = None, *, input_size: tuple[int, int] | None = None, count: int = PICTURES
-) -> np.ndarray:
-    """Return pictures prepared as the model's config says, normalised float32 `(count, 3, height, width)`.
+def proof_pictures(model: nn.Module, *, input_size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return pictures prepared as the model's config says, normalised float32 `(10, 3, height, width)`.
 
-    Without a `source` they are crops of two photographs, so that no network is needed; else the first of its rows that
-    can be decoded, repeated where there are fewer. `input_size` replaces the config's height and width.
+    They are crops of two photographs, so that nothing is downloaded. `input_size` replaces the config's height and
+    width.
     """
     overrides = {} if input_size is None else {"input_size": (3, *input_size)}
     transform, config = model_transform(model, **overrides)
-    if source is None:
-        levels = torch.stack([torch.as_tensor(np.asarray(transform(picture))) for picture in photograph_crops(count)])
-    else:
-        spec = LoaderSpec(
-            split=source, plan=Plan(unit_rows=source.unit_rows, batch_size=count, lanes=1, order=None),
-            decoder=Decoder(transform, "pil"), size=tuple(config["input_size"][-2:]), num_classes=None, workers=0,
-            reports_errors=True,
-        )  # fmt: skip
-        batch = next(iter(Loader(spec, 0, stop=1)))
-        rows = [row for row, number in enumerate(batch.indices.tolist()) if number >= 0 and number not in batch.errors]
-        if not rows:
-            raise InputError(f"none of the first pictures of {source.source} can be decoded")
-        levels = batch.images[[rows[k % len(rows)] for k in range(count)]]
+    levels = torch.stack([torch.as_tensor(np.asarray(transform(picture))) for picture in photograph_crops(PICTURES)])
     return normalize(levels, mean=config["mean"], std=config["std"]).contiguous().numpy()
 
 
@@ -138,10 +122,11 @@ def reference(model: nn.Module, pictures: np.ndarray, *, batch: int | None = Non
     """Return the logits of `model` in float64 on the CPU, run by eager torch, for normalised float32 pictures.
 
     `model` is the network before anything was fused; it is copied. Without a fixed `batch` there are batches of 1, 2
-    and 7. The network itself sees one picture at a time, so that whatever an export makes of a batch shows.
+    and 7, else as many of its size as show all pictures. The network itself sees one picture at a time, so that
+    whatever an export makes of a batch shows.
     """
     expected = _logits(model, pictures)
-    batches = BATCHES if batch is None else (batch,)
+    batches = BATCHES if batch is None else (batch,) * -(-len(pictures) // batch)
     rows = _rows(batches, len(pictures))
     return Reference(
         tuple((pictures[some], expected[some]) for some in rows), len(pictures), float(np.abs(expected).max()), 0.0
@@ -150,8 +135,8 @@ def reference(model: nn.Module, pictures: np.ndarray, *, batch: int | None = Non
 
 def reference_with_preprocessing(model: nn.Module, *, batch: int | None = None) -> Reference:
     """Return what `predict` makes of uint8 pictures `(batch, height, width, 3)`, prepared by Pillow: probabilities."""
-    batches, sizes = (BATCHES, SIZES) if batch is None else ((batch,), SIZES[-1:])
-    photographs = [_photographs(count, size) for count, size in zip(batches, sizes, strict=True)]
+    batches = BATCHES if batch is None else (batch,) * len(SIZES)
+    photographs = [_photographs(count, size) for count, size in zip(batches, SIZES, strict=True)]
     pairs = tuple((pictures, _probabilities(model, pictures)) for pictures in photographs)
     scale = max(float(expected.max()) for _, expected in pairs)
     return Reference(pairs, sum(batches), scale, PREPROCESSING_TOLERANCE)
@@ -178,7 +163,7 @@ def compared(run: Run, reference: Reference, precision: str) -> Proof:
     """
     limits, scale = LIMITS[precision], reference.scale
     largest, worst, agree, apart, apart_agree, rows = 0.0, len(reference.batches[0][0]), 0, 0, 0, 0
-    for inputs, expected in tqdm(reference.batches, desc="comparing the exported file", leave=False):
+    for inputs, expected in reference.batches:
         found, size = run(inputs), len(inputs)
         if found.shape != expected.shape:
             raise InputError(f"the exported file gives {found.shape} values at batch {size}, not {expected.shape}")
@@ -194,8 +179,9 @@ def compared(run: Run, reference: Reference, precision: str) -> Proof:
         apart, apart_agree = apart + int(clear.sum()), apart_agree + int((same & clear).sum())
     return Proof(
         precision=precision, largest_difference=largest, worst_batch=worst, argmax_agreement=agree / rows,
-        apart=apart, apart_agreement=apart_agree / apart if apart else 1.0,
-        tolerance=limits.tolerance + reference.margin, batches=tuple(len(inputs) for inputs, _ in reference.batches),
+        clear_pictures=apart, clear_agreement=apart_agree / apart if apart else 1.0,
+        tolerance=limits.tolerance + reference.margin,
+        batches=tuple(dict.fromkeys(len(inputs) for inputs, _ in reference.batches)),
         pictures=reference.pictures,
     )  # fmt: skip
 
@@ -209,11 +195,11 @@ def require_equal(proof: Proof, name: str = "the exported file") -> None:
             f"{name} does not compute what the network does: at batch {proof.worst_batch} an output differs by "
             f"{proof.largest_difference:.1e} of the largest one, and {allowed}{nothing_written}"
         )
-    if proof.apart_agreement < 1:
+    if proof.clear_agreement < 1:
         raise InputError(
             f"{name} does not compute what the network does: it names another class for "
-            f"{round((1 - proof.apart_agreement) * proof.apart)} of {proof.apart} pictures whose first class leads "
-            f"clearly{nothing_written}"
+            f"{round((1 - proof.clear_agreement) * proof.clear_pictures)} of {proof.clear_pictures} pictures whose "
+            f"first class leads clearly{nothing_written}"
         )
 
 
@@ -240,7 +226,7 @@ def _rows(batches: tuple[int, ...], pictures: int) -> Iterator[np.ndarray]:
 def _logits(model: nn.Module, pictures: np.ndarray) -> np.ndarray:
     exact = copy.deepcopy(model).to("cpu", torch.float64)
     with eval_mode(exact), torch.inference_mode():
-        one_by_one = tqdm(torch.from_numpy(pictures), desc="the network in float64", leave=False)
+        one_by_one = tqdm(torch.from_numpy(pictures), desc="the network in float64", leave=False, delay=1.0)
         return np.concatenate([exact(picture[None].double()).numpy() for picture in one_by_one])
 
 
@@ -259,7 +245,7 @@ def _photographs(count: int, size: tuple[int, int]) -> np.ndarray:
 def _probabilities(model: nn.Module, photographs: np.ndarray) -> np.ndarray:
     exact = copy.deepcopy(model).to("cpu", torch.float64)
     with closing(run_batches(exact, open_sources(list(photographs)), batch_size=1)) as batches:
-        logits = [answers.logits for answers in tqdm(batches, desc="predicting in float64", leave=False)]
+        logits = [answers.logits for answers in tqdm(batches, desc="predicting in float64", leave=False, delay=1.0)]
     return torch.cat([one.double() for one in logits if one is not None]).softmax(1).numpy()
 
 

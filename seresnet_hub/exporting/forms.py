@@ -5,8 +5,8 @@ from __future__ import annotations
 PLAIN = "plain"  # the network as it is, fused or not
 INTEGER_PRODUCTS = "integer-products"  # quantised, then `openvino_forms.with_integer_products`
 
-# Measured on 2 cores of a CPU with AVX-512 VNNI and BF16 (OpenVINO 2026.4, ONNX Runtime 1.32), as shares of ResNet-50's
-# speed. int8 in OpenVINO at batch 1 and 16: 0.91 and 0.90 with the products in integers, 0.88 and 0.78 without.
+# Shares of ResNet-50's speed in OpenVINO 2026.4, int8, on 2 cores with AVX-512 VNNI, at batch 1 and 16: 0.914 and 0.896
+# with the products in integers, 0.885 and 0.777 without. ONNX Runtime's was not measured.
 _FASTEST = {("openvino", "int8"): INTEGER_PRODUCTS}
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from seresnet_hub.data import held_out
 from seresnet_hub.data.class_names import class_names
-from seresnet_hub.data.held_out import recorded
 from seresnet_hub.engines.export_facts import PRECISIONS, ExportFacts
 from seresnet_hub.engines.exported_files import MOST_BYTES, Record, files_of, read_record, record_of
 from seresnet_hub.errors import InputError, printable
@@ -58,7 +58,7 @@ def exported_files(directory: Path) -> ExportedFiles:
         small[name] = content_of(inside(directory, name), MOST_BYTES)
         record = read_record(directory / name)
         records.append(record)
-        for file, recorded in recorded_exports(record).items():
+        for file, expected in recorded_exports(record).items():
             path = inside(directory, file)
             if file.endswith(".xml"):
                 small[file] = content_of(path, LARGEST_TEXT)
@@ -68,7 +68,7 @@ def exported_files(directory: Path) -> ExportedFiles:
                     raise InputError(f"{directory / file} has more than the {LARGEST_WEIGHTS:,} bytes that it may have")
                 large[file], digest = path, _sha256_of(path)
                 hashes[file] = digest
-            if digest != recorded:
+            if digest != expected:
                 raise InputError(f"{directory / file} is not the file that {name} describes: its sha256 differs")
         if problem := unlike_its_record(record):
             raise InputError(f"{problem}: export it again")
@@ -136,7 +136,7 @@ def unlike_the_model(
             **{name: tuple(value) if isinstance(value, list) else value for name, value in prepared.items()},
         }  # fmt: skip
         other = [name for name, value in expected.items() if getattr(facts, name) != value]
-        if facts.held_out not in (None, recorded(model)):
+        if facts.held_out not in (None, held_out.recorded(model)):
             other.append("held_out")
         if {named, license} - {"", facts.license} and (named or facts.license):
             other.append("license")

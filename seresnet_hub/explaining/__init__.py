@@ -1,1 +1,0 @@
-"""What a network attends to: the gates of its SE units, and maps of where it looks."""

@@ -1,1 +1,0 @@
-"""What a recipe or a data set will look like, before anything is trained."""
