@@ -179,4 +179,4 @@ def test_a_bad_calibration_set_is_noticed_on_real_pictures(
     caplog.clear()
     good = export("seresnet20_cifar.c10", tmp_path / "good", precision="int8", calibrate=str(cifar10_copy), **options)
     assert good["drop"] <= 0.3
-    assert not caplog.records
+    assert "loses" not in caplog.text  # torch writes down what it traces, at the lowest level
