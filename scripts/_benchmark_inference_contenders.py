@@ -71,7 +71,7 @@ class Workshop:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         """Make the networks, with random weights and statistics of the pictures that int8 is calibrated on."""
         self._folder, self._names = folder, {PLAIN: options.plain, SE: options.model, OWN: options.model}
-        self.source = options.calibrate or str(_made_pictures(folder / "pictures"))
+        self.source = options.calibrate or str(_photographs(folder / "pictures"))
         self._size = options.size
         named = {name: named_network(name) for name in (options.plain, options.model)}
         self._pictures = list(_prepared(named[options.model], self.source, options.size))
@@ -112,8 +112,8 @@ class Workshop:
             return load_exported(f"{format}:{folder}")
 
 
-def _made_pictures(folder: Path) -> Path:
-    """Write parts of two photographs in two classes, where there are none yet.
+def _photographs(folder: Path) -> Path:
+    """Write parts of two photographs in two classes, and return their folder.
 
     They are like the pictures that an export is compared on: where those of calibration are of another kind, random
     weights give values far outside the ranges that int8 was calibrated on.

@@ -56,7 +56,7 @@ def measure_engines(options: argparse.Namespace) -> dict[str, Any]:
             "benchmark": "inference_engines", "device": hardware(), "threads": torch.get_num_threads(),
             "commit": code_commit(), "versions": {**versions(), **_engine_versions(options.peer)},
             "model": options.model, "plain": options.plain, "size": options.size,
-            "calibrated_on": options.calibrate or "made pictures", "seconds": seconds, "base": str(BASE),
+            "calibrated_on": options.calibrate or "parts of two photographs", "seconds": seconds, "base": str(BASE),
             "rounds": 0, "left_out": left_out, "measurements": [],
         }  # fmt: skip
         times: Times = {size: {contender: [] for contender in runs} for size in images}

@@ -227,11 +227,11 @@ def test_files_of_a_fixed_batch_and_with_the_preprocessing_inside(model: Any) ->
     assert seen == [1] * 5
     seen.clear()
     batched = _batched(unprepared, 2)  # of pictures of several sizes
-    assert calibration_error(run, model, batched, batch=2) < 0.01
+    assert calibration_error(run, model, batched) < 0.01
     assert (seen, batched.count) == ([2] * 5, 5)
     same = replace(unprepared, inputs=tuple(one[:, :200, :250] for one in unprepared.inputs))
     batched = _batched(same, 2)
-    assert calibration_error(run, model, batched, batch=2) < 0.01
+    assert calibration_error(run, model, batched) < 0.01
     assert (len(batched.inputs), batched.count) == (3, 5)
     assert calibration_error(lambda images: run(images)[:, ::-1], model, unprepared) > 0.5
 

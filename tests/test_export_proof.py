@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,15 +19,15 @@ from seresnet_hub.exporting.export_proof import (
     BATCHES,
     PICTURES,
     Proof,
-    proof,
+    Run,
+    compared,
     proof_pictures,
-    proof_with_preprocessing,
+    reference,
+    reference_with_preprocessing,
     require_equal,
 )
 from seresnet_hub.exporting.preprocessing import Preparation
 from seresnet_hub.models.fusion import fuse
-
-Run = Callable[[np.ndarray], np.ndarray]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +46,10 @@ def running(model: nn.Module) -> Run:
             return model(torch.from_numpy(images)).numpy()
 
     return run
+
+
+def proof(run: Run, model: nn.Module, pictures: np.ndarray, precision: str, **batch: int) -> Proof:
+    return compared(run, reference(model, pictures, **batch), precision)
 
 
 def refuses(found: Proof) -> str:
@@ -212,7 +215,7 @@ def prepared(model: Any, **changed: Any) -> Run:
 
 
 def test_preprocessing_inside_is_that_of_predict(model: Any) -> None:
-    found = proof_with_preprocessing(prepared(model), model, "fp32")
+    found = compared(prepared(model), reference_with_preprocessing(model), "fp32")
     require_equal(found)
     assert (found.batches, found.argmax_agreement) == ((1, 2, 7), 1.0)
 
@@ -221,7 +224,7 @@ def test_preprocessing_inside_is_that_of_predict(model: Any) -> None:
     "changed", [{"mean": (0.5, 0.5, 0.5)}, {"std": (0.2, 0.2, 0.2)}, {"crop_pct": 0.9}, {"interpolation": "bicubic"}]
 )
 def test_other_preprocessing_is_refused(model: Any, changed: dict[str, Any]) -> None:
-    refuses(proof_with_preprocessing(prepared(model, **changed), model, "fp32"))
+    refuses(compared(prepared(model, **changed), reference_with_preprocessing(model), "fp32"))
 
 
 def test_every_gate_counts(model: Any, pictures: np.ndarray) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+PYTHON = sys.executable
 # In the environment of everything that the kit starts, so that nothing of it stays behind, whatever session it is in.
 MARK = "SERESNET_HUB_GPU_KIT"
 MOST_LINES = 40  # of a command's output, in the results

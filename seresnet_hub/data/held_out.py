@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -145,8 +145,8 @@ def without_held_out(model: nn.Module, split: Split) -> Split:
     record = recorded(model)
     if record is None or split.name != record.get("split") or not split.label_column or not _is_recorded(split, record):
         return split
-    share, seed = _share_and_seed(record)
-    return hold_out(split, share, seed)[0]
+    then = _parsed(record)
+    return hold_out(split, then.share, then.seed)[0]
 
 
 def _record_in(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -202,28 +202,43 @@ def _held_out_before(source: str, record: Mapping[str, Any] | None, label_column
             f"--split {HELD_OUT}: the model does not record that images were held out; name another split, "
             "such as --split train"
         )
-    share, seed = _share_and_seed(record)
-    images, of = int(record["images"]), int(record["of"])
-    whole = open_split(source, str(record["split"]), label_column=label_column)
+    then = _parsed(record)
+    whole = open_split(source, then.split, label_column=label_column)
     if not _is_recorded(whole, record):
-        now = f"it has {whole.rows:,} images now, {of:,} then" if whole.rows != of else f"{of:,} images, not the same"
-        raise InputError(
-            f"{source} is not the data that {images:,} images were held out from, or has changed since ({now}): which "
-            "of them were not trained on is not known; name another split, such as --split train"
+        same_count = whole.rows == then.of
+        now = (
+            f"{then.of:,} images, not the same" if same_count else f"it has {whole.rows:,} images now, {then.of:,} then"
         )
-    return hold_out(whole, share, seed)[1]
+        raise InputError(
+            f"{source} is not the data that {then.images:,} images were held out from, or has changed since ({now}): "
+            "which of them were not trained on is not known; name another split, such as --split train"
+        )
+    return hold_out(whole, then.share, then.seed)[1]
 
 
-def _share_and_seed(record: Mapping[str, Any]) -> tuple[float, int]:
-    """Return by what images were held out. Errors: `InputError` where the record lacks something, or it is wrong."""
+class _HeldOut(NamedTuple):
+    """What a record says: of how many images of a split how many were held out, and by which share and seed."""
+
+    split: str
+    share: float
+    seed: int
+    images: int
+    of: int
+
+
+def _parsed(record: Mapping[str, Any]) -> _HeldOut:
+    """Return what a record says. Errors: `InputError` where it lacks something, or that is wrong."""
     try:
-        share, seed = float(record["holdout"]), int(record["seed"])
-        _ = str(record["split"]), int(record["images"]), int(record["of"]), str(record["fingerprint"])
-        if not 0 < share < 1 or seed < 0:
-            raise ValueError(f"a share of {share} by the seed {seed}")
+        found = _HeldOut(
+            split=str(record["split"]), share=float(record["holdout"]), seed=int(record["seed"]),
+            images=int(record["images"]), of=int(record["of"]),
+        )  # fmt: skip
+        _ = record["fingerprint"]
+        if not 0 < found.share < 1 or found.seed < 0:
+            raise ValueError(f"a share of {found.share} by the seed {found.seed}")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"the model's record does not say how images were held out: {error}") from error
-    return share, seed
+    return found
 
 
 def _only_trained_on(source: str, record: Mapping[str, Any]) -> InputError:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from seresnet_hub.engines.exported_model import filled_batches
 from seresnet_hub.errors import InputError
 from seresnet_hub.exporting.calibration_pictures import CalibrationPictures
-from seresnet_hub.exporting.export_proof import ADVICE
-from seresnet_hub.inference.run_batches import run_batches
-from seresnet_hub.inference.sources import open_sources
+from seresnet_hub.exporting.export_proof import ADVICE, Run, probabilities
 from seresnet_hub.models.create import eval_mode
-
-Run = Callable[[np.ndarray], np.ndarray]
 
 # The largest `calibration_error`. Measured: 0.05 for seresnet20_cifar.c10 on 300 pictures of CIFAR-10 (0.16 on 300 of
 # cats alone, 0.09 of probabilities), 0.14 on parts of two photographs, and 0.15 to 0.17 for networks of 18 and 50
@@ -29,31 +20,27 @@ Run = Callable[[np.ndarray], np.ndarray]
 LIMIT = 0.3
 
 
-def calibration_error(
-    run: Run, network: nn.Module, pictures: CalibrationPictures, *, batch: int | None = None
-) -> float:
+def calibration_error(run: Run, network: nn.Module, pictures: CalibrationPictures) -> float:
     """Return how far the class that is furthest off is, as a share of how much outputs vary from picture to picture.
 
     That is the root mean square of its error over the pictures, divided by the outputs' standard deviation over
-    pictures, pooled over classes. `network` is the one before anything was fused, in float32; `run` takes `batch`
-    pictures, None for any number, as those are prepared, and gives logits, or probabilities of pictures in uint8.
+    pictures, pooled over classes. `network` is the one before anything was fused, in float32; `run` takes the batches
+    of pictures, and gives logits, or probabilities of pictures in uint8.
     """
     expected = _outputs(network, pictures)
     parts = tqdm(pictures.inputs, desc="comparing over the calibration pictures", leave=False, delay=1.0)
-    found = np.concatenate([run(some)[:rows] for one in parts for some, rows in filled_batches(one, batch)])
+    found = np.concatenate([run(one) for one in parts])
     spread = np.sqrt(expected.var(0).mean())
     error = np.sqrt(np.square(found - expected).mean(0).max())
     return float(error / spread) if spread else float("inf") if error else 0.0
 
 
-def require_calibrated(
-    run: Run, network: nn.Module, pictures: CalibrationPictures, name: str, *, batch: int | None = None
-) -> dict[str, float]:
+def require_calibrated(run: Run, network: nn.Module, pictures: CalibrationPictures, name: str) -> dict[str, float]:
     """Return the `calibration_error` of a file and the largest that is allowed, as the record of an export holds them.
 
     `name` is what the file is called. Errors: `InputError` where the error is larger.
     """
-    error = calibration_error(run, network, pictures, batch=batch)
+    error = calibration_error(run, network, pictures)
     if not error <= LIMIT:
         raise InputError(
             f"{name} does not compute what the network does: over the {pictures.count} calibration pictures an "
@@ -66,11 +53,9 @@ def require_calibrated(
 def _outputs(network: nn.Module, pictures: CalibrationPictures) -> np.ndarray:
     """Return what PyTorch makes of the pictures, in float64 as numbers, which float32 computes exactly enough."""
     inputs = pictures.inputs
+    what = "the network over the calibration pictures"
     with eval_mode(network), torch.inference_mode():
-        if inputs[0].dtype != np.uint8:
-            progress = tqdm(inputs, desc="the network over the calibration pictures", leave=False, delay=1.0)
-            return np.concatenate([network(torch.from_numpy(one)).double().numpy() for one in progress])
-        source: Any = [picture for one in inputs for picture in one]
-        with closing(run_batches(network, open_sources(source), batch_size=1)) as batches:
-            logits = [answers.logits for answers in batches if answers.logits is not None]
-        return torch.cat(logits).double().softmax(1).numpy()
+        if inputs[0].dtype == np.uint8:
+            return probabilities(network, [picture for one in inputs for picture in one], what)
+        progress = tqdm(inputs, desc=what, leave=False, delay=1.0)
+        return np.concatenate([network(torch.from_numpy(one)).double().numpy() for one in progress])

@@ -165,7 +165,7 @@ def _exported(model: str | Path | nn.Module, request: ExportRequest, begin: _Pro
         quantization = None
         if pictures is not None and int8 is not None:
             begin.close()
-            found = require_calibrated(run, network, pictures, str(_file(request)), batch=request.batch)
+            found = require_calibrated(run, network, pictures, str(_file(request)))
             quantization = {**int8.record, **found}
         accuracy = None
         if measured is not None:

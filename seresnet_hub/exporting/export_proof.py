@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -137,23 +137,10 @@ def reference_with_preprocessing(model: nn.Module, *, batch: int | None = None) 
     """Return what `predict` makes of uint8 pictures `(batch, height, width, 3)`, prepared by Pillow: probabilities."""
     batches = BATCHES if batch is None else (batch,) * len(SIZES)
     photographs = [_photographs(count, size) for count, size in zip(batches, SIZES, strict=True)]
-    pairs = tuple((pictures, _probabilities(model, pictures)) for pictures in photographs)
+    exact = _exact(model)
+    pairs = tuple((pictures, probabilities(exact, pictures, "predicting in float64")) for pictures in photographs)
     scale = max(float(expected.max()) for _, expected in pairs)
     return Reference(pairs, sum(batches), scale, PREPROCESSING_TOLERANCE)
-
-
-def proof(run: Run, model: nn.Module, pictures: np.ndarray, precision: str, *, batch: int | None = None) -> Proof:
-    """Return how far `run`, which takes and gives what `model` does, is from it; see `reference` and `compared`."""
-    return compared(run, reference(model, pictures, batch=batch), precision)
-
-
-def proof_with_preprocessing(run: Run, model: nn.Module, precision: str, *, batch: int | None = None) -> Proof:
-    """Return how far an exported file that prepares pictures itself is from `predict`, which does so with Pillow.
-
-    `run` takes uint8 `(batch, height, width, 3)` in RGB order, of other sizes each time, and returns probabilities;
-    these are compared, as shares of the largest. Errors: as for `compared`.
-    """
-    return compared(run, reference_with_preprocessing(model, batch=batch), precision)
 
 
 def compared(run: Run, reference: Reference, precision: str) -> Proof:
@@ -203,6 +190,16 @@ def require_equal(proof: Proof, name: str = "the exported file") -> None:
         )
 
 
+def probabilities(network: nn.Module, pictures: Iterable[np.ndarray], what: str) -> np.ndarray:
+    """Return what `predict` makes of uint8 pictures `(height, width, 3)`, one at a time, in float64 as numbers.
+
+    `what` names it in the line of progress.
+    """
+    with closing(run_batches(network, open_sources(list(pictures)), batch_size=1)) as batches:
+        logits = [answers.logits for answers in tqdm(batches, desc=what, leave=False, delay=1.0)]
+    return torch.cat([one.double() for one in logits if one is not None]).softmax(1).numpy()
+
+
 def photograph_crops(count: int) -> Iterator[Image.Image]:
     """Yield different parts of the photographs, whole ones first."""
     photographs = [Image.fromarray(load_sample_image(name)) for name in PHOTOGRAPHS]
@@ -223,8 +220,12 @@ def _rows(batches: tuple[int, ...], pictures: int) -> Iterator[np.ndarray]:
         first += size
 
 
+def _exact(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).to("cpu", torch.float64)
+
+
 def _logits(model: nn.Module, pictures: np.ndarray) -> np.ndarray:
-    exact = copy.deepcopy(model).to("cpu", torch.float64)
+    exact = _exact(model)
     with eval_mode(exact), torch.inference_mode():
         one_by_one = tqdm(torch.from_numpy(pictures), desc="the network in float64", leave=False, delay=1.0)
         return np.concatenate([exact(picture[None].double()).numpy() for picture in one_by_one])
@@ -240,13 +241,6 @@ def _photographs(count: int, size: tuple[int, int]) -> np.ndarray:
                      zip(photograph.shape, size, (0.37, 0.61), strict=False))  # fmt: skip
         pictures.append(photograph[top : top + height, left : left + width])
     return np.stack(pictures)
-
-
-def _probabilities(model: nn.Module, photographs: np.ndarray) -> np.ndarray:
-    exact = copy.deepcopy(model).to("cpu", torch.float64)
-    with closing(run_batches(exact, open_sources(list(photographs)), batch_size=1)) as batches:
-        logits = [answers.logits for answers in tqdm(batches, desc="predicting in float64", leave=False, delay=1.0)]
-    return torch.cat([one.double() for one in logits if one is not None]).softmax(1).numpy()
 
 
 def _leads(values: np.ndarray) -> np.ndarray:
